@@ -1,0 +1,49 @@
+"""Channel-wise parameter sharing in JAX and Flax.
+
+>>> import cwps_jax as cwps
+"""
+
+from cwps_jax.config import TrainConfig
+from cwps_jax.core.channels import Layer, Layout, layout_from_axes
+from cwps_jax.core.masks import gates, harden, init_scores, sparsity, temperature
+from cwps_jax.core.mixing import mix
+from cwps_jax.core.search import Search, Source
+from cwps_jax.data.task import TaskData
+from cwps_jax.errors import CwpsError
+from cwps_jax.learn import LearnedTask, composite_parent, learn_task, make_trainer
+from cwps_jax.modules import ChannelShared, channel_layout, channel_rule
+from cwps_jax.store.pool import Pool
+from cwps_jax.train.objectives import accuracy, cross_entropy
+from cwps_jax.train.trainer import Progress, Trainer
+from cwps_jax.version import __version__
+
+
+__all__ = [
+    "ChannelShared",
+    "CwpsError",
+    "Layer",
+    "Layout",
+    "LearnedTask",
+    "Pool",
+    "Progress",
+    "Search",
+    "Source",
+    "TaskData",
+    "TrainConfig",
+    "Trainer",
+    "__version__",
+    "accuracy",
+    "channel_layout",
+    "channel_rule",
+    "composite_parent",
+    "cross_entropy",
+    "gates",
+    "harden",
+    "init_scores",
+    "layout_from_axes",
+    "learn_task",
+    "make_trainer",
+    "mix",
+    "sparsity",
+    "temperature",
+]

@@ -1,0 +1,1 @@
+"""Pure functions over parameter trees: the method itself. Imports jax and numpy only."""

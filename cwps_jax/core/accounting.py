@@ -1,0 +1,69 @@
+"""How parameters are counted (METHOD, "How parameters are counted"), and the task relation matrix."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.trees import Tree, flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Parameters that one task keeps for itself.
+
+    Attributes:
+        active: weights and biases of its active channels.
+        private: norms and other private leaves.
+        head: the head; not counted in the ratio.
+        backbone: N, the pre-trained backbone without its head.
+    """
+
+    active: int
+    private: int
+    head: int
+    backbone: int
+
+    @property
+    def ratio(self) -> float:
+        """params_ratio: (active + private) / N."""
+        return (self.active + self.private) / self.backbone
+
+
+def count(layout: Layout, gates: Tree) -> Count:
+    """Counts what a task with these hard gates keeps."""
+    flat = flatten(gates)
+    active = sum(int(np.sum(flat[layer.path])) * layer.channel_parameters for layer in layout.layers)
+    return Count(active, layout.private_parameters, layout.head_parameters, layout.backbone_parameters)
+
+
+def total_params_ratio(counts: Sequence[Count]) -> float:
+    """1 + what all stored versions keep over N: the total parameter count as TAPS counts it."""
+    if not counts:
+        return 1.0
+    return 1.0 + sum(one.active + one.private for one in counts) / counts[0].backbone
+
+
+def relation(layout: Layout, owners: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, float]:
+    """Returns one row of the task relation matrix: the share of a task's channels that each one owns.
+
+    Args:
+        layout: the backbone's layout.
+        owners: {path of a kernel: integer (channels,), index into `names` of each channel's owner}.
+        names: the owners; the task itself is one of them.
+
+    Returns:
+        {name: share}, weighted by parameters; the shares sum to 1. Owners of nothing are left out.
+    """
+    weight = np.zeros(len(names), np.int64)
+    for layer in layout.layers:
+        channels = np.bincount(np.ravel(owners[layer.path]), minlength=len(names))
+        weight += channels * layer.channel_parameters
+    total = int(weight.sum())
+    return {name: int(share) / total for name, share in zip(names, weight, strict=True) if share}
+
+
+def relation_matrix(rows: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> np.ndarray:
+    """Returns the rows of `relation` as one matrix, (tasks, names), float64; its rows sum to 1."""
+    return np.array([[row.get(name, 0.0) for name in names] for row in rows.values()])

@@ -1,0 +1,238 @@
+"""Scores and gates: annealing, straight-through, sparsity, and the parameter budget.
+
+A *score* is a real number per output channel, trained. A *gate* is what it means: the share of the child
+in that channel, in [0, 1]; 0 or 1 once hard. Both live in nested dicts keyed like the kernels they gate.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from cwps_jax.core.channels import Layout, gates_by_leaf
+from cwps_jax.core.trees import Tree, flatten, map_with_path, unflatten
+from cwps_jax.errors import CwpsError
+
+Estimator = Literal["annealed", "straight_through"]
+
+MAX_TEMPERATURE = 100.0  # s_max of Yan et al. 2021 (DER)
+SCORE_LIMIT = 6.0  # scores stay in [-6, 6], so that a closed channel can still come back (HAT)
+START = {"annealed": 0.0, "straight_through": 0.15}
+THRESHOLD = {"annealed": 0.0, "straight_through": 0.1}  # TAPS's threshold for the second
+
+
+def init_scores(layout: Layout, estimator: Estimator = "annealed") -> dict[str, jax.Array]:
+    """Returns the starting scores, float32, one per output channel of every layer."""
+    start = START[estimator]
+    return unflatten({layer.path: jnp.full(layer.gate_shape, start, jnp.float32) for layer in layout.layers})
+
+
+def temperature(
+    batch: jax.Array, batches: jax.Array, maximum: float | jax.Array = MAX_TEMPERATURE
+) -> jax.Array:
+    """Returns s, annealed linearly inside an epoch from 1/s_max to s_max (Yan et al. 2021, eq. 9).
+
+    Args:
+        batch: index of the batch in its epoch, from 0.
+        batches: batches in an epoch; with one batch s is s_max.
+        maximum: s_max.
+    """
+    maximum = jnp.asarray(maximum, jnp.float32)
+    progress = batch / jnp.maximum(batches - 1, 1)
+    annealed = 1 / maximum + (maximum - 1 / maximum) * progress
+    return jnp.where(batches > 1, annealed, maximum)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _annealed(score: jax.Array, temperature: jax.Array, maximum: float) -> jax.Array:
+    return jax.nn.sigmoid(temperature * score)
+
+
+@_annealed.defjvp
+def _annealed_jvp(maximum, primals, tangents):
+    # HAT divides by the annealed sigmoid's slope; multiplied out the temperature cancels, and so does
+    # a quotient of cosh that overflows float32.
+    score, temperature = primals
+    slope = maximum * jax.nn.sigmoid(score) * jax.nn.sigmoid(-score)
+    return _annealed(score, temperature, maximum), slope * tangents[0]
+
+
+@jax.custom_jvp
+def _straight_through(score: jax.Array) -> jax.Array:
+    return (score >= THRESHOLD["straight_through"]).astype(score.dtype)
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    return _straight_through(primals[0]), tangents[0]
+
+
+def gates(
+    scores: Tree,
+    temperature: float | jax.Array | None = None,
+    *,
+    estimator: Estimator = "annealed",
+    compensate: bool = True,
+    maximum: float = MAX_TEMPERATURE,
+) -> dict[str, jax.Array]:
+    """Returns the gates of the scores.
+
+    Args:
+        scores: nested dict of float arrays.
+        temperature: s of the annealed sigmoid, traced: annealing never recompiles. None gives hard,
+            boolean gates: score > 0 (annealed) or score >= 0.1 (straight-through).
+        estimator: "annealed": sigmoid(s * score). "straight_through": a threshold whose derivative is 1.
+        compensate: whether the annealed derivative is HAT's compensated one (Serra et al. 2018, eq. 5),
+            s_max * sigmoid(e) * (1 - sigmoid(e)), which does not depend on s; else the plain one.
+        maximum: s_max, for the compensation.
+
+    Raises:
+        CwpsError: unknown estimator.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gates({"kernel": jnp.array([[-1.0, 2.0]])})["kernel"].tolist()
+        [[False, True]]
+    """
+    return jax.tree.map(
+        _gate_function(estimator, temperature, compensate=compensate, maximum=maximum), dict(scores)
+    )
+
+
+def _gate_function(
+    estimator: Estimator, temperature: float | jax.Array | None, *, compensate: bool, maximum: float
+) -> Callable[[jax.Array], jax.Array]:
+    if estimator == "annealed":
+        if temperature is None:
+            return lambda score: score > THRESHOLD["annealed"]
+        if compensate:
+            return lambda score: _annealed(score, jnp.asarray(temperature, score.dtype), maximum)
+        return lambda score: jax.nn.sigmoid(temperature * score)
+    if estimator == "straight_through":
+        if temperature is None:
+            return lambda score: score >= THRESHOLD["straight_through"]
+        return _straight_through
+    raise CwpsError(f"estimator {estimator!r}: choose 'annealed' or 'straight_through'")
+
+
+def clip(scores: Tree) -> dict[str, jax.Array]:
+    """Returns the scores clipped to [-6, 6]."""
+    return jax.tree.map(lambda score: jnp.clip(score, -SCORE_LIMIT, SCORE_LIMIT), dict(scores))
+
+
+def sparsity(gates: Tree, params: Tree) -> jax.Array:
+    """Returns the share of the layers' parameters that are the task's own (METHOD's penalty).
+
+    sum_l n_l mean_c(gate[l, c]) / sum_l n_l, with n_l the parameters of layer l: in [0, 1] for every
+    backbone, 0 with all gates off and 1 with all on.
+
+    Args:
+        gates: nested dict of gates, float or bool.
+        params: the backbone's parameters (or their shapes).
+    """
+    sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(params).items()}
+    by_leaf = gates_by_leaf(gates, params)
+    total = max(sum(sizes[path] for path in by_leaf), 1)
+    means = [sizes[path] / total * jnp.mean(gate, dtype=jnp.float32) for path, gate in by_leaf.items()]
+    return jnp.sum(jnp.stack(means)) if means else jnp.zeros(())
+
+
+def params_ratio(gates: Tree, layout: Layout) -> jax.Array:
+    """Returns what the task keeps, without its head, over the backbone's parameters (float32)."""
+    flat = flatten(gates)
+    open_channels = sum(
+        jnp.sum(flat[layer.path].astype(jnp.float32)) * layer.channel_parameters for layer in layout.layers
+    )
+    return (open_channels + layout.private_parameters) / layout.backbone_parameters
+
+
+def check_budget(layout: Layout, budget: float) -> None:
+    """Raises CwpsError unless the budget is in (0, 1] and pays at least for the private leaves."""
+    if not 0 < budget <= 1:
+        raise CwpsError(f"budget {budget}: must be above 0 and at most 1 (a share of the backbone)")
+    least = layout.private_parameters / layout.backbone_parameters
+    if budget < least:
+        raise CwpsError(
+            f"budget {budget}: norms and other private parameters alone cost {least:.4f} of this "
+            f"backbone; take a budget of at least that"
+        )
+
+
+def harden(
+    scores: Tree,
+    layout: Layout,
+    budget: float | None = None,
+    *,
+    estimator: Estimator = "annealed",
+) -> dict[str, jax.Array]:
+    """Returns hard, boolean gates that keep within a parameter budget.
+
+    Channels above the estimator's threshold are opened, highest score first, while the budget allows;
+    the first that does not fit ends it. So `params_ratio` never exceeds the budget, and where the scores
+    ask for more than it the slack is below one channel. Equal scores open in the order of the layers.
+
+    Args:
+        scores: nested dict of scores.
+        layout: the backbone's layout; static under jit.
+        budget: the largest params_ratio, or None for no limit. Several budgets can be hardened from one
+            set of scores.
+        estimator: whose threshold counts.
+
+    Raises:
+        CwpsError: a budget that is out of (0, 1] or below what norms cost.
+    """
+    wanted = gates(scores, estimator=estimator)
+    if budget is None:
+        return wanted
+    check_budget(layout, budget)
+    if layout.backbone_parameters >= 2**31:
+        raise CwpsError("a backbone of 2**31 parameters or more: harden it without a budget")
+    # Integers: float32 cannot count the parameters of a large backbone exactly.
+    allowance = int(budget * layout.backbone_parameters + 1e-6) - layout.private_parameters
+    flat_scores, flat_wanted = flatten(scores), flatten(wanted)
+    score = jnp.concatenate([flat_scores[layer.path].ravel() for layer in layout.layers])
+    wants = jnp.concatenate([flat_wanted[layer.path].ravel() for layer in layout.layers])
+    cost = jnp.concatenate(
+        [jnp.full((layer.channels,), layer.channel_parameters, jnp.int32) for layer in layout.layers]
+    )
+    order = jnp.argsort(jnp.where(wants, -score, jnp.inf), stable=True)
+    fits = jnp.cumsum(jnp.where(wants, cost, 0)[order]) <= allowance
+    opened = jnp.zeros_like(wants).at[order].set(fits) & wants
+    hard, start = {}, 0
+    for layer in layout.layers:
+        hard[layer.path] = opened[start : start + layer.channels].reshape(layer.gate_shape)
+        start += layer.channels
+    return unflatten(hard)
+
+
+def steer(lambda_: jax.Array, ratio: jax.Array, budget: jax.Array, rate: jax.Array) -> jax.Array:
+    """Returns the next lambda, moved towards the budget and kept in [0, 1] (integral control).
+
+    Args:
+        lambda_: the present lambda.
+        ratio: `params_ratio` of the gates as they would be hardened now.
+        budget: the ratio to reach.
+        rate: change of lambda per unit of excess and step.
+    """
+    return jnp.clip(lambda_ + rate * (ratio - budget), 0.0, 1.0)
+
+
+def all_gates(layout: Layout, value: bool) -> dict[str, jax.Array]:
+    """Returns hard gates that are all on (fine-tuning) or all off (feature extraction)."""
+    return unflatten({layer.path: jnp.full(layer.gate_shape, value) for layer in layout.layers})
+
+
+def hold_closed(updates: Tree, gates: Tree) -> dict[str, jax.Array]:
+    """Returns the updates with those of every closed channel (gate 0) set to exact zeros.
+
+    Weight decay and momentum move a channel that gets no gradient; this is what stops them.
+    """
+    by_leaf = gates_by_leaf(gates, updates)
+
+    def hold(path: str, update: jax.Array) -> jax.Array:
+        return jnp.where(by_leaf[path] > 0, update, 0) if path in by_leaf else update
+
+    return map_with_path(hold, updates)

@@ -1,0 +1,56 @@
+"""mix: the one piece of arithmetic that everything else is built around."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cwps_jax.core.channels import gates_by_leaf
+from cwps_jax.core.trees import Tree, flatten, unflatten
+from cwps_jax.errors import CwpsError
+
+
+def mix(parent: Tree, child: Tree, gates: Tree) -> dict[str, Any]:
+    """Returns the plain backbone's parameters: channel by channel the child's, the parent's or between.
+
+    Soft gates mix, ``gate * child + (1 - gate) * parent``; boolean gates select, exact to the bit. Each
+    output channel uses only its own slice of the kernel, so this equals running both networks and mixing
+    channel by channel before the bias's addition is done, at the price of one (METHOD, stages 3 and 4).
+
+    Args:
+        parent: nested dict with the leaves of every gated layer; more leaves do no harm. No gradient
+            flows into it.
+        child: nested dict, the whole parameter tree of the backbone. Leaves without a gate (norms, head)
+            are taken from it.
+        gates: nested dict, one gate at the path of each kernel (see `channels`), float in [0, 1] or bool.
+
+    Returns:
+        Nested dict with the structure, shapes and dtypes of `child`.
+
+    Raises:
+        CwpsError: the trees do not belong together.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> parent = {"kernel": jnp.zeros((2, 3))}
+        >>> child = {"kernel": jnp.ones((2, 3))}
+        >>> mix(parent, child, {"kernel": jnp.array([[True, False, True]])})["kernel"][0].tolist()
+        [1.0, 0.0, 1.0]
+    """
+    parents = flatten(parent)
+    effective = flatten(child)
+    for path, gate in gates_by_leaf(gates, child).items():
+        if path not in parents:
+            raise CwpsError(f"{path}: the parent has no such leaf")
+        if parents[path].shape != effective[path].shape:
+            raise CwpsError(
+                f"{path}: parent {parents[path].shape} and child {effective[path].shape} differ in shape"
+            )
+        own = effective[path]
+        theirs = jax.lax.stop_gradient(parents[path])
+        if gate.dtype == jnp.bool_:
+            effective[path] = jnp.where(gate, own, theirs.astype(own.dtype))
+        else:
+            mixed = gate * own + (1 - gate) * theirs
+            effective[path] = mixed.astype(own.dtype)
+    return unflatten(effective)

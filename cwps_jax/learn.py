@@ -1,0 +1,215 @@
+"""`learn_task`: learn one task by channel-wise parameter sharing and store it. main is a thin caller."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from cwps_jax.config import TrainConfig, check_task_name
+from cwps_jax.core.masks import check_budget
+from cwps_jax.core.search import Search, Source, composite
+from cwps_jax.core.trees import Tree, flatten, map_with_path, unflatten
+from cwps_jax.data.task import TaskData
+from cwps_jax.errors import CwpsError
+from cwps_jax.modules import PRIVATE, channel_layout
+from cwps_jax.parallel import Parallel
+from cwps_jax.store.pool import PRETRAINED, Pool
+from cwps_jax.train.evaluation import Predictor, measure
+from cwps_jax.train.objectives import Objective, accuracy, cross_entropy
+from cwps_jax.train.trainer import Progress, Trained, Trainer
+
+Observe = Callable[[Progress], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedTask:
+    """A task that has been learned and stored.
+
+    Attributes:
+        name: "birds@1", as the pool knows it.
+        variables: the plain model's variables.
+        metric: on the test set (accuracy by default).
+        validation_metric: on the validation set.
+        params_ratio: what the task keeps, without its head, over the backbone's parameters.
+        relation: {owner: share of the task's channels}, weighted by parameters.
+        record: all that was measured, as it stands in the pool's index.
+    """
+
+    name: str
+    variables: Mapping[str, Any]
+    metric: float
+    validation_metric: float
+    params_ratio: float
+    relation: Mapping[str, float]
+    record: Mapping[str, Any]
+
+
+def learn_task(
+    pool: Pool,
+    name: str,
+    model: nn.Module,
+    data: TaskData,
+    *,
+    loss: Objective = cross_entropy,
+    metric: Objective = accuracy,
+    config: TrainConfig = TrainConfig(),
+    trainer: Trainer | None = None,
+    observe: Observe = lambda progress: None,
+    notes: Mapping[str, Any] | None = None,
+) -> LearnedTask:
+    """Learns a task in all its stages, measures it, and adds it to the pool.
+
+    Args:
+        pool: the stored models. What is stored of earlier tasks is read and never changed.
+        name: the task's name.
+        model: a Linen model whose backbone is the pool's, with the task's own head.
+        data: the task's data. Choices are made on validation data; the test data is read at the end.
+        loss: (outputs, batch) to one loss per item, (batch,); any function of the model's outputs.
+        metric: (outputs, batch) to one value per item, better when larger.
+        config: how to learn.
+        trainer: shares compiled steps with other tasks; its model may have a larger head, of which the
+            leading outputs are used. By default one is made for `model`, `loss` and `metric`.
+        observe: called once an epoch with a `Progress`.
+        notes: plain JSON that is stored with the record.
+
+    Returns:
+        What was learned; `pool.effective(name)` gives the same variables in any later process.
+
+    Raises:
+        CwpsError: the name is taken or impossible, the model's backbone is not the pool's, the budget
+            cannot be met, or the data does not fit.
+        FloatingPointError: training diverged.
+    """
+    check_task_name(name)
+    if name in pool.tasks:
+        raise CwpsError(f"task {name!r} is in the pool already; choose another name")
+    trainer = trainer or make_trainer(model, data, loss=loss, metric=metric, config=config)
+    trained, variables = train_task(pool, model, data, config, trainer, observe)
+    predictor = Predictor(model, trainer.parallel)
+    validation = predictor(variables, data.validation, config.batch_size)
+    test = predictor(variables, data.test, config.batch_size)
+    record = {
+        "accuracy_when_learned": measure(metric, test, data.test),
+        "logits_sha256_when_learned": outputs_sha256(test),
+        "validation_accuracy": measure(metric, validation, data.validation),
+        "lambda": trained.lambda_,
+        "budget": config.budget,
+        "epochs": trained.epochs,
+        "seconds": trained.seconds,
+        "peak_memory_bytes": trained.peak_memory_bytes,
+        "flops_per_step": trained.flops_per_step,
+        "seed": config.seed,
+        **(notes or {}),
+    }
+    version = pool.add(
+        name,
+        variables["params"],
+        {key: tree for key, tree in variables.items() if key != "params"},
+        trained.gates,
+        trained.sources,
+        trained.pooled,
+        record,
+    )
+    return LearnedTask(
+        name=version.name,
+        variables=variables,
+        metric=record["accuracy_when_learned"],
+        validation_metric=record["validation_accuracy"],
+        params_ratio=pool.count(version.name).ratio,
+        relation=pool.relation(version.name),
+        record=record,
+    )
+
+
+def train_task(
+    pool: Pool,
+    model: nn.Module,
+    data: TaskData,
+    config: TrainConfig,
+    trainer: Trainer,
+    observe: Observe = lambda progress: None,
+) -> tuple[Trained, dict[str, Any]]:
+    """Trains a task from the pre-trained model by the config's method and stores nothing.
+
+    Returns:
+        What the trainer found, and the plain model's variables with the head in the model's own size.
+    """
+    if config.budget is not None:
+        check_budget(trainer.layout, config.budget)
+    _check_same_backbone(pool, trainer)
+    start = pool.effective(PRETRAINED)
+    params = unflatten(
+        {**flatten(start["params"]), **flatten(trainer.new_head(data.train["image"], config.seed))}
+    )
+    start = {**start, "params": unflatten({path: flatten(params)[path] for path in trainer.paths})}
+    trained = trainer.train(start, data.train, config, pool.pooled(), observe)
+    example = jax.ShapeDtypeStruct((1, *data.train["image"].shape[1:]), data.train["image"].dtype)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
+    return trained, {"params": _leading(trained.params, shapes), **trained.other}
+
+
+def make_trainer(
+    model: nn.Module,
+    data: TaskData,
+    *,
+    loss: Objective = cross_entropy,
+    metric: Objective = accuracy,
+    config: TrainConfig = TrainConfig(),
+) -> Trainer:
+    """Returns a trainer for a model, made to the shape of the data's images."""
+    example = jax.ShapeDtypeStruct((1, *data.train["image"].shape[1:]), data.train["image"].dtype)
+    layout = channel_layout(model, example, head=config.head, private=(*PRIVATE, *config.private))
+    return Trainer(model, layout, loss=loss, metric=metric, parallel=Parallel(config.parallel))
+
+
+def composite_parent(
+    child: Tree, pool: Pool, search: Search = Search()
+) -> tuple[dict[str, Any], dict[str, Source]]:
+    """Returns the composite parent of a child, and where each of its channels came from (CPMS).
+
+    Args:
+        child: nested dict, the (briefly trained) child's parameters.
+        pool: the stored models.
+        search: how to compare.
+
+    Returns:
+        The parent, a nested dict of the layers' leaves, and {path of a kernel: `Source`}, whose `model`
+        counts ``pool.pooled().names``.
+    """
+    pooled = pool.pooled()
+    return composite(pool.layout, child, pooled.models, pooled.count, search)
+
+
+def outputs_sha256(outputs: Any) -> str:
+    """Returns the SHA-256 of a model's outputs, bit by bit."""
+    sha256 = hashlib.sha256()
+    for leaf in jax.tree.leaves(outputs):
+        sha256.update(np.ascontiguousarray(leaf).tobytes())
+    return sha256.hexdigest()
+
+
+def _leading(params: Tree, shapes: Tree) -> dict[str, Any]:
+    """Returns the parameters cut to the model's own shapes: a padded head's leading outputs."""
+    wanted = flatten(shapes)
+    return map_with_path(
+        lambda path, leaf: np.asarray(leaf)[tuple(slice(size) for size in wanted[path].shape)], params
+    )
+
+
+def _check_same_backbone(pool: Pool, trainer: Trainer) -> None:
+    ours, theirs = trainer.layout, pool.layout
+    if (ours.layers, ours.private) == (theirs.layers, theirs.private):
+        return
+    shapes = {leaf: shape for layer in ours.layers for leaf, shape in zip(layer.leaves, layer.shapes)}
+    stored = {leaf: shape for layer in theirs.layers for leaf, shape in zip(layer.leaves, layer.shapes)}
+    differing = sorted(path for path in shapes.keys() | stored.keys() if shapes.get(path) != stored.get(path))
+    where = differing[0] if differing else "the private leaves"
+    raise CwpsError(
+        f"{pool.folder}: its backbone differs from this model at {where} "
+        f"({stored.get(where, 'none')} stored, {shapes.get(where, 'none')} here); use the same backbone, "
+        "or another pool"
+    )

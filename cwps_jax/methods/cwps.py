@@ -1,0 +1,61 @@
+"""Channel-wise parameter sharing: warm-up, search and soft masks, hard masks (METHOD, "Four stages")."""
+
+import functools
+
+import jax
+
+from cwps_jax.config import TrainConfig
+from cwps_jax.core import masks as core_masks
+from cwps_jax.core.mixing import mix
+from cwps_jax.core.search import composite
+from cwps_jax.core.trees import Tree
+from cwps_jax.methods.method import Frozen, Method, Moment, Stage, all_open, whole_child
+
+_composite = jax.jit(composite, static_argnames=("layout", "search"))
+
+
+def cwps(config: TrainConfig) -> Method:
+    """Returns the stages of CWPS; the composite parent model search opens the soft stage."""
+    warm_up = max(1, round(config.epochs * config.warm_up_share))
+    hard = max(1, round(config.epochs * config.hard_share))
+    soft = max(1, config.epochs - warm_up - hard)
+    gates = functools.partial(
+        core_masks.gates,
+        estimator=config.estimator,
+        compensate=config.compensate,
+        maximum=config.max_temperature,
+    )
+
+    def soft_rule(
+        child: Tree, masks: Tree, frozen: Frozen, temperature: jax.Array
+    ) -> tuple[Tree, Tree | None]:
+        soft_gates = gates(masks, temperature)
+        return mix(frozen.parent, child, soft_gates), soft_gates
+
+    return Method(
+        "cwps",
+        (
+            Stage("warm-up", warm_up, whole_child, all_open),
+            Stage("soft", soft, soft_rule, _search, penalised=True),
+            Stage("hard", hard, _hard_rule, _harden, reestimates_norms=True),
+        ),
+    )
+
+
+def _hard_rule(child: Tree, masks: Tree, frozen: Frozen, temperature: jax.Array) -> tuple[Tree, Tree | None]:
+    return mix(frozen.parent, child, frozen.gates), frozen.gates
+
+
+def _search(moment: Moment) -> tuple[Tree, Frozen]:
+    parent, sources = _composite(
+        moment.layout, moment.child, moment.pool.models, moment.pool.count, moment.config.search
+    )
+    scores = core_masks.init_scores(moment.layout, moment.config.estimator)
+    return scores, Frozen(parent=parent, sources=sources)
+
+
+def _harden(moment: Moment) -> tuple[Tree, Frozen]:
+    config = moment.config
+    gates = core_masks.harden(moment.masks, moment.layout, config.budget, estimator=config.estimator)
+    frozen = Frozen(moment.frozen.parent, gates, moment.frozen.sources)
+    return {}, frozen

@@ -1,0 +1,144 @@
+"""One step, two doors: jit over a mesh of all devices, or pmap. Both give the same numbers.
+
+The batch is split over the mesh's one axis, `data`; everything else is on every device. Under jit the
+compiler sees the global batch, so means and norm statistics are global by themselves; under pmap a step
+sees its own part and averages over `AXIS`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cwps_jax.errors import CwpsError
+
+AXIS = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """How steps are spread over devices.
+
+    Attributes:
+        mode: "jit" or "pmap".
+        devices: the devices; all of them by default.
+    """
+
+    mode: Literal["jit", "pmap"] = "jit"
+    devices: Sequence[jax.Device] = dataclasses.field(default_factory=lambda: tuple(jax.devices()))
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis that a step has to average over: None under jit, which sees the global batch."""
+        return AXIS if self.mode == "pmap" else None
+
+    @property
+    def mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), (AXIS,))
+
+    def _sharding(self, split: bool) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(AXIS) if split else PartitionSpec())
+
+    def replicate(self, tree: Any) -> Any:
+        """Returns the tree on every device, always as a copy: a donated one must not take another along."""
+        count = len(self.devices)
+
+        def place(leaf: Any) -> jax.Array:
+            leaf = np.asarray(leaf)
+            if self.mode == "pmap":
+                leaf = np.broadcast_to(leaf, (count, *leaf.shape))
+                return jax.device_put(leaf, self._sharding(True))
+            return jax.device_put(leaf, self._sharding(False), may_alias=False)
+
+        return jax.tree.map(place, tree)
+
+    def split(self, batch: Any) -> Any:
+        """Returns a host batch with its leading axis split over the devices.
+
+        Raises:
+            CwpsError: the devices do not divide the batch.
+        """
+        count = len(self.devices)
+
+        def place(leaf: Any) -> jax.Array:
+            leaf = np.asarray(leaf)
+            if len(leaf) % count:
+                raise CwpsError(f"config.batch_size = {len(leaf)}: must be a multiple of the {count} devices")
+            if self.mode == "pmap":
+                leaf = leaf.reshape(count, len(leaf) // count, *leaf.shape[1:])
+            return jax.device_put(leaf, self._sharding(True))
+
+        return jax.tree.map(place, batch)
+
+    def compile(
+        self, function: Callable[..., Any], *, donate: tuple[int, ...] = (), split_output: bool = False
+    ) -> "Compiled":
+        """Returns the function compiled for the devices.
+
+        Args:
+            function: takes and returns trees; under pmap each device's own part of what is split.
+            donate: positions of arguments whose buffers the result may take over.
+            split_output: whether the result's leading axis is the batch's, or the same everywhere.
+        """
+        if self.mode == "pmap":
+            return Compiled(jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate))
+        sharding = self._sharding(split_output)
+        return Compiled(jax.jit(function, donate_argnums=donate, out_shardings=sharding))
+
+    def fetch(self, tree: Any, *, split: bool = False) -> Any:
+        """Returns the tree as NumPy arrays on the host. Waits for the devices."""
+        tree = jax.device_get(tree)
+        if self.mode == "pmap":
+            if split:
+                return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
+            return jax.tree.map(lambda leaf: leaf[0], tree)
+        return tree
+
+
+class Compiled:
+    """A jitted function that is compiled ahead of its first call, so that its costs can be read.
+
+    Attributes:
+        flops: floating-point operations of one call, by XLA's count, or None before the first.
+        peak_bytes: bytes of arguments, results and temporaries of one call, by XLA's own analysis.
+        compilations: how many programs were compiled: one for each set of shapes.
+    """
+
+    def __init__(self, jitted: Any) -> None:
+        self._jitted = jitted
+        self._programs: dict[Any, Any] = {}
+        self.flops: float | None = None
+        self.peak_bytes: int | None = None
+
+    @property
+    def compilations(self) -> int:
+        return len(self._programs)
+
+    def __call__(self, *args: Any) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        signature = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        if signature not in self._programs:
+            program = self._jitted.lower(*args).compile()
+            self._programs[signature] = program
+            self.flops = (program.cost_analysis() or {}).get("flops")
+            memory = program.memory_analysis()
+            self.peak_bytes = memory and (
+                memory.argument_size_in_bytes
+                + memory.output_size_in_bytes
+                + memory.temp_size_in_bytes
+                - memory.alias_size_in_bytes
+            )
+        return self._programs[signature](*args)
+
+
+def mean(value: jax.Array, axis_name: str | None) -> jax.Array:
+    """Returns the mean over all devices of a value that is already the mean over this one's part."""
+    return value if axis_name is None else jax.lax.pmean(value, axis_name)
+
+
+def own_key(key: jax.Array, axis_name: str | None) -> jax.Array:
+    """Returns a key that differs between the devices' parts of a batch."""
+    return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))

@@ -1,0 +1,5 @@
+"""The pool on disk: one shared tree, one packed tree a task version, one index."""
+
+from cwps_jax.store.pool import Pool
+
+__all__ = ["Pool"]

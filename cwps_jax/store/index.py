@@ -1,0 +1,103 @@
+"""The pool's index: one JSON file, replaced atomically, that says what the pool holds."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from cwps_jax.core.channels import Layer, Layout
+from cwps_jax.errors import CwpsError
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """One stored, immutable version of a task's model.
+
+    Attributes:
+        id: its number in the pool, from 1; channels name their owner by it. 0 is the pre-trained model.
+        task: the task's name.
+        version: 1 for the task's first.
+        sha256: of the packed tree's contents.
+        bytes: payload bytes of the packed tree.
+        record: what was measured when it was learned; plain JSON.
+    """
+
+    id: int
+    task: str
+    version: int
+    sha256: str
+    bytes: int
+    record: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}@{self.version}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """All that the pool knows without reading an array.
+
+    Attributes:
+        backbone: name of the backbone.
+        layout: the layout of the pre-trained model; a task's head may differ.
+        pretrained_sha256: of the shared tree's contents.
+        pretrained_record: where it came from; plain JSON.
+        versions: all stored versions, oldest first.
+    """
+
+    backbone: str
+    layout: Layout
+    pretrained_sha256: str
+    pretrained_record: Mapping[str, Any]
+    versions: tuple[Version, ...] = ()
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Replaces the index file: a reader sees the old one or the new one, whenever it looks."""
+        values = {"format": FORMAT, **dataclasses.asdict(self)}
+        partial = folder / f".index.{os.getpid()}.json"
+        with partial.open("w") as file:
+            json.dump(values, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(folder / "index.json")
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> "Index":
+        """Reads the index. Raises CwpsError where there is none or it cannot be understood."""
+        path = folder / "index.json"
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise CwpsError(f"{folder}: no pool here (no index.json)") from error
+        except ValueError as error:
+            raise CwpsError(f"{path}: not a pool's index; restore it from a copy") from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise CwpsError(f"{path}: not a pool of format {FORMAT}; use the cwps_jax that wrote it")
+        return cls(
+            values["backbone"],
+            _layout(values["layout"]),
+            values["pretrained_sha256"],
+            values["pretrained_record"],
+            tuple(Version(**version) for version in values["versions"]),
+        )
+
+
+def _layout(values: Mapping[str, Any]) -> Layout:
+    def leaves(pairs: list[Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        return tuple((path, tuple(shape)) for path, shape in pairs)
+
+    layers = tuple(
+        Layer(
+            layer["path"],
+            tuple(layer["leaves"]),
+            tuple(tuple(shape) for shape in layer["shapes"]),
+            tuple(layer["gate_shape"]),
+        )
+        for layer in values["layers"]
+    )
+    return Layout(layers, leaves(values["private"]), leaves(values["head"]))

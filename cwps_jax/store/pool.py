@@ -1,0 +1,302 @@
+"""`Pool`: the stored models, of which every new task takes channels and to which it adds its own.
+
+::
+
+    pool/
+      index.json            what there is; replaced atomically, after everything it names is written
+      pretrained/           the shared tree: the pre-trained model, whole
+      tasks/birds@1/        one packed tree a version:
+        masks/<kernel>        uint8, one bit a channel, packed
+        active/<leaf>         the active channels, channel-major (active, fan-in)
+        owner/<kernel>        for each inactive channel, the id of the version that stores it
+        row/<kernel>          ... and its row there (for the pre-trained model, the channel)
+        own/<leaf>            norms, other private leaves, and the head, as they are
+        other/<collection>    norm statistics
+
+Ownership is resolved when a version is written, to the version that really stores the row, so a look-up
+never follows a chain. What is written is never changed.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cwps_jax.config import check_task_name
+from cwps_jax.core import accounting, packing
+from cwps_jax.core.channels import Layer, Layout, from_rows, to_rows
+from cwps_jax.core.search import Source
+from cwps_jax.core.trees import Tree, flatten, select, unflatten
+from cwps_jax.errors import CwpsError
+from cwps_jax.methods.method import Pooled
+from cwps_jax.store import arrays
+from cwps_jax.store.index import Index, Version
+
+PRETRAINED = "pretrained"
+
+Ownership = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+class Pool:
+    """The models stored in one folder. Open one with `Pool.open`, make one with `Pool.create`.
+
+    Attributes:
+        folder: where it is.
+        index: what it holds.
+    """
+
+    def __init__(self, folder: pathlib.Path, index: Index) -> None:
+        self.folder = folder
+        self.index = index
+        self._loaded: dict[int, dict[str, Any]] = {}
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | pathlib.Path,
+        variables: Mapping[str, Any],
+        layout: Layout,
+        *,
+        backbone: str = "",
+        record: Mapping[str, Any] | None = None,
+    ) -> "Pool":
+        """Makes a pool that holds the pre-trained model alone.
+
+        Args:
+            folder: a folder without a pool.
+            variables: the pre-trained model's variables: "params" and its other collections.
+            layout: where its leaves belong, see `channel_layout`.
+            backbone: its name, so that another one is refused.
+            record: where it came from; plain JSON.
+
+        Raises:
+            CwpsError: there is a pool already.
+        """
+        folder = pathlib.Path(folder)
+        if (folder / "index.json").exists():
+            raise CwpsError(f"{folder}: there is a pool already; open it, or name another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        sha256 = arrays.save(folder / PRETRAINED, variables)
+        Index(backbone, layout, sha256, dict(record or {})).write(folder)
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: str | pathlib.Path) -> "Pool":
+        """Opens a pool. Raises CwpsError where there is none."""
+        folder = pathlib.Path(folder)
+        return cls(folder, Index.read(folder))
+
+    @property
+    def layout(self) -> Layout:
+        """The pre-trained model's layout."""
+        return self.index.layout
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the stored tasks, oldest first."""
+        return tuple(dict.fromkeys(version.task for version in self.index.versions))
+
+    def version(self, task: str) -> Version:
+        """Returns a task's newest version, or the one named "task@n".
+
+        Raises:
+            CwpsError: it is not in the pool.
+        """
+        for version in reversed(self.index.versions):
+            if task in (version.task, version.name):
+                return version
+        known = ", ".join((PRETRAINED, *self.tasks))
+        raise CwpsError(f"{self.folder}: no task {task!r} in this pool; it has {known}")
+
+    def effective(self, task: str) -> dict[str, Any]:
+        """Returns the plain backbone's variables of a task: "params" and its other collections.
+
+        They are NumPy arrays, equal to the bit to those that were trained.
+
+        Args:
+            task: a task's name, "task@n", or "pretrained".
+
+        Raises:
+            CwpsError: not in the pool, or a stored tree is damaged.
+        """
+        if task == PRETRAINED:
+            return self._shared()
+        version = self.version(task)
+        packed = self._packed(version)
+        ownership = self.ownership(version)
+        leaves = flatten(packed.get("own", {}))
+        for layer in self.layout.layers:
+            owner, row = ownership[layer.path]
+            for leaf, shape in zip(layer.leaves, layer.shapes, strict=True):
+                leaves[leaf] = self._gather(layer, leaf, shape, owner, row)
+        return {"params": unflatten(leaves), **packed.get("other", {})}
+
+    def gates(self, task: str) -> dict[str, np.ndarray]:
+        """Returns a task's hard gates, a nested dict of boolean arrays."""
+        bits = flatten(self._packed(self.version(task))["masks"])
+        return unflatten({layer.path: _unpack_bits(layer, bits[layer.path]) for layer in self.layout.layers})
+
+    def ownership(self, version: Version) -> Ownership:
+        """Returns {path of a kernel: (id of each channel's owner, its row there)}."""
+        packed = self._packed(version)
+        bits = flatten(packed["masks"])
+        owners, rows = flatten(packed.get("owner", {})), flatten(packed.get("row", {}))
+        found: Ownership = {}
+        for layer in self.layout.layers:
+            active = _unpack_bits(layer, bits[layer.path]).ravel()
+            owner = np.full(layer.channels, version.id, np.int64)
+            row = np.cumsum(active, dtype=np.int64) - 1
+            if not active.all():
+                owner[~active], row[~active] = owners[layer.path], rows[layer.path]
+            found[layer.path] = owner, row
+        return found
+
+    def relation(self, task: str) -> dict[str, float]:
+        """Returns the share of a task's channels that each owner stores, weighted by parameters."""
+        ownership = self.ownership(self.version(task))
+        names = [PRETRAINED, *(version.task for version in self.index.versions)]
+        ids = {0: 0} | {version.id: n for n, version in enumerate(self.index.versions, 1)}
+        owners = {path: np.array([ids[int(one)] for one in owner]) for path, (owner, _) in ownership.items()}
+        unique = list(dict.fromkeys(names))
+        to_unique = np.array([unique.index(name) for name in names])
+        return accounting.relation(
+            self.layout, {path: to_unique[owner] for path, owner in owners.items()}, unique
+        )
+
+    def count(self, task: str) -> accounting.Count:
+        """Counts what a task's version keeps, from the arrays that are stored."""
+        packed = self._packed(self.version(task))
+        own = flatten(packed.get("own", {}))
+        private = sum(own[path].size for path in self.layout.private_paths)
+        return accounting.Count(
+            active=sum(rows.size for rows in flatten(packed.get("active", {})).values()),
+            private=private,
+            head=sum(leaf.size for leaf in own.values()) - private,
+            backbone=self.layout.backbone_parameters,
+        )
+
+    def pooled(self, without: str | None = None) -> Pooled:
+        """Returns the pre-trained model's and every task's newest layers, stacked, oldest first.
+
+        Args:
+            without: a task to leave out.
+        """
+        names = [PRETRAINED, *(task for task in self.tasks if task != without)]
+        models = [flatten(select(self.effective(name)["params"], self.layout.layer_paths)) for name in names]
+        # A power of two: a pool that grows by one seldom recompiles the search.
+        padding = (1 << (len(models) - 1).bit_length()) - len(models)
+        stacked = {
+            path: np.concatenate(
+                [
+                    np.stack([model[path] for model in models]),
+                    np.zeros((padding, *models[0][path].shape), models[0][path].dtype),
+                ]
+            )
+            for path in self.layout.layer_paths
+        }
+        return Pooled(stacked, len(models), tuple(names))
+
+    def add(
+        self,
+        task: str,
+        params: Tree,
+        other: Mapping[str, Tree],
+        gates: Tree,
+        sources: Mapping[str, Source],
+        pooled: tuple[str, ...],
+        record: Mapping[str, Any],
+    ) -> Version:
+        """Stores a new version of a task. No file of an earlier one is touched.
+
+        Args:
+            task: its name.
+            params: the plain backbone's parameters, mixed.
+            other: its other collections.
+            gates: nested dict of hard gates; open channels are stored.
+            sources: {path of a kernel: where the closed channels came from}; a layer that is missing took
+                them from the pre-trained model at the same index.
+            pooled: names of the models that `sources` counts, as in `Pooled.names`.
+            record: what was measured; plain JSON.
+
+        Raises:
+            CwpsError: a name that cannot be a task's.
+        """
+        check_task_name(task)
+        number = 1 + sum(version.task == task for version in self.index.versions)
+        identity = 1 + max((version.id for version in self.index.versions), default=0)
+        tree = self._pack(params, other, gates, sources, pooled)
+        folder = self.folder / "tasks" / f"{task}@{number}"
+        sha256 = arrays.save(folder, tree)
+        version = Version(identity, task, number, sha256, arrays.payload_bytes(tree), dict(record))
+        index = dataclasses.replace(self.index, versions=(*self.index.versions, version))
+        index.write(self.folder)
+        self.index = index
+        return version
+
+    def _pack(self, params, other, gates, sources, pooled) -> dict[str, Any]:
+        flat_gates, leaves = flatten(gates), flatten(params)
+        ownerships = [self.ownership(self.version(name)) if name != PRETRAINED else None for name in pooled]
+        owners, rows = {}, {}
+        for layer in self.layout.layers:
+            closed = np.flatnonzero(~np.asarray(flat_gates[layer.path]).ravel())
+            source = sources.get(layer.path)
+            model = np.asarray(source.model)[closed] if source else np.zeros(len(closed), np.int64)
+            channel = np.asarray(source.channel)[closed] if source else closed
+            owner, row = np.zeros(len(closed), np.int64), channel.astype(np.int64)
+            for number in np.unique(model[model > 0]):
+                stored_owner, stored_row = ownerships[number][layer.path]
+                taken = model == number
+                owner[taken], row[taken] = stored_owner[channel[taken]], stored_row[channel[taken]]
+            owners[layer.path], rows[layer.path] = _smallest(owner), _smallest(row)
+        layer_paths = set(self.layout.layer_paths)
+        bits = {path: np.packbits(np.asarray(gate).ravel()) for path, gate in flat_gates.items()}
+        return {
+            "masks": unflatten(bits),
+            "active": unflatten(
+                {path: np.asarray(rows) for path, rows in packing.pack(self.layout, params, gates).items()}
+            ),
+            "owner": unflatten(owners),
+            "row": unflatten(rows),
+            "own": unflatten({path: leaf for path, leaf in leaves.items() if path not in layer_paths}),
+            "other": dict(other),
+        }
+
+    def _gather(
+        self, layer: Layer, leaf: str, shape: tuple[int, ...], owner: np.ndarray, row: np.ndarray
+    ) -> np.ndarray:
+        filled = None
+        for identity in np.unique(owner):
+            if identity == 0:
+                stored = to_rows(flatten(self._shared()["params"])[leaf], layer.gate_shape)
+            else:
+                stored = flatten(self._packed(self._by_id(int(identity)))["active"])[leaf]
+            stored = np.asarray(stored)
+            if filled is None:
+                filled = np.empty((layer.channels, stored.shape[1]), stored.dtype)
+            filled[owner == identity] = stored[row[owner == identity]]
+        return np.asarray(from_rows(filled, layer.gate_shape, shape))
+
+    def _by_id(self, identity: int) -> Version:
+        return next(version for version in self.index.versions if version.id == identity)
+
+    def _packed(self, version: Version) -> dict[str, Any]:
+        if version.id not in self._loaded:
+            folder = self.folder / "tasks" / version.name
+            self._loaded[version.id] = arrays.load(folder, version.sha256)
+        return self._loaded[version.id]
+
+    def _shared(self) -> dict[str, Any]:
+        if 0 not in self._loaded:
+            self._loaded[0] = arrays.load(self.folder / PRETRAINED, self.index.pretrained_sha256)
+        return self._loaded[0]
+
+
+def _unpack_bits(layer: Layer, bits: np.ndarray) -> np.ndarray:
+    return np.unpackbits(bits, count=layer.channels).astype(bool).reshape(layer.gate_shape)
+
+
+def _smallest(values: np.ndarray) -> np.ndarray:
+    """Returns the values in the smallest unsigned type that holds them."""
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))))

@@ -1,0 +1,1 @@
+"""Training: state, one step a stage, the loop over stages, evaluation."""

@@ -1,0 +1,96 @@
+"""What a step carries, and what it is told."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cwps_jax.config import TrainConfig
+from cwps_jax.core.trees import Tree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that changes from step to step; donated.
+
+    Attributes:
+        step: int32, steps since the task's beginning.
+        child: nested dict, the child's parameters, float32.
+        masks: nested dict, the scores; empty outside the soft stage.
+        other: the model's other collections, such as batch_stats.
+        child_optimizer, score_optimizer: optax states.
+        lambda_: float32, the weight of the sparsity penalty, moved by the budget.
+        key: uint32 key of dropout.
+    """
+
+    step: jax.Array
+    child: Tree
+    masks: Tree
+    other: Tree
+    child_optimizer: Any
+    score_optimizer: Any
+    lambda_: jax.Array
+    key: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a stage's steps are told, all traced: other lengths or rates do not recompile.
+
+    Attributes:
+        stage_start: int32, the step at which the stage began.
+        steps_per_epoch: int32.
+        total_steps: int32, of all stages.
+        warmup_steps: int32, over which the learning rate rises.
+        learning_rate, score_learning_rate: float32, at the schedule's peak.
+        budget: float32, or a negative number for none.
+        budget_rate: float32, change of lambda per unit of excess and step.
+        max_temperature: float32, s_max.
+    """
+
+    stage_start: jax.Array
+    steps_per_epoch: jax.Array
+    total_steps: jax.Array
+    warmup_steps: jax.Array
+    learning_rate: jax.Array
+    score_learning_rate: jax.Array
+    budget: jax.Array
+    budget_rate: jax.Array
+    max_temperature: jax.Array
+
+
+def make_plan(
+    config: TrainConfig, *, stage_start: int, stage_steps: int, steps_per_epoch: int, total_steps: int
+) -> Plan:
+    """Returns the plan of one stage."""
+    return Plan(
+        stage_start=jnp.int32(stage_start),
+        steps_per_epoch=jnp.int32(steps_per_epoch),
+        total_steps=jnp.int32(total_steps),
+        warmup_steps=jnp.int32(round(config.learning_rate_warmup * total_steps)),
+        learning_rate=jnp.float32(config.learning_rate),
+        score_learning_rate=jnp.float32(config.score_learning_rate),
+        budget=jnp.float32(-1.0 if config.budget is None else config.budget),
+        budget_rate=jnp.float32(config.budget_rate / max(stage_steps, 1)),
+        max_temperature=jnp.float32(config.max_temperature),
+    )
+
+
+def start_state(
+    child: Tree, other: Tree, optimizer: optax.GradientTransformation, config: TrainConfig
+) -> TrainState:
+    """Returns the state before a task's first step, with copies of the trees."""
+    return TrainState(
+        step=jnp.int32(0),
+        child=child,
+        masks={},
+        other=other,
+        child_optimizer=optimizer.init(child),
+        score_optimizer=(),
+        lambda_=jnp.float32(config.lambda_),
+        key=jax.random.key_data(jax.random.key(config.seed)),
+    )

@@ -1,0 +1,148 @@
+"""The training step: one function for every stage of every method, under jit and under pmap."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cwps_jax import parallel
+from cwps_jax.config import TrainConfig
+from cwps_jax.core import masks as core_masks
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.trees import Tree, map_with_path
+from cwps_jax.methods.method import Frozen, Stage
+from cwps_jax.modules import batch_norm_overrides
+from cwps_jax.train.objectives import Objective
+from cwps_jax.train.optimizer import child_optimizer, rate, score_optimizer
+from cwps_jax.train.state import Plan, TrainState
+
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Frozen, Plan, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]
+
+
+def apply_model(
+    model: nn.Module, params: Tree, other: Tree, images: jax.Array, *, train: bool, **options: Any
+) -> Any:
+    """Applies a Linen model, with `train=` where the model takes it."""
+    if "train" in inspect.signature(type(model).__call__).parameters:
+        options["train"] = train
+    return model.apply({"params": params, **other}, images, **options)
+
+
+def make_step(
+    stage: Stage,
+    model: nn.Module,
+    layout: Layout,
+    config: TrainConfig,
+    loss: Objective,
+    metric: Objective,
+    axis_name: str | None = None,
+) -> Step:
+    """Returns the step of a stage: batch -> mix -> model -> loss + lambda * sparsity -> update.
+
+    Args:
+        stage: whose rule computes the effective parameters.
+        model: the plain backbone with its head.
+        layout: its layout.
+        config: the task's config; only what is not in `Plan` matters.
+        loss, metric: functions of (outputs, batch) to one value per item.
+        axis_name: the axis to average over under pmap, None under jit.
+    """
+    child_rule, score_rule = child_optimizer(config, layout), score_optimizer(config)
+    head = set(layout.head_paths)
+
+    def objective(child, masks, state, frozen, batch, temperature):
+        if not stage.trains_backbone:
+            child = map_with_path(lambda p, x: x if p in head else jax.lax.stop_gradient(x), child)
+        effective, gates = stage.effective(child, masks, frozen, temperature)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        norms = batch_norm_overrides(axis_name=axis_name) if axis_name else contextlib.nullcontext()
+        with norms:
+            outputs, changed = apply_model(
+                model,
+                effective,
+                state.other,
+                batch["image"],
+                train=stage.trains_backbone,
+                mutable=list(state.other) if stage.trains_backbone else [],
+                rngs={"dropout": parallel.own_key(key, axis_name)},
+            )
+        task_loss = jnp.mean(loss(outputs, batch))
+        penalty = state.lambda_ * core_masks.sparsity(gates, child) if stage.penalised else 0.0
+        return task_loss + penalty, (task_loss, jnp.mean(metric(outputs, batch)), changed, gates)
+
+    def step(state: TrainState, frozen: Frozen, plan: Plan, batch: Mapping[str, jax.Array]):
+        position = (state.step - plan.stage_start) % plan.steps_per_epoch
+        temperature = core_masks.temperature(position, plan.steps_per_epoch, plan.max_temperature)
+        gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
+        (child_gradient, score_gradient), (task_loss, measured, changed, gates) = gradient(
+            state.child, state.masks, state, frozen, batch, temperature
+        )
+        child_gradient, score_gradient, task_loss, measured, changed = jax.tree.map(
+            lambda value: parallel.mean(value, axis_name),
+            (child_gradient, score_gradient, task_loss, measured, dict(changed)),
+        )
+        schedule = rate(state.step, plan.total_steps, plan.warmup_steps, jnp.float32(1))
+
+        updates, child_state = child_rule.update(
+            child_gradient, state.child_optimizer, state.child, gates=gates
+        )
+        if not stage.trains_backbone:
+            updates = map_with_path(lambda p, u: u if p in head else jnp.zeros_like(u), updates)
+        if gates is not None:
+            updates = core_masks.hold_closed(updates, gates)
+        step_size = plan.learning_rate * schedule
+        child = jax.tree.map(lambda p, u: p - step_size * u, state.child, updates)
+
+        masks, score_state, lambda_ = state.masks, state.score_optimizer, state.lambda_
+        metrics = {"loss": task_loss, "metric": measured, "private": jnp.float32(1)}
+        if stage.penalised:
+            moves, score_state = score_rule.update(score_gradient, score_state)
+            step_size = plan.score_learning_rate * schedule
+            masks = core_masks.clip(jax.tree.map(lambda e, u: e - step_size * u, masks, moves))
+            hard = core_masks.gates(masks, estimator=config.estimator)
+            ratio = core_masks.params_ratio(hard, layout)
+            steered = core_masks.steer(lambda_, ratio, plan.budget, plan.budget_rate)
+            lambda_ = jnp.where(plan.budget > 0, steered, lambda_)
+            metrics |= {"private": ratio, "lambda": lambda_}
+        elif gates is not None:
+            metrics["private"] = core_masks.params_ratio(gates, layout)
+        state = TrainState(
+            step=state.step + 1,
+            child=child,
+            masks=masks,
+            other={**state.other, **changed},
+            child_optimizer=child_state,
+            score_optimizer=score_state,
+            lambda_=lambda_,
+            key=state.key,
+        )
+        return state, metrics
+
+    return step
+
+
+def make_norm_step(
+    stage: Stage, model: nn.Module, axis_name: str | None = None
+) -> Callable[[TrainState, Frozen, Mapping[str, jax.Array]], Tree]:
+    """Returns a function that gives the model's norm statistics of one batch alone."""
+
+    def statistics(state: TrainState, frozen: Frozen, batch: Mapping[str, jax.Array]) -> Tree:
+        effective, _ = stage.effective(state.child, state.masks, frozen, jnp.float32(1))
+        with batch_norm_overrides(axis_name=axis_name, momentum=0.0):
+            _, changed = apply_model(
+                model,
+                effective,
+                state.other,
+                batch["image"],
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.wrap_key_data(state.key)},
+            )
+        return jax.tree.map(lambda value: parallel.mean(value, axis_name), dict(changed))
+
+    return statistics

@@ -1,0 +1,276 @@
+"""`Trainer`: runs a method's stages for one task after another, with one compiled step a stage."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cwps_jax import methods
+from cwps_jax.config import TrainConfig
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.mixing import mix
+from cwps_jax.core.search import Source
+from cwps_jax.core.trees import Tree, select
+from cwps_jax.data.pipeline import steps_per_epoch, training_batches
+from cwps_jax.data.task import Arrays
+from cwps_jax.methods.method import Frozen, Moment, Pooled, Stage
+from cwps_jax.parallel import Compiled, Parallel
+from cwps_jax.train.objectives import Objective, accuracy, cross_entropy
+from cwps_jax.train.state import TrainState, make_plan, start_state
+from cwps_jax.train.optimizer import child_optimizer, score_optimizer
+from cwps_jax.train.step import make_norm_step, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """One epoch, as it is reported.
+
+    Attributes:
+        method, stage: which.
+        epoch, epochs: number of the epoch, from 1, and how many the task has.
+        loss, metric: means over the epoch's batches, on training data.
+        private: share of the backbone that the task would keep now (params_ratio).
+        lambda_: weight of the sparsity penalty.
+        seconds_per_epoch: of this stage so far, compilation left out.
+    """
+
+    method: str
+    stage: str
+    epoch: int
+    epochs: int
+    loss: float
+    metric: float
+    private: float
+    lambda_: float
+    seconds_per_epoch: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A task's network after its last stage, on the host.
+
+    Attributes:
+        params: the plain backbone's parameters, mixed.
+        other: its other collections, such as batch_stats.
+        gates: nested dict of hard gates.
+        sources: {path of a kernel: `Source`}; empty where every parent channel is the pre-trained one.
+        pooled: names of the models that the sources count.
+        epochs, seconds: what it took.
+        lambda_: where the budget left lambda.
+        peak_memory_bytes: of its largest step, or of the device where it says.
+        flops_per_step: of its most expensive step.
+    """
+
+    params: Tree
+    other: Tree
+    gates: Tree
+    sources: Mapping[str, Source]
+    pooled: tuple[str, ...]
+    epochs: int
+    seconds: float
+    lambda_: float
+    peak_memory_bytes: int | None
+    flops_per_step: float | None
+
+
+class Trainer:
+    """Trains tasks of one model. Keep it over the tasks: its compiled steps serve them all.
+
+    Args:
+        model: a Linen model with its head.
+        layout: its layout.
+        loss, metric: functions of (outputs, batch) to one value per item; a metric is better when larger.
+        parallel: how steps are spread over devices.
+
+    Attributes:
+        paths: paths of all leaves of the model's parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        *,
+        loss: Objective = cross_entropy,
+        metric: Objective = accuracy,
+        parallel: Parallel | None = None,
+    ) -> None:
+        self.model = model
+        self.layout = layout
+        self.loss = loss
+        self.metric = metric
+        self.parallel = parallel or Parallel()
+        self.paths = sorted((*layout.layer_paths, *layout.private_paths, *layout.head_paths))
+        self._methods = functools.cache(methods.create)
+        self._steps: dict[Any, Compiled] = {}
+
+    def train(
+        self,
+        variables: Mapping[str, Any],
+        split: Arrays,
+        config: TrainConfig,
+        pool: Pooled,
+        observe: Callable[[Progress], None] = lambda progress: None,
+    ) -> Trained:
+        """Runs all stages of the config's method.
+
+        Args:
+            variables: the child's start, "params" and the model's other collections, on the host.
+            split: the training data.
+            config: the task's config.
+            pool: the stored models, for the search.
+            observe: called once an epoch.
+
+        Raises:
+            FloatingPointError: the loss is not finite at the end of an epoch.
+        """
+        began = time.perf_counter()
+        method = self._methods(config)
+        epochs = sum(stage.epochs for stage in method.stages)
+        per_epoch = steps_per_epoch(split, config.batch_size)
+        params, other = dict(variables["params"]), {k: v for k, v in variables.items() if k != "params"}
+        state = start_state(params, other, child_optimizer(config, self.layout), config)
+        state, frozen = self.parallel.replicate(state), Frozen()
+        done, used = 0, []
+        for stage in method.stages:
+            state, frozen = self._begin(stage, state, frozen, pool, config)
+            plan = make_plan(
+                config,
+                stage_start=done * per_epoch,
+                stage_steps=stage.epochs * per_epoch,
+                steps_per_epoch=per_epoch,
+                total_steps=epochs * per_epoch,
+            )
+            plan, held = self.parallel.replicate((plan, frozen))
+            if stage.reestimates_norms and "batch_stats" in other:
+                state = self._reestimate_norms(stage, state, held, split, config, done * per_epoch)
+            step = self._step(stage, config)
+            used.append(step)
+            for row in self._epochs(step, state, held, plan, split, config, done, stage.epochs):
+                state, progress = row
+                observe(dataclasses.replace(progress, method=method.name, stage=stage.name, epochs=epochs))
+            done += stage.epochs
+        state = self.parallel.fetch(state)
+        return Trained(
+            params=jax.device_get(mix(frozen.parent, state.child, frozen.gates))
+            if frozen.parent
+            else state.child,
+            other=state.other,
+            gates=jax.device_get(frozen.gates),
+            sources=jax.device_get(frozen.sources),
+            pooled=pool.names,
+            epochs=epochs,
+            seconds=time.perf_counter() - began,
+            lambda_=float(state.lambda_),
+            peak_memory_bytes=_peak_memory(used),
+            flops_per_step=max((step.flops or 0.0 for step in used), default=None),
+        )
+
+    def new_head(self, images: np.ndarray, seed: int) -> Tree:
+        """Returns a freshly initialised head, by the model's own initialisers."""
+        head = self.layout.head_paths
+
+        def initialise(key, image):
+            return select(self.model.init(key, image)["params"], head)
+
+        # Under jit the compiler drops the backbone, whose start is not needed.
+        program = self._compiled("head", lambda: Compiled(jax.jit(initialise)))
+        return jax.device_get(program(jax.random.key(seed), jnp.asarray(images[:1])))
+
+    def _begin(
+        self, stage: Stage, state: TrainState, frozen: Frozen, pool: Pooled, config: TrainConfig
+    ) -> tuple[TrainState, Frozen]:
+        host = self.parallel.fetch(state)
+        moment = Moment(self.layout, pool, config, host.child, host.masks, frozen)
+        masks, frozen = stage.begin(moment)
+        scores = score_optimizer(config).init(masks) if masks else ()
+        host = dataclasses.replace(host, masks=masks, score_optimizer=scores)
+        return self.parallel.replicate(host), frozen
+
+    def _epochs(self, step, state, frozen, plan, split, config, first_epoch, epochs):
+        """Yields (state, progress) an epoch. Metrics are fetched once an epoch is dispatched whole."""
+        per_epoch = steps_per_epoch(split, config.batch_size)
+        began = None
+        for epoch in range(first_epoch, first_epoch + epochs):
+            kept = []
+            for batch in training_batches(
+                split, config.batch_size, config.seed, epoch * per_epoch, (epoch + 1) * per_epoch
+            ):
+                state, metrics = step(state, frozen, plan, self.parallel.split(batch))
+                began = began or time.perf_counter()
+                kept.append(metrics)
+            values = [self.parallel.fetch(one) for one in kept]
+            average = {name: float(np.mean([one[name] for one in values])) for name in values[0]}
+            if not np.isfinite(average["loss"]):
+                raise FloatingPointError(
+                    f"the loss is {average['loss']} in epoch {epoch + 1}; lower config.learning_rate"
+                )
+            elapsed = time.perf_counter() - began
+            yield (
+                state,
+                Progress(
+                    method="",
+                    stage="",
+                    epoch=epoch + 1,
+                    epochs=0,
+                    loss=average["loss"],
+                    metric=average["metric"],
+                    private=float(values[-1]["private"]),
+                    lambda_=float(values[-1].get("lambda", 0.0)),
+                    seconds_per_epoch=elapsed / (epoch + 1 - first_epoch),
+                ),
+            )
+
+    def _reestimate_norms(self, stage, state, frozen, split, config, start):
+        """Returns the state with norm statistics averaged over single batches of training data."""
+        statistics = self._compiled(
+            ("norms", stage.effective),
+            lambda: self.parallel.compile(make_norm_step(stage, self.model, self.parallel.axis_name)),
+        )
+        count = min(config.norm_batches, steps_per_epoch(split, config.batch_size))
+        batches = training_batches(split, config.batch_size, config.seed, start, start + count)
+        found = [
+            self.parallel.fetch(statistics(state, frozen, self.parallel.split(batch))) for batch in batches
+        ]
+        average = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float32), *found)
+        return dataclasses.replace(state, other={**state.other, **self.parallel.replicate(average)})
+
+    def _step(self, stage: Stage, config: TrainConfig) -> Compiled:
+        # What a step is built from: a stage's rule and its optimizer. All else is traced.
+        key = (stage.effective, stage.penalised, stage.trains_backbone) + tuple(
+            getattr(config, name)
+            for name in ("optimizer", "momentum", "weight_decay", "score_optimizer", "estimator")
+        )
+        return self._compiled(
+            key,
+            lambda: self.parallel.compile(
+                make_step(
+                    stage,
+                    self.model,
+                    self.layout,
+                    config,
+                    self.loss,
+                    self.metric,
+                    self.parallel.axis_name,
+                ),
+                donate=(0,),
+            ),
+        )
+
+    def _compiled(self, key: Any, build: Callable[[], Compiled]) -> Compiled:
+        if key not in self._steps:
+            self._steps[key] = build()
+        return self._steps[key]
+
+
+def _peak_memory(steps: list[Compiled]) -> int | None:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    return max((step.peak_bytes or 0 for step in steps), default=None)
