@@ -17,7 +17,6 @@ from cwps_jax.train.objectives import accuracy, cross_entropy
 from cwps_jax.train.trainer import Progress, Trainer
 from cwps_jax.version import __version__
 
-
 __all__ = [
     "ChannelShared",
     "CwpsError",

@@ -27,8 +27,9 @@ class TrainConfig:
         weight_decay: on kernels only, times the gate of each channel.
         seed: of the head's start, the data order and dropout.
         parallel: "jit" over a mesh of all devices, or "pmap".
-        lambda_: weight of the sparsity penalty, in [0, 1]; where it starts if there is a budget.
-        budget: largest params_ratio that the task may keep, or None.
+        lambda_: weight of the sparsity penalty, in [0, 1]; where it starts if the budget is below 1.
+        budget: largest params_ratio that the task may keep, in (0, 1]. Below 1 it steers lambda; at 1 there
+            is no limit and lambda stays as it is.
         budget_rate: how fast lambda follows the budget, per unit of excess over the whole soft stage.
         estimator: of the gates: "annealed" sigmoid or "straight_through" threshold.
         compensate: whether the annealed gates' derivative is HAT's compensated one.
@@ -53,7 +54,7 @@ class TrainConfig:
     seed: int = 0
     parallel: Literal["jit", "pmap"] = "jit"
     lambda_: float = 0.5
-    budget: float | None = None
+    budget: float = 1.0
     budget_rate: float = 10.0
     estimator: Estimator = "annealed"
     compensate: bool = True
@@ -76,8 +77,11 @@ class TrainConfig:
         _at_least(self, learning_rate=0, weight_decay=0, momentum=0, score_learning_rate=0, seed=0)
         _at_least(self, budget_rate=0, max_temperature=1)
         _within(self, 0, 1, "lambda_", "learning_rate_warmup", "warm_up_share", "hard_share")
-        if self.budget is not None and not 0 < self.budget <= 1:
-            raise CwpsError(f"config.budget = {self.budget}: must be above 0 and at most 1, or None")
+        if not 0 < self.budget <= 1:
+            raise CwpsError(
+                f"config.budget = {self.budget}: must be above 0 and at most 1, a share of the backbone's "
+                "parameters (1 is no limit)"
+            )
         if self.warm_up_share + self.hard_share >= 1:
             raise CwpsError(
                 f"config.warm_up_share + config.hard_share = {self.warm_up_share + self.hard_share}: "
@@ -141,6 +145,14 @@ class RunConfig(TrainConfig):
         """The part of it that `learn_task` takes."""
         names = [field.name for field in dataclasses.fields(TrainConfig)]
         return TrainConfig(**{name: getattr(self, name) for name in names})
+
+
+def default_config() -> Any:
+    """Returns a locked `ml_collections.ConfigDict` with every key of `RunConfig` at its default."""
+    from ml_collections import config_dict
+
+    values = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    return config_dict.ConfigDict(values).lock()
 
 
 def check_task_name(name: str, where: str = "task") -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from cwps_jax.config import TrainConfig, check_task_name
 from cwps_jax.core.masks import check_budget
 from cwps_jax.core.search import Search, Source, composite
-from cwps_jax.core.trees import Tree, flatten, map_with_path, unflatten
+from cwps_jax.core.trees import Tree, flatten, map_with_path, merge, select
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.modules import PRIVATE, channel_layout
@@ -138,18 +138,15 @@ def train_task(
     Returns:
         What the trainer found, and the plain model's variables with the head in the model's own size.
     """
-    if config.budget is not None:
-        check_budget(trainer.layout, config.budget)
+    check_budget(trainer.layout, config.budget)
     _check_same_backbone(pool, trainer)
     start = pool.effective(PRETRAINED)
-    params = unflatten(
-        {**flatten(start["params"]), **flatten(trainer.new_head(data.train["image"], config.seed))}
-    )
-    start = {**start, "params": unflatten({path: flatten(params)[path] for path in trainer.paths})}
+    # The stored head is another task's: only its backbone is the child's start.
+    backbone = select(start["params"], (*pool.layout.layer_paths, *pool.layout.private_paths))
+    start = {**start, "params": merge(backbone, trainer.new_head(config.seed))}
     trained = trainer.train(start, data.train, config, pool.pooled(), observe)
-    example = jax.ShapeDtypeStruct((1, *data.train["image"].shape[1:]), data.train["image"].dtype)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
-    return trained, {"params": _leading(trained.params, shapes), **trained.other}
+    params = cut_to_model(trained.params, model, image_shape(data))
+    return trained, {"params": params, **trained.other}
 
 
 def make_trainer(
@@ -161,9 +158,15 @@ def make_trainer(
     config: TrainConfig = TrainConfig(),
 ) -> Trainer:
     """Returns a trainer for a model, made to the shape of the data's images."""
-    example = jax.ShapeDtypeStruct((1, *data.train["image"].shape[1:]), data.train["image"].dtype)
+    example = image_shape(data)
     layout = channel_layout(model, example, head=config.head, private=(*PRIVATE, *config.private))
-    return Trainer(model, layout, loss=loss, metric=metric, parallel=Parallel(config.parallel))
+    return Trainer(model, layout, example, loss=loss, metric=metric, parallel=Parallel(config.parallel))
+
+
+def image_shape(data: TaskData) -> jax.ShapeDtypeStruct:
+    """Returns the shape and type of a batch of one image."""
+    images = data.train["image"]
+    return jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
 
 
 def composite_parent(
@@ -192,9 +195,15 @@ def outputs_sha256(outputs: Any) -> str:
     return sha256.hexdigest()
 
 
-def _leading(params: Tree, shapes: Tree) -> dict[str, Any]:
-    """Returns the parameters cut to the model's own shapes: a padded head's leading outputs."""
-    wanted = flatten(shapes)
+def cut_to_model(params: Tree, model: nn.Module, example: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    """Returns the parameters cut to a model's own shapes: the leading outputs of a larger head.
+
+    Args:
+        params: nested dict of parameters.
+        model: the model that they are for.
+        example: shape of its input.
+    """
+    wanted = flatten(jax.eval_shape(model.init, jax.random.key(0), example)["params"])
     return map_with_path(
         lambda path, leaf: np.asarray(leaf)[tuple(slice(size) for size in wanted[path].shape)], params
     )
@@ -204,8 +213,10 @@ def _check_same_backbone(pool: Pool, trainer: Trainer) -> None:
     ours, theirs = trainer.layout, pool.layout
     if (ours.layers, ours.private) == (theirs.layers, theirs.private):
         return
-    shapes = {leaf: shape for layer in ours.layers for leaf, shape in zip(layer.leaves, layer.shapes)}
-    stored = {leaf: shape for layer in theirs.layers for leaf, shape in zip(layer.leaves, layer.shapes)}
+    shapes, stored = (
+        {leaf: shape for one in layout.layers for leaf, shape in zip(one.leaves, one.shapes, strict=True)}
+        for layout in (ours, theirs)
+    )
     differing = sorted(path for path in shapes.keys() | stored.keys() if shapes.get(path) != stored.get(path))
     where = differing[0] if differing else "the private leaves"
     raise CwpsError(

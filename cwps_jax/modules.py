@@ -70,10 +70,10 @@ def _dense_general(module: nn.DenseGeneral) -> Mapping[str, Axes | None]:
     features, inputs = len(as_tuple(module.features)), len(as_tuple(module.axis))
     batch = len(as_tuple(module.batch_dims))
     last = tuple(range(-features, 0))
-    batch_of = lambda rank: tuple(range(-rank, -rank + batch))  # noqa: E731
+    rank = batch + inputs + features  # batch dimensions come first and have channels of their own
     return {
-        "kernel": batch_of(batch + inputs + features) + last,
-        "bias": batch_of(batch + features) + last,
+        "kernel": (*range(-rank, -rank + batch), *last),
+        "bias": (*range(-batch - features, -features), *last),
     }
 
 
@@ -195,9 +195,9 @@ def batch_norm_overrides(**fields: Any) -> Iterator[None]:
 
     def override(next_function, args, kwargs, context):
         module = context.module
-        if isinstance(module, nn.BatchNorm) and context.method_name == "__call__":
-            if any(getattr(module, name) != value for name, value in fields.items()):
-                return module.clone(parent=module.scope, **fields)(*args, **kwargs)
+        called = isinstance(module, nn.BatchNorm) and context.method_name == "__call__"
+        if called and any(getattr(module, name) != value for name, value in fields.items()):
+            return module.clone(parent=module.scope, **fields)(*args, **kwargs)
         return next_function(*args, **kwargs)
 
     with nn.intercept_methods(override):

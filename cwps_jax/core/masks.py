@@ -164,7 +164,7 @@ def check_budget(layout: Layout, budget: float) -> None:
 def harden(
     scores: Tree,
     layout: Layout,
-    budget: float | None = None,
+    budget: float = 1.0,
     *,
     estimator: Estimator = "annealed",
 ) -> dict[str, jax.Array]:
@@ -177,7 +177,7 @@ def harden(
     Args:
         scores: nested dict of scores.
         layout: the backbone's layout; static under jit.
-        budget: the largest params_ratio, or None for no limit. Several budgets can be hardened from one
+        budget: the largest params_ratio; 1 is no limit. Several budgets can be hardened from one
             set of scores.
         estimator: whose threshold counts.
 
@@ -185,9 +185,9 @@ def harden(
         CwpsError: a budget that is out of (0, 1] or below what norms cost.
     """
     wanted = gates(scores, estimator=estimator)
-    if budget is None:
-        return wanted
     check_budget(layout, budget)
+    if budget == 1:
+        return wanted
     if layout.backbone_parameters >= 2**31:
         raise CwpsError("a backbone of 2**31 parameters or more: harden it without a budget")
     # Integers: float32 cannot count the parameters of a large backbone exactly.

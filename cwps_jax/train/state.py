@@ -9,6 +9,7 @@ import optax
 
 from cwps_jax.config import TrainConfig
 from cwps_jax.core.trees import Tree
+from cwps_jax.methods.method import Stage
 
 
 @jax.tree_util.register_dataclass
@@ -47,7 +48,7 @@ class Plan:
         total_steps: int32, of all stages.
         warmup_steps: int32, over which the learning rate rises.
         learning_rate, score_learning_rate: float32, at the schedule's peak.
-        budget: float32, or a negative number for none.
+        budget: float32; at 1 lambda is not steered.
         budget_rate: float32, change of lambda per unit of excess and step.
         max_temperature: float32, s_max.
     """
@@ -64,18 +65,19 @@ class Plan:
 
 
 def make_plan(
-    config: TrainConfig, *, stage_start: int, stage_steps: int, steps_per_epoch: int, total_steps: int
+    config: TrainConfig, stage: Stage, *, first_epoch: int, epochs: int, steps_per_epoch: int
 ) -> Plan:
-    """Returns the plan of one stage."""
+    """Returns the plan of one stage, which begins with `first_epoch` of a task's `epochs`."""
+    total_steps = epochs * steps_per_epoch
     return Plan(
-        stage_start=jnp.int32(stage_start),
+        stage_start=jnp.int32(first_epoch * steps_per_epoch),
         steps_per_epoch=jnp.int32(steps_per_epoch),
         total_steps=jnp.int32(total_steps),
         warmup_steps=jnp.int32(round(config.learning_rate_warmup * total_steps)),
         learning_rate=jnp.float32(config.learning_rate),
         score_learning_rate=jnp.float32(config.score_learning_rate),
-        budget=jnp.float32(-1.0 if config.budget is None else config.budget),
-        budget_rate=jnp.float32(config.budget_rate / max(stage_steps, 1)),
+        budget=jnp.float32(config.budget),
+        budget_rate=jnp.float32(config.budget_rate / (stage.epochs * steps_per_epoch)),
         max_temperature=jnp.float32(config.max_temperature),
     )
 

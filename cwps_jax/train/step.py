@@ -99,7 +99,7 @@ def make_step(
         child = jax.tree.map(lambda p, u: p - step_size * u, state.child, updates)
 
         masks, score_state, lambda_ = state.masks, state.score_optimizer, state.lambda_
-        metrics = {"loss": task_loss, "metric": measured, "private": jnp.float32(1)}
+        metrics = {"loss": task_loss, "metric": measured, "private": jnp.float32(1), "lambda": lambda_}
         if stage.penalised:
             moves, score_state = score_rule.update(score_gradient, score_state)
             step_size = plan.score_learning_rate * schedule
@@ -107,7 +107,7 @@ def make_step(
             hard = core_masks.gates(masks, estimator=config.estimator)
             ratio = core_masks.params_ratio(hard, layout)
             steered = core_masks.steer(lambda_, ratio, plan.budget, plan.budget_rate)
-            lambda_ = jnp.where(plan.budget > 0, steered, lambda_)
+            lambda_ = jnp.where(plan.budget < 1, steered, lambda_)
             metrics |= {"private": ratio, "lambda": lambda_}
         elif gates is not None:
             metrics["private"] = core_masks.params_ratio(gates, layout)

@@ -22,8 +22,8 @@ from cwps_jax.data.task import Arrays
 from cwps_jax.methods.method import Frozen, Moment, Pooled, Stage
 from cwps_jax.parallel import Compiled, Parallel
 from cwps_jax.train.objectives import Objective, accuracy, cross_entropy
-from cwps_jax.train.state import TrainState, make_plan, start_state
 from cwps_jax.train.optimizer import child_optimizer, score_optimizer
+from cwps_jax.train.state import Plan, TrainState, make_plan, start_state
 from cwps_jax.train.step import make_norm_step, make_step
 
 
@@ -34,16 +34,18 @@ class Progress:
     Attributes:
         method, stage: which.
         epoch, epochs: number of the epoch, from 1, and how many the task has.
+        last_of_stage: whether the stage ends with it.
         loss, metric: means over the epoch's batches, on training data.
         private: share of the backbone that the task would keep now (params_ratio).
         lambda_: weight of the sparsity penalty.
-        seconds_per_epoch: of this stage so far, compilation left out.
+        seconds_per_epoch: the median of this stage so far.
     """
 
     method: str
     stage: str
     epoch: int
     epochs: int
+    last_of_stage: bool
     loss: float
     metric: float
     private: float
@@ -85,17 +87,16 @@ class Trainer:
     Args:
         model: a Linen model with its head.
         layout: its layout.
+        example: shape and type of a batch of one image.
         loss, metric: functions of (outputs, batch) to one value per item; a metric is better when larger.
         parallel: how steps are spread over devices.
-
-    Attributes:
-        paths: paths of all leaves of the model's parameters.
     """
 
     def __init__(
         self,
         model: nn.Module,
         layout: Layout,
+        example: jax.ShapeDtypeStruct,
         *,
         loss: Objective = cross_entropy,
         metric: Objective = accuracy,
@@ -106,7 +107,7 @@ class Trainer:
         self.loss = loss
         self.metric = metric
         self.parallel = parallel or Parallel()
-        self.paths = sorted((*layout.layer_paths, *layout.private_paths, *layout.head_paths))
+        self.example = example
         self._methods = functools.cache(methods.create)
         self._steps: dict[Any, Compiled] = {}
 
@@ -115,7 +116,7 @@ class Trainer:
         variables: Mapping[str, Any],
         split: Arrays,
         config: TrainConfig,
-        pool: Pooled,
+        pool: Pooled = Pooled({}, 0, ()),
         observe: Callable[[Progress], None] = lambda progress: None,
     ) -> Trained:
         """Runs all stages of the config's method.
@@ -132,35 +133,40 @@ class Trainer:
         """
         began = time.perf_counter()
         method = self._methods(config)
+        steps = steps_per_epoch(split, config.batch_size)
         epochs = sum(stage.epochs for stage in method.stages)
-        per_epoch = steps_per_epoch(split, config.batch_size)
-        params, other = dict(variables["params"]), {k: v for k, v in variables.items() if k != "params"}
-        state = start_state(params, other, child_optimizer(config, self.layout), config)
-        state, frozen = self.parallel.replicate(state), Frozen()
-        done, used = 0, []
+        other = {collection: tree for collection, tree in variables.items() if collection != "params"}
+        optimizer = child_optimizer(config, self.layout)
+        state = self.parallel.replicate(start_state(variables["params"], other, optimizer, config))
+        frozen, done, used = Frozen(), 0, []
         for stage in method.stages:
             state, frozen = self._begin(stage, state, frozen, pool, config)
-            plan = make_plan(
-                config,
-                stage_start=done * per_epoch,
-                stage_steps=stage.epochs * per_epoch,
-                steps_per_epoch=per_epoch,
-                total_steps=epochs * per_epoch,
-            )
-            plan, held = self.parallel.replicate((plan, frozen))
+            plan = make_plan(config, stage, first_epoch=done, epochs=epochs, steps_per_epoch=steps)
+            on_devices = self.parallel.replicate((frozen, plan))
             if stage.reestimates_norms and "batch_stats" in other:
-                state = self._reestimate_norms(stage, state, held, split, config, done * per_epoch)
+                state = self._reestimate_norms(stage, state, on_devices[0], split, config, done * steps)
             step = self._step(stage, config)
             used.append(step)
-            for row in self._epochs(step, state, held, plan, split, config, done, stage.epochs):
-                state, progress = row
-                observe(dataclasses.replace(progress, method=method.name, stage=stage.name, epochs=epochs))
+            seconds = []
+            for epoch in range(done, done + stage.epochs):
+                state, measured, elapsed = self._epoch(step, state, *on_devices, split, config, epoch)
+                seconds.append(elapsed)
+                observe(
+                    Progress(
+                        method=method.name,
+                        stage=stage.name,
+                        epoch=epoch + 1,
+                        epochs=epochs,
+                        last_of_stage=epoch + 1 == done + stage.epochs,
+                        seconds_per_epoch=float(np.median(seconds)),
+                        **measured,
+                    )
+                )
             done += stage.epochs
         state = self.parallel.fetch(state)
+        params = mix(frozen.parent, state.child, frozen.gates) if frozen.parent else state.child
         return Trained(
-            params=jax.device_get(mix(frozen.parent, state.child, frozen.gates))
-            if frozen.parent
-            else state.child,
+            params=jax.device_get(params),
             other=state.other,
             gates=jax.device_get(frozen.gates),
             sources=jax.device_get(frozen.sources),
@@ -172,16 +178,23 @@ class Trainer:
             flops_per_step=max((step.flops or 0.0 for step in used), default=None),
         )
 
-    def new_head(self, images: np.ndarray, seed: int) -> Tree:
-        """Returns a freshly initialised head, by the model's own initialisers."""
-        head = self.layout.head_paths
+    def new_variables(self, seed: int) -> dict[str, Any]:
+        """Returns freshly initialised variables of the whole model, on the host."""
+        program = self._compiled("init", lambda: Compiled(jax.jit(self.model.init)))
+        return dict(jax.device_get(program(jax.random.key(seed), self._example_batch())))
 
-        def initialise(key, image):
-            return select(self.model.init(key, image)["params"], head)
+    def new_head(self, seed: int) -> Tree:
+        """Returns a freshly initialised head, by the model's own initialisers, on the host."""
+
+        def initialise(key, batch):
+            return select(self.model.init(key, batch)["params"], self.layout.head_paths)
 
         # Under jit the compiler drops the backbone, whose start is not needed.
         program = self._compiled("head", lambda: Compiled(jax.jit(initialise)))
-        return jax.device_get(program(jax.random.key(seed), jnp.asarray(images[:1])))
+        return jax.device_get(program(jax.random.key(seed), self._example_batch()))
+
+    def _example_batch(self) -> jax.Array:
+        return jnp.zeros(self.example.shape, self.example.dtype)
 
     def _begin(
         self, stage: Stage, state: TrainState, frozen: Frozen, pool: Pooled, config: TrainConfig
@@ -193,39 +206,38 @@ class Trainer:
         host = dataclasses.replace(host, masks=masks, score_optimizer=scores)
         return self.parallel.replicate(host), frozen
 
-    def _epochs(self, step, state, frozen, plan, split, config, first_epoch, epochs):
-        """Yields (state, progress) an epoch. Metrics are fetched once an epoch is dispatched whole."""
-        per_epoch = steps_per_epoch(split, config.batch_size)
-        began = None
-        for epoch in range(first_epoch, first_epoch + epochs):
-            kept = []
-            for batch in training_batches(
-                split, config.batch_size, config.seed, epoch * per_epoch, (epoch + 1) * per_epoch
-            ):
-                state, metrics = step(state, frozen, plan, self.parallel.split(batch))
-                began = began or time.perf_counter()
-                kept.append(metrics)
-            values = [self.parallel.fetch(one) for one in kept]
-            average = {name: float(np.mean([one[name] for one in values])) for name in values[0]}
-            if not np.isfinite(average["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {average['loss']} in epoch {epoch + 1}; lower config.learning_rate"
-                )
-            elapsed = time.perf_counter() - began
-            yield (
-                state,
-                Progress(
-                    method="",
-                    stage="",
-                    epoch=epoch + 1,
-                    epochs=0,
-                    loss=average["loss"],
-                    metric=average["metric"],
-                    private=float(values[-1]["private"]),
-                    lambda_=float(values[-1].get("lambda", 0.0)),
-                    seconds_per_epoch=elapsed / (epoch + 1 - first_epoch),
-                ),
+    def _epoch(
+        self,
+        step: Compiled,
+        state: TrainState,
+        frozen: Frozen,
+        plan: Plan,
+        split: Arrays,
+        config: TrainConfig,
+        epoch: int,
+    ) -> tuple[TrainState, dict[str, float], float]:
+        """Returns the state after one epoch, the epoch's metrics, and its seconds."""
+        began = time.perf_counter()
+        steps = steps_per_epoch(split, config.batch_size)
+        kept = []
+        for batch in training_batches(
+            split, config.batch_size, config.seed, epoch * steps, (epoch + 1) * steps
+        ):
+            state, metrics = step(state, frozen, plan, self.parallel.split(batch))
+            kept.append(metrics)
+        # Fetched when the whole epoch is dispatched: the device never waits for the host inside it.
+        rows = self.parallel.fetch(kept)
+        measured = {
+            "loss": float(np.mean([row["loss"] for row in rows])),
+            "metric": float(np.mean([row["metric"] for row in rows])),
+            "private": float(rows[-1]["private"]),
+            "lambda_": float(rows[-1]["lambda"]),
+        }
+        if not np.isfinite(measured["loss"]):
+            raise FloatingPointError(
+                f"the loss is {measured['loss']} in epoch {epoch + 1}; lower config.learning_rate"
             )
+        return state, measured, time.perf_counter() - began
 
     def _reestimate_norms(self, stage, state, frozen, split, config, start):
         """Returns the state with norm statistics averaged over single batches of training data."""
@@ -243,10 +255,9 @@ class Trainer:
 
     def _step(self, stage: Stage, config: TrainConfig) -> Compiled:
         # What a step is built from: a stage's rule and its optimizer. All else is traced.
-        key = (stage.effective, stage.penalised, stage.trains_backbone) + tuple(
-            getattr(config, name)
-            for name in ("optimizer", "momentum", "weight_decay", "score_optimizer", "estimator")
-        )
+        settings = ("optimizer", "momentum", "weight_decay", "score_optimizer", "estimator")
+        rule = (stage.effective, stage.penalised, stage.trains_backbone)
+        key = (*rule, *(getattr(config, name) for name in settings))
         return self._compiled(
             key,
             lambda: self.parallel.compile(

@@ -1,0 +1,29 @@
+"""Handwritten digits in seven domains: the demo, and the smallest run that shows everything.
+
+Command:    python -m cwps_jax.main --config configs/digits.py        (or: make demo)
+Data:       embedded, scikit-learn's digits (see cwps_jax/data/digits.py)
+"""
+
+from cwps_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+
+    # The pre-trained model is trained in the same run, on the scans as they are.
+    config.backbone = "resnet8"
+    config.data = "digits"
+    config.source = "digits"
+    config.source_epochs = 12
+
+    config.tasks = ("negative", "mirrored", "rotated", "thick", "clutter", "outline", "loops")
+    config.compare = ("finetune", "probe")
+
+    config.method = "cwps"
+    config.budget = 0.4  # of the backbone's parameters, for each task
+    config.epochs = 12  # 3 warm-up, 6 soft, 3 hard; fine-tuning gets all 12
+    config.batch_size = 64
+    config.learning_rate = 0.05
+    config.weight_decay = 5e-4
+    config.seed = 0
+    return config

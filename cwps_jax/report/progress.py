@@ -1,0 +1,92 @@
+"""Progress of a run, on the terminal and in files: metrics.jsonl and TensorBoard events."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from cwps_jax.train.trainer import Progress
+
+
+class RunProgress:
+    """Shows one bar over all epochs of a run and writes every epoch down.
+
+    On a terminal the bar moves with each epoch; a line stays for each finished stage, there and in a log.
+
+    Args:
+        workdir: where metrics.jsonl and the TensorBoard events go; both are appended to.
+        epochs: epochs of the whole run.
+        console: where to show it.
+    """
+
+    def __init__(self, workdir: pathlib.Path, epochs: int, console: Console) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.console = console
+        self._epochs = epochs
+        self._done = 0
+        self._began = time.perf_counter()
+        self._log = (workdir / "metrics.jsonl").open("a")
+        self._events = SummaryWriter(str(workdir / "tensorboard"))
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("epochs, {task.fields[left]} left"),
+            console=console,
+            transient=True,
+        )
+        self._row = self._bar.add_task("starting", total=epochs, left="?")
+
+    def __enter__(self) -> "RunProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+        self._log.close()
+        self._events.close()
+
+    def say(self, text: str) -> None:
+        """Shows a line that stays."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def skip(self, epochs: int) -> None:
+        """Takes epochs off the run that need not be trained."""
+        self._epochs -= epochs
+        self._bar.update(self._row, total=self._epochs)
+
+    def epoch(self, task: str, progress: Progress) -> None:
+        """Shows and writes down one epoch of a task."""
+        self._done += 1
+        row = {"task": task, **dataclasses.asdict(progress)}
+        self._log.write(json.dumps(row) + "\n")
+        self._log.flush()
+        for name in ("loss", "metric", "private", "lambda_"):
+            tag = f"{task}/{progress.method}/{name.rstrip('_')}"
+            self._events.add_scalar(tag, getattr(progress, name), progress.epoch)
+        described = (
+            f"{task:<10} {progress.method:<8} {progress.stage:<8} epoch {progress.epoch:>3}/"
+            f"{progress.epochs}  loss {progress.loss:.3f}  accuracy {progress.metric:.3f}  "
+            f"private {progress.private:.2f}x"
+        )
+        left = self.time_left()
+        self._bar.update(self._row, completed=self._done, description=described, left=left)
+        if progress.last_of_stage:
+            self.say(f"{described}  {left} left")
+
+    def time_left(self) -> str:
+        """Returns the estimated time left, from the mean over the epochs so far."""
+        pace = (time.perf_counter() - self._began) / max(self._done, 1)
+        seconds = round(pace * (self._epochs - self._done))
+        return f"{seconds // 60}:{seconds % 60:02d}"
