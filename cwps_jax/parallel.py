@@ -117,7 +117,8 @@ class Compiled:
     def compilations(self) -> int:
         return len(self._programs)
 
-    def __call__(self, *args: Any) -> Any:
+    def prepare(self, *args: Any) -> Any:
+        """Returns the program for arguments of these shapes, compiled but not run."""
         leaves, structure = jax.tree.flatten(args)
         signature = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if signature not in self._programs:
@@ -131,7 +132,10 @@ class Compiled:
                 + memory.temp_size_in_bytes
                 - memory.alias_size_in_bytes
             )
-        return self._programs[signature](*args)
+        return self._programs[signature]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.prepare(*args)(*args)
 
 
 def mean(value: jax.Array, axis_name: str | None) -> jax.Array:

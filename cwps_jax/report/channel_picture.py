@@ -34,7 +34,8 @@ def draw_task(pool: Pool, task: str, colours: Mapping[str, Colour]) -> Page:
     page = Page(width, top + pitch * len(layers) + MARGIN)
     page.title(
         f"Who stores each output channel of task '{shortened(task)}'",
-        "A row is a layer, a cell is one of its output channels. Shares are weighted by parameters.",
+        "A row is a layer, a cell is one of its output channels. Shares are weighted by parameters."
+        + _blend_note(layers, pixels),
     )
     page.legend(MARGIN, 0.85, entries, flow)
     for column, header in ((0.68, "channels"), (1.4, "private")):
@@ -65,15 +66,16 @@ def draw_overview(pool: Pool, colours: Mapping[str, Colour]) -> Page:
     pixels = round(2.5 * DPI)
     step_x, step_y = pixels / DPI + 0.2, pitch * len(layers) + 0.6
     width = MARGIN + label_width + columns * step_x - 0.2 + MARGIN
-    width = max(width, 7.2)
+    subtitle = (
+        "A panel is a task, a row a layer, a cell a channel; beside the name, the share it stores itself."
+        + _blend_note(layers, pixels)
+    )
+    width = max(width, text_width(subtitle, 9) + 2 * MARGIN)
     entries = [(colours[name], _owner(name)) for name in (PRETRAINED, *pool.tasks)]
     flow = Flow.of([text for _, text in entries], width - 2 * MARGIN)
     top = 0.85 + flow.height + 0.1
     page = Page(width, top + lines * step_y + MARGIN - 0.1)
-    page.title(
-        "Who stores each output channel of every task",
-        "A panel is a task, a row a layer, a cell a channel; beside the name, the share it stores itself.",
-    )
+    page.title("Who stores each output channel of every task", subtitle)
     page.legend(MARGIN, 0.85, entries, flow)
     for place, task in enumerate(pool.tasks):
         line, column = divmod(place, columns)
@@ -122,6 +124,11 @@ def _entries(
 
 def _owner(name: str) -> str:
     return "pre-trained model" if name == PRETRAINED else shortened(name)
+
+
+def _blend_note(layers: Sequence[Layer], pixels: int) -> str:
+    too_many = max(layer.channels for layer in layers) > pixels
+    return " Cells narrower than a pixel blend." if too_many else ""
 
 
 def _label(layer: Layer) -> str:

@@ -58,7 +58,7 @@ def darker(colour: Colour) -> Colour:
 def on_white(colour: Colour) -> Colour:
     """Returns the colour for thin lines on white: itself, or a shade of it where it is too light."""
     luminance = sum(weight * part / 255 for weight, part in zip((0.21, 0.72, 0.07), colour, strict=True))
-    return _mixed(colour, (0, 0, 0), 0.25) if luminance > 0.6 else colour
+    return _mixed(colour, (0, 0, 0), 0.25) if luminance > 0.7 else colour
 
 
 def layers_in_order(layout: Layout) -> tuple[Layer, ...]:

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cwps_jax.errors import CwpsError
@@ -18,6 +19,7 @@ from cwps_jax.report.results import FORMAT
 from cwps_jax.store.pool import Pool
 
 _METHOD, _FINETUNE, _PROBE = "o", "s", "^"
+_MEAN_COLOUR: Colour = (26, 26, 26)
 
 
 def draw_report(pool: Pool, results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
@@ -79,9 +81,9 @@ def draw_accuracy(
     )
     axes = page.inset(MARGIN + 0.7, 0.95, 5.6, height)
     for line, task in zip(lines, tasks, strict=True):
-        _draw_line(axes, line, rgb(on_white(colours[task["name"]])), 7, "-")
+        _draw_line(axes, line, colours[task["name"]], 7, "-")
     if several:
-        _draw_line(axes, _mean(lines), INK, 12, "--")
+        _draw_line(axes, _mean(lines), _MEAN_COLOUR, 12, "--")
     _dress(axes, lines)
     for place, kind in enumerate(kinds):
         text = {_METHOD: method, _FINETUNE: "fine-tuning", _PROBE: "probe"}[kind]
@@ -116,17 +118,18 @@ def _mean(lines: Sequence[Line]) -> Line:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def _draw_line(axes: Any, line: Line, colour: Any, size: float, dashes: str) -> None:
+def _draw_line(axes: Axes, line: Line, colour: Colour, size: float, dashes: str) -> None:
     # The large markers of the mean lie under the tasks' small ones, so that none is hidden.
     front = 3 if dashes == "--" else 5
     points = list(zip(*line.values(), strict=True))
-    axes.plot(*points, color=colour, linewidth=0.9, linestyle=dashes, alpha=0.8, zorder=front - 1)
+    edge = rgb(on_white(colour))
+    axes.plot(*points, color=edge, linewidth=0.9, linestyle=dashes, alpha=0.8, zorder=front - 1)
     for kind, (x, y) in line.items():
-        fill = colour if kind == _METHOD else "white"
-        axes.plot([x], [y], kind, color=colour, markersize=size, markerfacecolor=fill, zorder=front)
+        fill = rgb(colour) if kind == _METHOD else "white"
+        axes.plot([x], [y], kind, color=edge, markersize=size, markerfacecolor=fill, zorder=front)
 
 
-def _dress(axes: Any, lines: Sequence[Line]) -> None:
+def _dress(axes: Axes, lines: Sequence[Line]) -> None:
     """Zooms to the data and draws grid and axes."""
     accuracies = [y for line in lines for _, y in line.values()]
     low, high = min(accuracies), max(accuracies)

@@ -7,13 +7,17 @@ import numpy as np
 from matplotlib import colormaps
 
 from cwps_jax.core.accounting import relation_matrix
-from cwps_jax.report.owners import Colour
-from cwps_jax.report.page import INK, MARGIN, MUTED, RULE, Page, percent, shortened, text_width
+from cwps_jax.report.owners import Colour, darker, on_white
+from cwps_jax.report.page import INK, MARGIN, MUTED, RULE, Page, percent, rgb, shortened, text_width
 from cwps_jax.store.pool import PRETRAINED, Pool
 
 _DISC = 0.42  # inches: radius of a node that stores all of its channels itself
 _SLANT = math.radians(40)
 _LABELLED = 0.01
+
+_MATRIX_TITLE = "Share of each task (row) stored by each owner (column), %"
+_GRAPH_TITLE = "From owner to borrower"
+_GRAPH_NOTE = "width: share borrowed; area of a circle: share stored itself"
 
 
 def draw_relation(pool: Pool, colours: Mapping[str, Colour]) -> Page:
@@ -37,13 +41,13 @@ def draw_relation(pool: Pool, colours: Mapping[str, Colour]) -> Page:
     matrix_width = max(matrix_width, text_width(_MATRIX_TITLE, 10, "bold"))
     matrix_height = header + cell * len(tasks)
 
-    radius = max(2.1, 0.95 * len(tasks) / (2 * math.pi))
+    radius = max(2.1, 1.1 * len(tasks) / (2 * math.pi))
     angles = _angles(len(tasks))
     reach = [_reach(angle, radius, name) for angle, name in zip(angles, names[1:], strict=True)]
     to_left, to_right = (max(_DISC, *side) for side in zip(*reach, strict=True))
-    down = 2 * (radius + _DISC + 0.4)
+    up, down = _height(len(tasks), radius)
     graph_left = MARGIN + matrix_width + 0.5
-    top, height = 1.35, max(matrix_height, down)
+    top, height = 1.35, max(matrix_height, up + down)
     legend_width = text_width(_GRAPH_TITLE, 10, "bold") + 0.12 + text_width(_GRAPH_NOTE, 9)
     graph_width = max(to_left + to_right, legend_width)
     page = Page(graph_left + graph_width + MARGIN, top + height + MARGIN)
@@ -54,16 +58,10 @@ def draw_relation(pool: Pool, colours: Mapping[str, Colour]) -> Page:
     page.text(MARGIN, 1.1, _MATRIX_TITLE, 10, weight="bold")
     page.text(graph_left, 1.1, _GRAPH_TITLE, 10, weight="bold")
     page.text(graph_left + legend_width, 1.1, _GRAPH_NOTE, 9, ha="right", color=MUTED)
-    matrix_top = top + header + (height - matrix_height) / 2
-    _draw_matrix(page, matrix_left, matrix_top, cell, shares, names, [colours[name] for name in owners])
-    centre = (graph_left + (graph_width + to_left - to_right) / 2, top + height / 2)
+    _draw_matrix(page, matrix_left, top + header, cell, shares, names, [colours[name] for name in owners])
+    centre = (graph_left + (graph_width + to_left - to_right) / 2, top + up)
     _draw_graph(page, centre, radius, shares, names, [colours[name] for name in owners])
     return page
-
-
-_MATRIX_TITLE = "Share of each task (row) stored by each owner (column), %"
-_GRAPH_TITLE = "From owner to borrower"
-_GRAPH_NOTE = "width: share borrowed; area of a circle: share stored itself"
 
 
 def _draw_matrix(
@@ -120,17 +118,21 @@ def _draw_graph(
         curve = _curve(places[owner], bend, places[borrower], discs[owner], discs[borrower])
         page.polygon(_arrow(curve, share), colours[owner])
         if share >= _LABELLED:
-            labels.append((percent(share), curve))
+            ink = rgb(darker(on_white(colours[owner]))) if owner else INK
+            labels.append((percent(share), curve, ink))
     for place, disc, colour in zip(places, discs, colours, strict=True):
-        page.disc(*place, disc, colour)
-    page.text(*middle, "pre-\ntrained", 8, ha="center", linespacing=0.95)
+        page.disc(float(place[0]), float(place[1]), disc, colour)
+    page.text(centre[0], centre[1], "pre-\ntrained", 8, ha="center", linespacing=0.95)
     for place, disc, angle, name, share in zip(
         places[1:], discs[1:], angles, names[1:], kept[1:], strict=True
     ):
         taken.append(_label_node(page, place, disc + 0.08, angle, name, f"stores {percent(share)}"))
-    for text, curve in labels:
-        x, y = _free_place(curve, text_width(text, 8), taken)
-        page.text(x, y, text, 8, halo=True, ha="center", zorder=4)
+    box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none"}
+    for text, curve, ink in labels:
+        free = _free_place(curve, text_width(text, 8), taken)
+        # Among many tasks not every label finds a place; the matrix has all numbers.
+        if free is not None:
+            page.text(float(free[0]), float(free[1]), text, 8, ha="center", zorder=4, color=ink, bbox=box)
 
 
 def _angles(tasks: int) -> list[float]:
@@ -146,6 +148,14 @@ def _reach(angle: float, radius: float, name: str) -> tuple[float, float]:
     if abs(math.cos(angle)) < 0.1:
         return width / 2 - across, width / 2 + across
     return (width - across, across) if across < 0 else (-across, width + across)
+
+
+def _height(tasks: int, radius: float) -> tuple[float, float]:
+    """Returns how far the graph reaches above and below the middle."""
+    if tasks <= 2:
+        return (0.6 * radius if tasks == 2 else _DISC) + 0.1, _DISC + 0.1
+    lowest = max(math.sin(angle) for angle in _angles(tasks))
+    return radius + _DISC + 0.35, max(radius * lowest + _DISC + 0.35, 0.85 * radius)
 
 
 Box = tuple[float, float, float, float]
@@ -216,22 +226,16 @@ def _arrow(curve: np.ndarray, share: float) -> np.ndarray:
     )
 
 
-def _free_place(curve: np.ndarray, width: float, taken: list[Box]) -> np.ndarray:
-    """Returns where on a curve its label overlaps least, nearest to the middle, and takes the place."""
-    half = np.array([width / 2 + 0.03, 0.075])
-    count = len(curve) - 1
-
-    def cost(fraction: float) -> tuple[float, float]:
-        point = curve[round(fraction * count)]
-        box = (*(point - half), *(point + half))
-        return sum(_overlap(box, other) for other in taken), abs(fraction - 0.5)
-
-    best = curve[round(min(np.linspace(0.12, 0.85, 60), key=cost) * count)]
+def _free_place(curve: np.ndarray, width: float, taken: list[Box]) -> np.ndarray | None:
+    """Returns the free place for a label that is nearest to the middle of a curve, and takes it."""
+    half = np.array([width / 2 + 0.04, 0.09])
+    fractions = np.linspace(0.12, 0.85, 60)
+    points = curve[np.rint(fractions * (len(curve) - 1)).astype(int)]
+    low, high = np.array(taken)[:, :2], np.array(taken)[:, 2:]
+    apart = (points[:, None] + half <= low) | (points[:, None] - half >= high)
+    free = np.all(np.any(apart, axis=2), axis=1)
+    if not free.any():
+        return None
+    best = points[free][np.argmin(np.abs(fractions[free] - 0.5))]
     taken.append((*(best - half), *(best + half)))
     return best
-
-
-def _overlap(one: Box, other: Box) -> float:
-    across = min(one[2], other[2]) - max(one[0], other[0])
-    down = min(one[3], other[3]) - max(one[1], other[1])
-    return max(across, 0.0) * max(down, 0.0)

@@ -1,0 +1,80 @@
+"""Eight fake CPU devices, a cache of compiled programs, and the tiny model that the tests share."""
+
+import os
+import pathlib
+
+# Before JAX is imported. Little optimisation: the programs are tiny, compiling them is what takes the time.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+    )
+).strip()
+os.environ.setdefault("CWPS_TEST_CACHE", str(pathlib.Path.home() / ".cache" / "cwps_jax_tests"))
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["CWPS_TEST_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cwps_jax import modules
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.trees import flatten, unflatten
+
+
+class TinyModel(nn.Module):
+    """Two convolutions, batch norm and a head: the smallest model with every kind of leaf."""
+
+    classes: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.Conv(6, (3, 3), use_bias=False, dtype=self.dtype, name="conv1")(images.astype(self.dtype))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x))
+        x = nn.relu(nn.Conv(8, (3, 3), strides=2, dtype=self.dtype, name="conv2")(x))
+        return nn.Dense(self.classes, name="head")(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> TinyModel:
+    return TinyModel()
+
+
+@pytest.fixture(scope="session")
+def tiny_layout(tiny_model: TinyModel) -> Layout:
+    return modules.channel_layout(tiny_model, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
+
+
+@pytest.fixture(scope="session")
+def tiny_variables(tiny_model: TinyModel) -> dict:
+    """Initial variables on the host: {"params": ..., "batch_stats": ...}."""
+    return jax.device_get(jax.jit(tiny_model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
+
+
+@pytest.fixture(scope="session")
+def moved():
+    """Returns a function (tree, scale, seed) -> the tree with normal noise of that scale on every leaf."""
+
+    def move(tree: dict, scale: float, seed: int) -> dict:
+        rng = np.random.default_rng(seed)
+        return unflatten(
+            {
+                path: leaf + scale * rng.standard_normal(leaf.shape).astype(np.float32)
+                for path, leaf in flatten(tree).items()
+            }
+        )
+
+    return move
+
+
+@pytest.fixture
+def own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channel rules that a test registers are forgotten after it."""
+    monkeypatch.setattr(modules, "_RULES", dict(modules._RULES))

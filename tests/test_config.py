@@ -1,0 +1,83 @@
+"""Config: every shipped one is valid, every wrong value is one clear line."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import pytest
+
+from cwps_jax.config import RunConfig, TrainConfig, default_config, run_config
+from cwps_jax.errors import CwpsError
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+def shipped(path: pathlib.Path) -> dict:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config().to_dict()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_valid(path):
+    assert isinstance(run_config(shipped(path)), RunConfig)
+
+
+VALID = shipped(CONFIGS[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lamda_": 0.3}, "config.lamda_ is not known; did you mean config.lambda_?"),
+        ({"zzzzzz": 1}, "config.zzzzzz is not known"),
+        ({"epochs": "many"}, "config.epochs = 'many': must be a whole number"),
+        ({"epochs": 1.5}, "config.epochs = 1.5: must be a whole number"),
+        ({"epochs": True}, "config.epochs = True: must be a whole number"),
+        ({"learning_rate": "fast"}, "config.learning_rate = 'fast': must be a number"),
+        ({"learning_rate": float("nan")}, "config.learning_rate = nan: must be a number"),
+        ({"compensate": 1}, "config.compensate = 1: must be true or false"),
+        ({"tasks": "negative"}, "config.tasks = 'negative': must be a tuple of a string"),
+        ({"optimizer": "lion"}, "config.optimizer = 'lion': must be one of 'sgd', 'adamw'"),
+        ({"learning_rate": -0.1}, "config.learning_rate = -0.1: must be at least 0"),
+        ({"epochs": 0}, "config.epochs = 0: must be at least 1"),
+        ({"epochs": 2}, "config.epochs = 2: cwps needs at least 3, one a stage"),
+        ({"lambda_": 1.1}, "config.lambda_ = 1.1: must be in [0, 1]"),
+        ({"lambda_": -0.1}, "config.lambda_ = -0.1: must be in [0, 1]"),
+        ({"budget": 0.0}, "config.budget = 0.0: must be above 0 and at most 1"),
+        ({"budget": 1.5}, "config.budget = 1.5: must be above 0 and at most 1"),
+        ({"warm_up_share": 0.6, "hard_share": 0.4}, "must be below 1"),
+        ({"search_granularity": "layer", "search_candidates": "any"}, "needs candidates='aligned'"),
+        ({"tasks": ()}, "config.tasks is empty: name at least one task"),
+        ({"tasks": ("a", "b", "a")}, "config.tasks names 'a' twice"),
+        ({"tasks": ("pretrained",)}, "'pretrained' is the pre-trained model's own name"),
+        ({"tasks": ("a/b",)}, "'a/b' cannot be a task's name"),
+        ({"tasks": ("..",)}, "'..' cannot be a task's name"),
+        ({"compare": ("magic",)}, "config.compare has 'magic'"),
+        ({"source": "", "weights": ""}, "config.source and config.weights are both empty"),
+    ],
+)
+def test_a_wrong_value_is_one_clear_line(change, message):
+    with pytest.raises(CwpsError) as error:
+        run_config({**VALID, **change})
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_defaults_are_locked_and_complete():
+    config = default_config()
+    assert set(config.keys()) == {field.name for field in dataclasses.fields(RunConfig)}
+    with pytest.raises(AttributeError):
+        config.lamda_ = 0.3
+
+
+def test_a_runs_config_gives_the_tasks_part():
+    config = run_config({**VALID, "budget": 0.3, "seed": 7})
+    assert isinstance(config.train, TrainConfig)
+    assert (config.train.budget, config.train.seed) == (0.3, 7)
+
+
+def test_every_field_is_explained():
+    explained = (TrainConfig.__doc__ or "") + (RunConfig.__doc__ or "")
+    for field in dataclasses.fields(RunConfig):
+        assert f"{field.name}" in explained, field.name

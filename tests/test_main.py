@@ -1,0 +1,212 @@
+"""The shipped demo config, shrunk, through the real command line; and what it refuses."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cwps_jax import models
+from cwps_jax.models.pretrained import save_weights
+from cwps_jax.store import Pool
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = ("--config.tasks=('negative','loops')", "--config.epochs=3", "--config.source_epochs=1")
+
+
+def main(
+    workdir: pathlib.Path, *flags: str, config: str = "configs/digits.py"
+) -> subprocess.CompletedProcess:
+    # One device, as on a newcomer's machine.
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    if "--config.parallel=pmap" in flags:
+        environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
+    command = [sys.executable, "-m", "cwps_jax.main", "--config", config, f"--workdir={workdir}"]
+    cache = f"--config.compilation_cache={os.environ['CWPS_TEST_CACHE']}"
+    return subprocess.run(
+        [*command, cache, *flags], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+
+
+def read_results(workdir: pathlib.Path) -> dict:
+    return json.loads((workdir / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess]:
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    done = main(workdir, *SMALL)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_a_run_leaves_everything_a_user_expects(finished):
+    workdir, done = finished
+    for name in ("config.json", "metrics.jsonl", "results.json", "pool/index.json"):
+        assert (workdir / name).is_file()
+    assert list((workdir / "tensorboard").iterdir())
+    assert {"channels_negative.png", "relation.png", "accuracy_parameters.png"} <= {
+        path.name for path in (workdir / "report").iterdir()
+    }
+    for shown in ("negative", "fine-tuning", "kept", "bytes", "x the backbone's", "relation.png", "left"):
+        assert shown in done.stdout
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+
+
+def test_results_keep_their_contract(finished):
+    """docs/results.md: names and types that others may rely on."""
+    results = read_results(finished[0])
+    number, whole, text = (int, float), int, str
+    expected = {
+        "format": whole, "method": text, "backbone": text, "backbone_parameters": whole,
+        "total_params_ratio": float, "pretrained": dict, "tasks": list, "forgetting": list, "versions": dict,
+    }  # fmt: skip
+    task = {
+        "name": text, "version": whole, "accuracy": float, "validation_accuracy": float,
+        "finetune_accuracy": float, "probe_accuracy": float, "params_ratio": float,
+        "active_parameters": whole, "private_parameters": whole, "head_parameters": whole, "bytes": whole,
+        "lambda": float, "budget": number, "relation": dict, "epochs": whole, "seconds": float,
+        "peak_memory_bytes": whole, "flops_per_step": number, "seed": whole,
+    }  # fmt: skip
+    forgetting = {
+        "task": text, "accuracy_when_learned": float, "accuracy_at_end": float,
+        "logits_sha256_when_learned": text, "logits_sha256_at_end": text,
+    }  # fmt: skip
+    for contract, rows in (
+        (expected, [results]),
+        (task, results["tasks"]),
+        (forgetting, results["forgetting"]),
+    ):
+        for row in rows:
+            assert set(row) == set(contract)
+            for key, kind in contract.items():
+                assert isinstance(row[key], kind), key
+    assert results["format"] == 1
+    documented = (ROOT / "docs" / "results.md").read_text()
+    assert all(f"`{key}`" in documented for key in (*expected, *task, *forgetting))
+
+
+def test_results_are_consistent_with_the_pool(finished):
+    results, pool = read_results(finished[0]), Pool.open(finished[0] / "pool")
+    backbone = results["backbone_parameters"]
+    kept = sum(task["active_parameters"] + task["private_parameters"] for task in results["tasks"])
+    assert results["total_params_ratio"] == pytest.approx(1 + kept / backbone)
+    for task in results["tasks"]:
+        assert task["params_ratio"] <= task["budget"] == 0.4
+        assert sum(task["relation"].values()) == pytest.approx(1)
+        assert task["relation"][task["name"]] == pytest.approx(
+            task["active_parameters"] / (backbone - task["private_parameters"])
+        )
+        assert pool.count(task["name"]).ratio == task["params_ratio"]
+
+
+def test_nothing_is_forgotten(finished):
+    for row in read_results(finished[0])["forgetting"]:
+        assert row["logits_sha256_when_learned"] == row["logits_sha256_at_end"]
+        assert row["accuracy_when_learned"] == row["accuracy_at_end"]
+
+
+def without_times(results: dict) -> dict:
+    tasks = [
+        {key: value for key, value in task.items() if key not in ("seconds", "peak_memory_bytes")}
+        for task in results["tasks"]
+    ]
+    return {**results, "tasks": tasks}
+
+
+def test_one_seed_gives_one_result(finished, tmp_path):
+    done = main(tmp_path / "again", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert without_times(read_results(tmp_path / "again")) == without_times(read_results(finished[0]))
+
+
+def test_the_same_command_again_skips_what_is_learned(finished):
+    workdir, _ = finished
+    before = read_results(workdir), sorted(p.stat().st_mtime_ns for p in (workdir / "pool").rglob("*"))
+    done = main(workdir, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "negative is in the pool already: skipped" in done.stdout
+    after = read_results(workdir), sorted(p.stat().st_mtime_ns for p in (workdir / "pool").rglob("*"))
+    assert after == before
+
+
+def test_a_longer_list_learns_only_what_is_new(finished):
+    """Also by another route, pmap: the pool does not care which wrote it."""
+    workdir, _ = finished
+    first = read_results(workdir)
+    flags = ("--config.tasks=('negative','loops','thick')", *SMALL[1:], "--config.parallel=pmap")
+    done = main(workdir, *flags)
+    assert done.returncode == 0, done.stderr
+    results = read_results(workdir)
+    assert [task["name"] for task in results["tasks"]] == ["negative", "loops", "thick"]
+    for old, new in zip(first["tasks"], results["tasks"], strict=False):
+        assert old["active_parameters"] == new["active_parameters"]
+    assert all(row["accuracy_at_end"] == row["accuracy_when_learned"] for row in results["forgetting"][2:])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.lamda_=0.3"], "config.lamda_ is not known; did you mean config.lambda_?"),
+        (["--config.epochs=many"], "--config.epochs=many"),
+        (["--config.learning_rate=-1"], "config.learning_rate = -1.0: must be at least 0"),
+        (["--config.tasks=('negative','birds')"], "the digits have no task 'birds'"),
+        (["--config.tasks=()"], "config.tasks is empty"),
+        (["--config.backbone=resnet9"], "backbone 'resnet9' is not known"),
+        (["--config.budget=0.001"], "norms and other private parameters alone cost"),
+        (["--config.weights=/no/such/file"], "no such file"),
+        (["--config.batch_size=4096"], "batch_size = 4096"),
+        (["--wokdir=x"], "wokdir"),
+        (["extra"], "'extra' is not a flag"),
+    ],
+)
+def test_bad_input_is_one_line_and_harms_nothing(tmp_path, flags, message):
+    done = main(tmp_path / "w", *flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith("cwps: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_debug_shows_where(tmp_path):
+    done = main(tmp_path / "w", "--config.budget=0.001", "--debug")
+    assert done.returncode == 2 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.backbone=resnet18"], "made with backbone 'resnet8', config.backbone is 'resnet18'"),
+        (["--config.source_epochs=2"], "made with another pre-trained model (source_epochs was 1, is 2)"),
+    ],
+)
+def test_a_workdir_of_another_run_is_refused_unharmed(finished, flags, message):
+    workdir, _ = finished
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    done = main(workdir, *SMALL, *flags)
+    assert done.returncode == 2 and message in done.stderr
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_a_config_file_that_is_not_there(tmp_path):
+    done = main(tmp_path / "w", config="configs/nope.py")
+    assert done.returncode == 2 and done.stderr.startswith("cwps: --config: no such file: configs/nope.py")
+
+
+def test_pretrained_weights_from_a_file(tmp_path):
+    model = models.create("resnet8", 4)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    variables = jax.tree.map(lambda leaf: np.abs(rng.normal(0.1, 0.1, leaf.shape)).astype(np.float32), shapes)
+    save_weights(tmp_path / "w.safetensors", variables)
+    flags = ("--config.tasks=('negative',)", "--config.epochs=3", "--config.compare=()")
+    done = main(tmp_path / "w", *flags, f"--config.weights={tmp_path / 'w.safetensors'}")
+    assert done.returncode == 0, done.stderr
+    stored = Pool.open(tmp_path / "w" / "pool").effective("pretrained")
+    jax.tree.map(np.testing.assert_array_equal, stored, variables)
+    assert read_results(tmp_path / "w")["tasks"][0]["finetune_accuracy"] is None
