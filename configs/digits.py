@@ -14,14 +14,14 @@ def get_config():
     config.backbone = "resnet8"
     config.data = "digits"
     config.source = "digits"
-    config.source_epochs = 12
+    config.source_epochs = 10
 
     config.tasks = ("negative", "mirrored", "rotated", "thick", "clutter", "outline", "loops")
     config.compare = ("finetune", "probe")
 
     config.method = "cwps"
     config.budget = 0.4  # of the backbone's parameters, for each task
-    config.epochs = 12  # 3 warm-up, 6 soft, 3 hard; fine-tuning gets all 12
+    config.epochs = 8  # 2 warm-up, 4 soft, 2 hard; fine-tuning gets all 8
     config.batch_size = 64
     config.learning_rate = 0.05
     config.weight_decay = 5e-4

@@ -11,6 +11,8 @@ from cwps_jax.core.masks import MAX_TEMPERATURE, Estimator
 from cwps_jax.core.search import Candidates, Distance, Granularity, Search
 from cwps_jax.errors import CwpsError
 
+Compared = Literal["finetune", "probe"]
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -27,10 +29,11 @@ class TrainConfig:
         weight_decay: on kernels only, times the gate of each channel.
         seed: of the head's start, the data order and dropout.
         parallel: "jit" over a mesh of all devices, or "pmap".
-        lambda_: weight of the sparsity penalty, in [0, 1]; where it starts if the budget is below 1.
-        budget: largest params_ratio that the task may keep, in (0, 1]. Below 1 it steers lambda; at 1 there
-            is no limit and lambda stays as it is.
-        budget_rate: how fast lambda follows the budget, per unit of excess over the whole soft stage.
+        lambda_: weight of the sparsity penalty, in [0, 1], where there is no budget.
+        budget: largest params_ratio that the task may keep, in (0, 1]. Below 1 it sets lambda, step by step;
+            at 1 there is no limit.
+        budget_rate: how fast lambda's base follows the budget, per unit of excess over the whole soft stage.
+        budget_gain: lambda per unit of excess over the budget.
         estimator: of the gates: "annealed" sigmoid or "straight_through" threshold.
         compensate: whether the annealed gates' derivative is HAT's compensated one.
         max_temperature: s_max of the annealed gates.
@@ -55,7 +58,8 @@ class TrainConfig:
     parallel: Literal["jit", "pmap"] = "jit"
     lambda_: float = 0.5
     budget: float = 1.0
-    budget_rate: float = 10.0
+    budget_rate: float = 3.0
+    budget_gain: float = 6.0
     estimator: Estimator = "annealed"
     compensate: bool = True
     max_temperature: float = MAX_TEMPERATURE
@@ -75,7 +79,7 @@ class TrainConfig:
         check_types(self)
         _at_least(self, epochs=1, batch_size=1, norm_batches=1)
         _at_least(self, learning_rate=0, weight_decay=0, momentum=0, score_learning_rate=0, seed=0)
-        _at_least(self, budget_rate=0, max_temperature=1)
+        _at_least(self, budget_rate=0, budget_gain=0, max_temperature=1)
         _within(self, 0, 1, "lambda_", "learning_rate_warmup", "warm_up_share", "hard_share")
         if not 0 < self.budget <= 1:
             raise CwpsError(
@@ -120,7 +124,7 @@ class RunConfig(TrainConfig):
     source: str = ""
     source_epochs: int = 30
     weights: str = ""
-    compare: tuple[str, ...] = ("finetune", "probe")
+    compare: tuple[Compared, ...] = ("finetune", "probe")
     compilation_cache: str = "~/.cache/cwps_jax"
 
     def __post_init__(self) -> None:
@@ -132,9 +136,6 @@ class RunConfig(TrainConfig):
             check_task_name(name, "config.tasks")
             if self.tasks.count(name) > 1:
                 raise CwpsError(f"config.tasks names {name!r} twice: a task is learned once in a run")
-        for method in self.compare:
-            if method not in ("finetune", "probe"):
-                raise CwpsError(f"config.compare has {method!r}: choose from 'finetune' and 'probe'")
         if not self.source and not self.weights:
             raise CwpsError(
                 "config.source and config.weights are both empty: name a task to pre-train on, or a file"
@@ -148,11 +149,14 @@ class RunConfig(TrainConfig):
 
 
 def default_config() -> Any:
-    """Returns a locked `ml_collections.ConfigDict` with every key of `RunConfig` at its default."""
+    """Returns an `ml_collections.ConfigDict` with every key of `RunConfig` at its default.
+
+    A config file sets what it wants in it; a key that is not known is refused by `run_config`.
+    """
     from ml_collections import config_dict
 
     values = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    return config_dict.ConfigDict(values).lock()
+    return config_dict.ConfigDict(values)
 
 
 def check_task_name(name: str, where: str = "task") -> None:
@@ -176,7 +180,8 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     for key in values:
         if key not in known:
             raise CwpsError(unknown_key(key, known))
-    return RunConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return RunConfig(**settings)
 
 
 def unknown_key(key: str, known: typing.Iterable[str]) -> str:

@@ -30,9 +30,7 @@ def main(argv: Sequence[str]) -> None:
     """Learns the config's tasks, then measures them in a fresh process."""
     if len(argv) > 1:
         raise CwpsError(f"{argv[1]!r} is not a flag; give the config as --config=FILE")
-    if _CONFIG.value is None:
-        raise CwpsError("no config: give one, e.g. --config=configs/digits.py")
-    config = run_config(_CONFIG.value.to_dict())
+    config = _read_config()
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir())
     _start_jax(config)
 
@@ -50,6 +48,15 @@ def main(argv: Sequence[str]) -> None:
     sys.stderr.flush()
     command = [sys.executable, "-m", "cwps_jax.main", *sys.argv[1:], "--finish", f"--workdir={workdir}"]
     os.execv(sys.executable, command)
+
+
+def _read_config() -> RunConfig:
+    if _CONFIG.value is None:
+        raise CwpsError("no config: give one, e.g. --config=configs/digits.py")
+    try:
+        return run_config(_CONFIG.value.to_dict())
+    except OSError as error:  # a file that could not be read fails when its first value is asked for
+        raise CwpsError(f"--config: no such file: {_given_config(sys.argv)}") from error
 
 
 def _default_workdir() -> str:
@@ -74,8 +81,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         raise CwpsError(str(error)) from error
-    except FileNotFoundError as error:
-        raise CwpsError(f"--config: no such file: {_given_config(argv)}") from error
     except (AttributeError, KeyError) as error:
         known = RunConfig.__dataclass_fields__
         keys = [part.split("=")[0][9:] for part in argv if part.startswith("--config.")]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from cwps_jax import data, methods, models
-from cwps_jax.config import RunConfig, TrainConfig
+from cwps_jax.config import Compared, RunConfig
 from cwps_jax.core.masks import check_budget
 from cwps_jax.data.pipeline import steps_per_epoch, with_classes
 from cwps_jax.data.task import TaskData
@@ -47,7 +47,7 @@ def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", {"config": dataclasses.asdict(config), "versions": versions()})
 
-    compared = [method for method in config.compare if method != config.method]
+    compared = tuple(method for method in config.compare if method != config.method)
     epochs = config.source_epochs * (source is not None) + len(tasks) * config.epochs * (1 + len(compared))
     with RunProgress(workdir, epochs, console) as progress:
         if pool is None:
@@ -172,7 +172,7 @@ def _learn_one(
     config: RunConfig,
     name: str,
     task: TaskData,
-    compared: list[str],
+    compared: tuple[Compared, ...],
     pool: Pool,
     make_model: Any,
     trainer: Trainer,
@@ -182,7 +182,7 @@ def _learn_one(
     observe = functools.partial(progress.epoch, name)
     notes = {}
     for method in compared:
-        settings: TrainConfig = dataclasses.replace(config.train, method=method)
+        settings = dataclasses.replace(config.train, method=method)
         _, variables = train_task(pool, model, padded, settings, trainer, observe)
         outputs = Predictor(model, trainer.parallel)(variables, task.test, config.batch_size)
         notes[f"{method}_accuracy"] = measure(accuracy, outputs, task.test)

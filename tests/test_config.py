@@ -54,7 +54,10 @@ VALID = shipped(CONFIGS[0])
         ({"tasks": ("pretrained",)}, "'pretrained' is the pre-trained model's own name"),
         ({"tasks": ("a/b",)}, "'a/b' cannot be a task's name"),
         ({"tasks": ("..",)}, "'..' cannot be a task's name"),
-        ({"compare": ("magic",)}, "config.compare has 'magic'"),
+        (
+            {"compare": ("magic",)},
+            "config.compare = ('magic',): must be a tuple of one of 'finetune', 'probe'",
+        ),
         ({"source": "", "weights": ""}, "config.source and config.weights are both empty"),
     ],
 )
@@ -64,11 +67,12 @@ def test_a_wrong_value_is_one_clear_line(change, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_defaults_are_locked_and_complete():
+def test_the_defaults_are_complete_and_a_misspelt_key_is_refused():
     config = default_config()
     assert set(config.keys()) == {field.name for field in dataclasses.fields(RunConfig)}
-    with pytest.raises(AttributeError):
-        config.lamda_ = 0.3
+    config.lamda_ = 0.3
+    with pytest.raises(CwpsError, match="did you mean config.lambda_"):
+        run_config(config.to_dict())
 
 
 def test_a_runs_config_gives_the_tasks_part():

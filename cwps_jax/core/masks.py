@@ -143,10 +143,10 @@ def sparsity(gates: Tree, params: Tree) -> jax.Array:
 def params_ratio(gates: Tree, layout: Layout) -> jax.Array:
     """Returns what the task keeps, without its head, over the backbone's parameters (float32)."""
     flat = flatten(gates)
-    open_channels = sum(
-        jnp.sum(flat[layer.path].astype(jnp.float32)) * layer.channel_parameters for layer in layout.layers
-    )
-    return (open_channels + layout.private_parameters) / layout.backbone_parameters
+    kept = jnp.float32(layout.private_parameters)
+    for layer in layout.layers:
+        kept += jnp.sum(flat[layer.path], dtype=jnp.float32) * layer.channel_parameters
+    return kept / layout.backbone_parameters
 
 
 def check_budget(layout: Layout, budget: float) -> None:
@@ -208,16 +208,26 @@ def harden(
     return unflatten(hard)
 
 
-def steer(lambda_: jax.Array, ratio: jax.Array, budget: jax.Array, rate: jax.Array) -> jax.Array:
-    """Returns the next lambda, moved towards the budget and kept in [0, 1] (integral control).
+def steer(
+    base: jax.Array, ratio: jax.Array, budget: jax.Array, rate: jax.Array, gain: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns lambda for a step, and its base for the next: both follow the budget within [0, 1].
+
+    Scores integrate what lambda tells them, so an integral of the excess alone would swing to and fro; the
+    part in proportion to the excess damps it (PI control).
 
     Args:
-        lambda_: the present lambda.
+        base: the part of lambda that has built up.
         ratio: `params_ratio` of the gates as they would be hardened now.
         budget: the ratio to reach.
-        rate: change of lambda per unit of excess and step.
+        rate: change of the base per unit of excess and step.
+        gain: lambda per unit of excess.
+
+    Returns:
+        (lambda, next base).
     """
-    return jnp.clip(lambda_ + rate * (ratio - budget), 0.0, 1.0)
+    excess = ratio - budget
+    return jnp.clip(base + gain * excess, 0.0, 1.0), jnp.clip(base + rate * excess, 0.0, 1.0)
 
 
 def all_gates(layout: Layout, value: bool) -> dict[str, jax.Array]:

@@ -18,10 +18,12 @@ never follows a chain. What is written is never changed.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax.config import check_task_name
@@ -266,17 +268,15 @@ class Pool:
     def _gather(
         self, layer: Layer, leaf: str, shape: tuple[int, ...], owner: np.ndarray, row: np.ndarray
     ) -> np.ndarray:
-        filled = None
+        shared = flatten(self._shared()["params"])[leaf]
+        filled = np.empty((layer.channels, math.prod(shape) // layer.channels), shared.dtype)
         for identity in np.unique(owner):
             if identity == 0:
-                stored = to_rows(flatten(self._shared()["params"])[leaf], layer.gate_shape)
+                stored = to_rows(shared, layer.gate_shape)
             else:
                 stored = flatten(self._packed(self._by_id(int(identity)))["active"])[leaf]
-            stored = np.asarray(stored)
-            if filled is None:
-                filled = np.empty((layer.channels, stored.shape[1]), stored.dtype)
-            filled[owner == identity] = stored[row[owner == identity]]
-        return np.asarray(from_rows(filled, layer.gate_shape, shape))
+            filled[owner == identity] = np.asarray(stored)[row[owner == identity]]
+        return np.asarray(from_rows(jnp.asarray(filled), layer.gate_shape, shape))
 
     def _by_id(self, identity: int) -> Version:
         return next(version for version in self.index.versions if version.id == identity)

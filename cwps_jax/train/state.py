@@ -23,7 +23,7 @@ class TrainState:
         masks: nested dict, the scores; empty outside the soft stage.
         other: the model's other collections, such as batch_stats.
         child_optimizer, score_optimizer: optax states.
-        lambda_: float32, the weight of the sparsity penalty, moved by the budget.
+        lambda_base: float32, the part of the penalty's weight that the budget has built up.
         key: uint32 key of dropout.
     """
 
@@ -33,7 +33,7 @@ class TrainState:
     other: Tree
     child_optimizer: Any
     score_optimizer: Any
-    lambda_: jax.Array
+    lambda_base: jax.Array
     key: jax.Array
 
 
@@ -49,7 +49,8 @@ class Plan:
         warmup_steps: int32, over which the learning rate rises.
         learning_rate, score_learning_rate: float32, at the schedule's peak.
         budget: float32; at 1 lambda is not steered.
-        budget_rate: float32, change of lambda per unit of excess and step.
+        budget_rate: float32, change of lambda's base per unit of excess and step.
+        budget_gain: float32, lambda per unit of excess.
         max_temperature: float32, s_max.
     """
 
@@ -61,6 +62,7 @@ class Plan:
     score_learning_rate: jax.Array
     budget: jax.Array
     budget_rate: jax.Array
+    budget_gain: jax.Array
     max_temperature: jax.Array
 
 
@@ -78,6 +80,7 @@ def make_plan(
         score_learning_rate=jnp.float32(config.score_learning_rate),
         budget=jnp.float32(config.budget),
         budget_rate=jnp.float32(config.budget_rate / (stage.epochs * steps_per_epoch)),
+        budget_gain=jnp.float32(config.budget_gain),
         max_temperature=jnp.float32(config.max_temperature),
     )
 
@@ -93,6 +96,6 @@ def start_state(
         other=other,
         child_optimizer=optimizer.init(child),
         score_optimizer=(),
-        lambda_=jnp.float32(config.lambda_),
+        lambda_base=jnp.float32(config.lambda_ if config.budget == 1 else 0.0),
         key=jax.random.key_data(jax.random.key(config.seed)),
     )

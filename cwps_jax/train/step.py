@@ -55,7 +55,16 @@ def make_step(
     child_rule, score_rule = child_optimizer(config, layout), score_optimizer(config)
     head = set(layout.head_paths)
 
-    def objective(child, masks, state, frozen, batch, temperature):
+    def steer(state: TrainState, plan: Plan) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns lambda, its base for the next step, and the ratio that the gates ask for now."""
+        if not stage.penalised:
+            return state.lambda_base, state.lambda_base, jnp.float32(1)
+        ratio = core_masks.params_ratio(core_masks.gates(state.masks, estimator=config.estimator), layout)
+        steered = core_masks.steer(state.lambda_base, ratio, plan.budget, plan.budget_rate, plan.budget_gain)
+        lambda_, base = jax.tree.map(lambda one: jnp.where(plan.budget < 1, one, state.lambda_base), steered)
+        return lambda_, base, ratio
+
+    def objective(child, masks, lambda_, state, frozen, batch, temperature):
         if not stage.trains_backbone:
             child = map_with_path(lambda p, x: x if p in head else jax.lax.stop_gradient(x), child)
         effective, gates = stage.effective(child, masks, frozen, temperature)
@@ -71,16 +80,18 @@ def make_step(
                 mutable=list(state.other) if stage.trains_backbone else [],
                 rngs={"dropout": parallel.own_key(key, axis_name)},
             )
-        task_loss = jnp.mean(loss(outputs, batch))
-        penalty = state.lambda_ * core_masks.sparsity(gates, child) if stage.penalised else 0.0
-        return task_loss + penalty, (task_loss, jnp.mean(metric(outputs, batch)), changed, gates)
+        task_loss = total = jnp.mean(loss(outputs, batch))
+        if stage.penalised and gates is not None:
+            total += lambda_ * core_masks.sparsity(gates, child)
+        return total, (task_loss, jnp.mean(metric(outputs, batch)), changed, gates)
 
     def step(state: TrainState, frozen: Frozen, plan: Plan, batch: Mapping[str, jax.Array]):
         position = (state.step - plan.stage_start) % plan.steps_per_epoch
         temperature = core_masks.temperature(position, plan.steps_per_epoch, plan.max_temperature)
+        lambda_, next_base, ratio = steer(state, plan)
         gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
         (child_gradient, score_gradient), (task_loss, measured, changed, gates) = gradient(
-            state.child, state.masks, state, frozen, batch, temperature
+            state.child, state.masks, lambda_, state, frozen, batch, temperature
         )
         child_gradient, score_gradient, task_loss, measured, changed = jax.tree.map(
             lambda value: parallel.mean(value, axis_name),
@@ -98,19 +109,14 @@ def make_step(
         step_size = plan.learning_rate * schedule
         child = jax.tree.map(lambda p, u: p - step_size * u, state.child, updates)
 
-        masks, score_state, lambda_ = state.masks, state.score_optimizer, state.lambda_
-        metrics = {"loss": task_loss, "metric": measured, "private": jnp.float32(1), "lambda": lambda_}
+        masks, score_state = state.masks, state.score_optimizer
         if stage.penalised:
             moves, score_state = score_rule.update(score_gradient, score_state)
             step_size = plan.score_learning_rate * schedule
             masks = core_masks.clip(jax.tree.map(lambda e, u: e - step_size * u, masks, moves))
-            hard = core_masks.gates(masks, estimator=config.estimator)
-            ratio = core_masks.params_ratio(hard, layout)
-            steered = core_masks.steer(lambda_, ratio, plan.budget, plan.budget_rate)
-            lambda_ = jnp.where(plan.budget < 1, steered, lambda_)
-            metrics |= {"private": ratio, "lambda": lambda_}
         elif gates is not None:
-            metrics["private"] = core_masks.params_ratio(gates, layout)
+            ratio = core_masks.params_ratio(gates, layout)
+        metrics = {"loss": task_loss, "metric": measured, "private": ratio, "lambda": lambda_}
         state = TrainState(
             step=state.step + 1,
             child=child,
@@ -118,7 +124,7 @@ def make_step(
             other={**state.other, **changed},
             child_optimizer=child_state,
             score_optimizer=score_state,
-            lambda_=lambda_,
+            lambda_base=next_base,
             key=state.key,
         )
         return state, metrics

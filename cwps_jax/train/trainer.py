@@ -142,14 +142,14 @@ class Trainer:
         for stage in method.stages:
             state, frozen = self._begin(stage, state, frozen, pool, config)
             plan = make_plan(config, stage, first_epoch=done, epochs=epochs, steps_per_epoch=steps)
-            on_devices = self.parallel.replicate((frozen, plan))
+            held, told = self.parallel.replicate((frozen, plan))
             if stage.reestimates_norms and "batch_stats" in other:
-                state = self._reestimate_norms(stage, state, on_devices[0], split, config, done * steps)
+                state = self._reestimate_norms(stage, state, held, split, config, done * steps)
             step = self._step(stage, config)
             used.append(step)
             seconds = []
             for epoch in range(done, done + stage.epochs):
-                state, measured, elapsed = self._epoch(step, state, *on_devices, split, config, epoch)
+                state, measured, elapsed = self._epoch(step, state, held, told, split, config, epoch)
                 seconds.append(elapsed)
                 observe(
                     Progress(
@@ -173,7 +173,7 @@ class Trainer:
             pooled=pool.names,
             epochs=epochs,
             seconds=time.perf_counter() - began,
-            lambda_=float(state.lambda_),
+            lambda_=measured["lambda_"],
             peak_memory_bytes=_peak_memory(used),
             flops_per_step=max((step.flops or 0.0 for step in used), default=None),
         )
