@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict, unfreeze
+from flax.core.scope import subtract_filters
 
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.channels import Axes, Layout, layout_from_axes
@@ -245,8 +246,9 @@ class ChannelShared(nn.Module):
         Returns:
             What the model returns.
         """
+        assert self.scope is not None  # Linen calls a compact method with a scope only
         plain = self.model.clone(parent=None)
-        names = [name for name in (self.scope.rngs if self.scope else {}) if self.has_rng(name)]
+        names = list(self.scope.rngs)
         if self.is_initializing():
             keys = {name: self.make_rng(name) for name in names}
             for collection, tree in unfreeze(plain.init(keys, *args, **kwargs)).items():
@@ -261,18 +263,13 @@ class ChannelShared(nn.Module):
         variables = dict(self.variables)
         gates = core_masks.gates(variables.pop("masks"), temperature, estimator=self.estimator)
         variables["params"] = mix(variables.pop("parent"), variables["params"], gates)
-        changing = [
-            collection
-            for collection in variables
-            if collection != "params" and self.is_mutable_collection(collection)
-        ]
         keys = {name: self.make_rng(name) for name in names if name != "params"}
-        output = plain.apply(variables, *args, rngs=keys, mutable=changing or False, **kwargs)
-        if not changing:
-            return output
-        output, changed = output
-        for collection, tree in unfreeze(changed).items():
-            self._store(collection, tree)
+        # What the caller may change, the model may: statistics, sown features. Never child or parent here.
+        mutable = subtract_filters(self.scope.mutable, ("params", "parent", "masks"))
+        output, changed = plain.apply(variables, *args, rngs=keys, mutable=mutable, **kwargs)
+        if not self.is_initializing():  # as Linen's own norms: init leaves statistics at their start
+            for collection, tree in unfreeze(changed).items():
+                self._store(collection, tree)
         return output
 
     def _store(self, collection: str, tree: Mapping[str, Any] | FrozenDict) -> None:

@@ -1,0 +1,99 @@
+"""Arrows point down only: which room of the package may import which."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import cwps_jax
+
+PACKAGE = pathlib.Path(cwps_jax.__file__).parent
+RANKS = {
+    "errors": -1,
+    "version": 0,
+    "core": 0,
+    "config": 1,
+    "modules": 1,
+    "parallel": 1,
+    "models": 2,
+    "methods": 2,
+    "data": 3,
+    "store": 4,
+    "train": 4,
+    "learn": 5,
+    "serve": 6,
+    "report": 6,
+    "run": 7,
+    "main": 8,
+    "pool": 8,
+}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(source, package):
+    """Yields the full name of everything that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *filter(None, [base])])
+            # `from cwps_jax import methods` imports a room; what else is named may be a module too.
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def forbidden(source, room, package="cwps_jax"):
+    """Returns the imports of a room's file that point up or sideways, and, in core, out of it."""
+    found = []
+    for name in imported_modules(source, package):
+        top, *rest = name.split(".")
+        if top == "cwps_jax":
+            target = rest[0] if rest else ""
+            if target != room and RANKS.get(target, 99) >= RANKS[room]:
+                found.append(name)
+        elif room == "core" and top not in {"jax", "numpy"} | sys.stdlib_module_names:
+            found.append(name)
+    return found
+
+
+def test_every_room_has_its_rank():
+    assert {room_of(path) for path in FILES} <= RANKS.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_down(path):
+    package = ".".join(("cwps_jax", *path.relative_to(PACKAGE).parts[:-1]))
+    assert forbidden(path.read_text(), room_of(path), package) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "room", "wrong"),
+    [
+        ("import flax.linen as nn", "core", ["flax.linen"]),
+        ("from cwps_jax.errors import CwpsError\nfrom cwps_jax.core.trees import flatten", "core", []),
+        ("from cwps_jax.config import TrainConfig", "core", ["cwps_jax.config.TrainConfig"]),
+        ("from cwps_jax import parallel", "config", ["cwps_jax.parallel"]),
+        ("from cwps_jax import methods", "train", []),
+        ("def late():\n    import cwps_jax.report.table", "store", ["cwps_jax.report.table"]),
+        ("from ..train import step", "methods", ["cwps_jax.train.step"]),
+        ("import cwps_jax", "learn", ["cwps_jax"]),
+    ],
+)
+def test_an_arrow_that_points_up_is_seen(source, room, wrong):
+    assert forbidden(source, room, f"cwps_jax.{room}") == wrong
+
+
+def test_importing_the_package_stays_light():
+    heavy = ("tensorflow", "torch", "matplotlib", "sklearn", "orbax")
+    program = f"import sys, cwps_jax; print([name for name in {heavy} if name in sys.modules])"
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")

@@ -1,0 +1,146 @@
+"""One device, eight devices by jit and eight by pmap train the same task to the same numbers."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cwps_jax import CwpsError, TrainConfig, Trainer
+from cwps_jax.core.trees import flatten
+from cwps_jax.methods.method import Pooled
+from cwps_jax.parallel import Parallel
+from cwps_jax.train.evaluation import Predictor
+from cwps_jax.train.state import TrainState
+
+STEPS = 20  # of each stage: 4 epochs of 5
+
+DOORS = {"one device": ("jit", 1), "eight by jit": ("jit", 8), "eight by pmap": ("pmap", 8)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording(Parallel):
+    """Keeps all that was fetched."""
+
+    fetched: list = dataclasses.field(default_factory=list)
+
+    def fetch(self, tree, **options):
+        self.fetched.append(super().fetch(tree, **options))
+        return self.fetched[-1]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, tiny_layout, tiny_variables, moved):
+    """{door: (what the trainer returned, all that it fetched)} of one task in all stages."""
+    rng = np.random.default_rng(0)
+    label = np.arange(80, dtype=np.int32) % 3
+    images = rng.standard_normal((80, 8, 8, 1)) * (1 + label[:, None, None, None])
+    split = {"image": images.astype(np.float32), "label": label}
+    start = flatten(tiny_variables["params"])
+    other = flatten(moved(tiny_variables["params"], 0.02, 1))
+    models = {path: np.stack([start[path], other[path]]) for path in tiny_layout.layer_paths}
+    config = TrainConfig(
+        epochs=12,
+        warm_up_share=1 / 3,
+        hard_share=1 / 3,
+        batch_size=16,
+        learning_rate=0.05,
+        weight_decay=0.01,
+        lambda_=0.05,
+        score_learning_rate=0.05,
+        search_z=0.0,
+        norm_batches=3,
+    )
+    found = {}
+    for door, (mode, count) in DOORS.items():
+        parallel = Recording(mode, tuple(jax.devices()[:count]))
+        example = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+        trainer = Trainer(tiny_model, tiny_layout, example, parallel=parallel)
+        trained = trainer.train(tiny_variables, split, config, Pooled(models, 2, ("pretrained", "a@1")))
+        found[door] = trained, parallel.fetched
+    return found
+
+
+@pytest.mark.parametrize("door", ["eight by jit", "eight by pmap"])
+def test_eight_devices_train_as_one_does(runs, door):
+    (trained, fetched), (one, fetched_by_one) = runs[door], runs["one device"]
+    # States between the stages (child, masks, statistics, moments), every step's loss, norm statistics.
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    jax.tree.map(close, fetched, fetched_by_one)
+    jax.tree.map(close, (trained.params, trained.other), (one.params, one.other))
+    jax.tree.map(np.testing.assert_array_equal, trained.gates, one.gates)
+    jax.tree.map(np.testing.assert_array_equal, trained.sources, one.sources)
+
+
+def test_the_compared_run_has_all_stages_and_says_something(runs, tiny_variables):
+    trained, fetched = runs["one device"]
+    states = [tree for tree in fetched if isinstance(tree, TrainState)]
+    assert [int(state.step) for state in states] == [0, STEPS, 2 * STEPS, 3 * STEPS]
+    rows = [row for tree in fetched if isinstance(tree, list) for row in tree]
+    assert len(rows) == 3 * STEPS
+    assert len({float(row["loss"]) for row in rows}) == 3 * STEPS
+    open_channels = np.concatenate([np.ravel(gate) for gate in jax.tree.leaves(trained.gates)])
+    assert 0 < open_channels.mean() < 1
+    assert any(np.any(source.model) for source in trained.sources.values())
+    for before, after in itertools.pairwise(states):
+        assert np.any(before.child["conv2"]["kernel"] != after.child["conv2"]["kernel"])
+        assert np.any(
+            before.other["batch_stats"]["norm"]["mean"] != after.other["batch_stats"]["norm"]["mean"]
+        )
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_predictions_come_in_order_for_every_item(door, tiny_model, tiny_variables):
+    mode, count = DOORS[door]
+    images = np.random.default_rng(0).standard_normal((21, 8, 8, 1)).astype(np.float32)
+    predictor = Predictor(tiny_model, Parallel(mode, tuple(jax.devices()[:count])))
+    logits = predictor(tiny_variables, {"image": images}, 6)  # neither 8 nor 6 divides 21
+    wanted = jax.jit(tiny_model.apply)(tiny_variables, images)
+    np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("kind", ["numpy", "jax"])
+def test_a_donated_copy_does_not_take_its_source_along(door, kind):
+    mode, count = DOORS[door]
+    parallel = Parallel(mode, tuple(jax.devices()[:count]))
+    wanted = np.arange(4096, dtype=np.float32)
+    source = {"a": wanted.copy() if kind == "numpy" else jnp.asarray(wanted), "b": np.float32(3)}
+    add_one = parallel.compile(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate=(0,))
+    placed = parallel.replicate(source)
+    moved = parallel.fetch(add_one(add_one(placed)))
+    assert placed["a"].is_deleted()
+    np.testing.assert_array_equal(moved["a"], wanted + 2)
+    np.testing.assert_array_equal(source["a"], wanted)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_copy_does_not_follow_its_source(door):
+    mode, count = DOORS[door]
+    memory = np.zeros(4096 + 16, np.float32)
+    start = (-memory.ctypes.data) % 64 // 4  # aligned as devices on the host could use it in place
+    source = memory[start : start + 4096]
+    parallel = Parallel(mode, tuple(jax.devices()[:count]))
+    placed = parallel.replicate(source)
+    source += 1
+    assert not np.any(parallel.fetch(placed))
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused():
+    for mode in ("jit", "pmap"):
+        with pytest.raises(CwpsError, match="batch_size = 12: must be a multiple of the 8 devices"):
+            Parallel(mode).split({"image": np.zeros((12, 2))})
+
+
+def test_a_program_is_compiled_once_for_each_set_of_shapes_and_knows_its_cost():
+    double = Parallel(devices=tuple(jax.devices()[:1])).compile(lambda x, y: x @ y)
+    x = jnp.ones((4, 8))
+    for _ in range(3):
+        double(x, x.T)
+    assert double.compilations == 1
+    assert double.flops >= 2 * 4 * 8 * 4
+    assert double.peak_bytes >= 4 * (32 + 32 + 16)
+    double(x.T, x)
+    assert double.compilations == 2
