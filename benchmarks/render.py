@@ -1,6 +1,6 @@
 """Writes the tables of README.md from committed result files; --check only says whether they are current.
 
-    python benchmarks/render.py
+python benchmarks/render.py
 """
 
 import argparse

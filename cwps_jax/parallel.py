@@ -47,11 +47,11 @@ class Parallel:
         count = len(self.devices)
 
         def place(leaf: Any) -> jax.Array:
-            leaf = np.asarray(leaf)
+            # A host copy of its own: a CPU device may otherwise take over the memory of the array given.
+            leaf = np.array(leaf, copy=True)
             if self.mode == "pmap":
-                leaf = np.broadcast_to(leaf, (count, *leaf.shape))
-                return jax.device_put(leaf, self._sharding(True))
-            return jax.device_put(leaf, self._sharding(False), may_alias=False)
+                leaf = np.stack([leaf] * count)
+            return jax.device_put(leaf, self._sharding(self.mode == "pmap"))
 
         return jax.tree.map(place, tree)
 

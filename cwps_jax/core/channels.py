@@ -217,10 +217,10 @@ def axes_from_shapes(kernel_shape: Shape, bias_shape: Shape | None, path: str) -
     readings: set[Axes] = set()
     if bias_shape:
         rank, count = len(kernel_shape), len(bias_shape)
-        if kernel_shape[rank - count :] == bias_shape:
-            readings.add(tuple(range(-count, 0)))  # Conv, Dense, attention projection
-        if count >= 2 and (*kernel_shape[: count - 1], kernel_shape[-1]) == bias_shape:
-            readings.add((*range(-rank, -rank + count - 1), -1))  # scanned: leading axes and the last
+        for lifted in range(count):  # axes of scanned copies, then the layer's own channels at the end
+            own = count - lifted
+            if count < rank and (*kernel_shape[:lifted], *kernel_shape[rank - own :]) == bias_shape:
+                readings.add((*range(-rank, -rank + lifted), *range(-own, 0)))
         if rank >= 4 and count == 1 and kernel_shape[-2:-1] == bias_shape:
             readings.add((-2,))  # transposed convolution with a swapped kernel
     if len(readings) == 1:

@@ -53,6 +53,6 @@ def unpack(
         for leaf, shape in zip(layer.leaves, layer.shapes, strict=True):
             rows = jnp.asarray(packed[leaf])
             index = jnp.nonzero(gate, size=rows.shape[0], fill_value=layer.channels)[0]
-            filled = to_rows(parents[leaf], layer.gate_shape).at[index].set(rows, mode="drop")
+            filled = to_rows(jnp.asarray(parents[leaf]), layer.gate_shape).at[index].set(rows, mode="drop")
             leaves[leaf] = from_rows(filled, layer.gate_shape, shape)
     return unflatten(leaves)

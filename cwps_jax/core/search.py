@@ -137,18 +137,20 @@ def _distances(child: jax.Array, rows: jax.Array, start: jax.Array, search: Sear
     if search.distance == "l2":
         return jnp.sum((child - rows) ** 2, axis=-1)
     if search.distance == "cosine":
-        return 1 - _cosine(child, rows)
+        # One minus the cosine, as half the squared distance of the directions: 1 - x cancels near 1.
+        return 0.5 * jnp.sum((_direction(child) - _direction(rows)) ** 2, axis=-1)
     change = rows - start
-    agreement = _cosine(child - start, change) * math.sqrt(child.shape[-1])
+    cosine = jnp.sum(_direction(child - start) * _direction(change), axis=-1)
+    agreement = cosine * math.sqrt(child.shape[-1])
     # A row that never changed is the pre-trained one: it costs 0, and others have to beat it by z.
     unmoved = jnp.all(change == 0, axis=-1)
     return jnp.where(agreement > search.z, -agreement, jnp.where(unmoved, 0.0, 1.0))
 
 
-def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Cosine along the last axis; 0 where either vector is zero."""
-    norms = jnp.sum(a * a, -1) * jnp.sum(b * b, -1)
-    return jnp.sum(a * b, -1) * jnp.where(norms > 0, jax.lax.rsqrt(jnp.where(norms > 0, norms, 1)), 0)
+def _direction(rows: jax.Array) -> jax.Array:
+    """Returns rows of length 1 along the last axis; zero rows stay zero."""
+    norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / jnp.where(norm > 0, norm, 1)
 
 
 def _nearest_of_any(child: jax.Array, models: jax.Array, present: jax.Array, search: Search) -> Source:

@@ -9,7 +9,7 @@ from cwps_jax.core import masks as core_masks
 from cwps_jax.core.mixing import mix
 from cwps_jax.core.search import composite
 from cwps_jax.core.trees import Tree
-from cwps_jax.methods.method import Frozen, Method, Moment, Stage, all_open, whole_child
+from cwps_jax.methods.method import Effective, Frozen, Method, Moment, Stage, all_open, whole_child
 
 _composite = jax.jit(composite, static_argnames=("layout", "search"))
 
@@ -19,19 +19,7 @@ def cwps(config: TrainConfig) -> Method:
     warm_up = max(1, round(config.epochs * config.warm_up_share))
     hard = max(1, round(config.epochs * config.hard_share))
     soft = max(1, config.epochs - warm_up - hard)
-    gates = functools.partial(
-        core_masks.gates,
-        estimator=config.estimator,
-        compensate=config.compensate,
-        maximum=config.max_temperature,
-    )
-
-    def soft_rule(
-        child: Tree, masks: Tree, frozen: Frozen, temperature: jax.Array
-    ) -> tuple[Tree, Tree | None]:
-        soft_gates = gates(masks, temperature)
-        return mix(frozen.parent, child, soft_gates), soft_gates
-
+    soft_rule = _soft_rule(config.estimator, config.compensate, config.max_temperature)
     return Method(
         "cwps",
         (
@@ -40,6 +28,17 @@ def cwps(config: TrainConfig) -> Method:
             Stage("hard", hard, _hard_rule, _harden, reestimates_norms=True),
         ),
     )
+
+
+@functools.cache  # one rule for equal settings, so that tasks share the compiled step
+def _soft_rule(estimator: core_masks.Estimator, compensate: bool, maximum: float) -> Effective:
+    def soft(child: Tree, masks: Tree, frozen: Frozen, temperature: jax.Array) -> tuple[Tree, Tree | None]:
+        gates = core_masks.gates(
+            masks, temperature, estimator=estimator, compensate=compensate, maximum=maximum
+        )
+        return mix(frozen.parent, child, gates), gates
+
+    return soft
 
 
 def _hard_rule(child: Tree, masks: Tree, frozen: Frozen, temperature: jax.Array) -> tuple[Tree, Tree | None]:

@@ -139,11 +139,13 @@ def make_norm_step(
 
     def statistics(state: TrainState, frozen: Frozen, batch: Mapping[str, jax.Array]) -> Tree:
         effective, _ = stage.effective(state.child, state.masks, frozen, jnp.float32(1))
+        # From zeros: statistics of before have no weight, but 0 times what is not a number is none.
+        blank = {**state.other, "batch_stats": jax.tree.map(jnp.zeros_like, state.other["batch_stats"])}
         with batch_norm_overrides(axis_name=axis_name, momentum=0.0):
             _, changed = apply_model(
                 model,
                 effective,
-                state.other,
+                blank,
                 batch["image"],
                 train=True,
                 mutable=["batch_stats"],

@@ -1,7 +1,6 @@
 """`Trainer`: runs a method's stages for one task after another, with one compiled step a stage."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -108,7 +107,6 @@ class Trainer:
         self.metric = metric
         self.parallel = parallel or Parallel()
         self.example = example
-        self._methods = functools.cache(methods.create)
         self._steps: dict[Any, Compiled] = {}
 
     def train(
@@ -132,7 +130,7 @@ class Trainer:
             FloatingPointError: the loss is not finite at the end of an epoch.
         """
         began = time.perf_counter()
-        method = self._methods(config)
+        method = methods.create(config)
         steps = steps_per_epoch(split, config.batch_size)
         epochs = sum(stage.epochs for stage in method.stages)
         other = {collection: tree for collection, tree in variables.items() if collection != "params"}
