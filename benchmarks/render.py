@@ -38,10 +38,11 @@ def digits_table(runs: list[dict[str, Any]]) -> str:
         for run in runs
         for row in run["forgetting"]
     )
+    where = f"{first['versions']['device']}, jax {first['versions']['jax']}"
     lines += [
         "",
-        f"`make demo`, seed 0, on {first['versions']['device']}, jax {first['versions']['jax']}. Together with the "
-        f"pre-trained model {first['total_params_ratio']:.2f}x a backbone, where fine-tuning keeps "
+        f"`make demo`, seed 0, on {where}. Together with "
+        f"the pre-trained model {first['total_params_ratio']:.2f}x a backbone, where fine-tuning keeps "
         f"{1 + len(first['tasks'])}x. Means over the tasks with seeds 0 to {len(runs) - 1}: "
         f"{_spread(means['accuracy'])} against {_spread(means['finetune_accuracy'])} fine-tuned and "
         f"{_spread(means['probe_accuracy'])} probed. A task's test set has about 520 images: one seed's "
@@ -63,9 +64,9 @@ def step_table(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"{settings['backbone']}, {settings['dtype']}, {result['device']}, jax {result['versions']['jax']}, commit "
-        f"{result['commit']}. Time: median and quartiles of {settings['repeats']} interleaved turns at batch "
-        f"{settings['batch']}, {settings['size']} px; a fine-tuning step takes "
+        f"{settings['backbone']}, {settings['dtype']}, {result['device']}, jax {result['versions']['jax']}, "
+        f"commit {result['commit']}. Time: median and quartiles of {settings['repeats']} interleaved turns at "
+        f"batch {settings['batch']}, {settings['size']} px; a fine-tuning step takes "
         f"{result['seconds']['finetune']:.2f} s. FLOPs and memory: XLA's analysis at batch "
         f"{settings['cost_batch']}, {settings['cost_size']} px.",
     ]

@@ -160,6 +160,8 @@ def make_trainer(
     """Returns a trainer for a model, made to the shape of the data's images."""
     example = image_shape(data)
     layout = channel_layout(model, example, head=config.head, private=(*PRIVATE, *config.private))
+    if not layout.layers:
+        raise CwpsError("the model has no layer with output channels outside its head: nothing to share")
     return Trainer(model, layout, example, loss=loss, metric=metric, parallel=Parallel(config.parallel))
 
 

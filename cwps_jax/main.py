@@ -87,6 +87,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         unknown = [key for key in keys if key not in known]
         line = unknown_key(unknown[0], known) if unknown else f"--config: {_given_config(argv)}: {error}"
         raise CwpsError(" ".join(line.split())) from error
+    except OSError as error:
+        raise CwpsError(f"--config: no such file: {_given_config(argv)}") from error
     except (TypeError, ValueError, SyntaxError, ImportError) as error:
         raise CwpsError(f"--config: {_given_config(argv)}: {error}") from error
 

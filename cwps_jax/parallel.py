@@ -2,7 +2,7 @@
 
 The batch is split over the mesh's one axis, `data`; everything else is on every device. Under jit the
 compiler sees the global batch, so means and norm statistics are global by themselves; under pmap a step
-sees its own part and averages over `AXIS`.
+sees its own part and averages over `AXIS`. (Dropout differs: each part has a key of its own.)
 """
 
 import dataclasses

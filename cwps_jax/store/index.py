@@ -21,7 +21,7 @@ class Version:
         id: its number in the pool, from 1; channels name their owner by it. 0 is the pre-trained model.
         task: the task's name.
         version: 1 for the task's first.
-        sha256: of the packed tree's contents.
+        sha256: of the packed tree's files.
         bytes: payload bytes of the packed tree.
         record: what was measured when it was learned; plain JSON.
     """
@@ -45,7 +45,7 @@ class Index:
     Attributes:
         backbone: name of the backbone.
         layout: the layout of the pre-trained model; a task's head may differ.
-        pretrained_sha256: of the shared tree's contents.
+        pretrained_sha256: of the shared tree's files.
         pretrained_record: where it came from; plain JSON.
         versions: all stored versions, oldest first.
     """

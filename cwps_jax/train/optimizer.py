@@ -26,7 +26,8 @@ def child_optimizer(config: TrainConfig, layout: Layout) -> optax.GradientTransf
 def score_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """Returns the optimizer of the scores, without its learning rate; it has no weight decay."""
     if config.score_optimizer == "adam":
-        return optax.scale_by_adam()
+        # A short memory: lambda's first jump must not slow the scores down for a thousand steps.
+        return optax.scale_by_adam(b2=0.9)
     return optax.trace(config.momentum)
 
 

@@ -253,8 +253,9 @@ class Trainer:
 
     def _step(self, stage: Stage, config: TrainConfig) -> Compiled:
         # What a step is built from: a stage's rule and its optimizer. All else is traced.
-        settings = ("optimizer", "momentum", "weight_decay", "score_optimizer", "estimator")
         rule = (stage.effective, stage.penalised, stage.trains_backbone)
+        settings = ["optimizer", "momentum", "weight_decay"]
+        settings += ["score_optimizer", "estimator"] * stage.penalised
         key = (*rule, *(getattr(config, name) for name in settings))
         return self._compiled(
             key,
