@@ -65,8 +65,8 @@ def step_table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"{settings['backbone']}, {settings['dtype']}, {result['device']}, jax {result['versions']['jax']}, "
-        f"commit {result['commit']}. Time: median and quartiles of {settings['repeats']} interleaved turns at "
-        f"batch {settings['batch']}, {settings['size']} px; a fine-tuning step takes "
+        f"commit {result['commit']}. Time: median and quartiles of {settings['repeats']} interleaved turns "
+        f"at batch {settings['batch']}, {settings['size']} px; a fine-tuning step takes "
         f"{result['seconds']['finetune']:.2f} s. FLOPs and memory: XLA's analysis at batch "
         f"{settings['cost_batch']}, {settings['cost_size']} px.",
     ]
