@@ -57,9 +57,8 @@ class Turn:
             jax.eval_shape(model.init, jax.random.key(0), example),
         )
         statistics_ = jax.tree.map(np.ones_like, variables["batch_stats"])
-        state = start_state(
-            variables["params"], {"batch_stats": statistics_}, child_optimizer(config, layout), config
-        )
+        optimizer = child_optimizer(config, layout).init(variables["params"])
+        state = start_state(variables["params"], {"batch_stats": statistics_}, optimizer, config)
         frozen = Frozen(gates=masks.all_gates(layout, True))
         if kind != "finetune":
             parent = select(variables["params"], layout.layer_paths)

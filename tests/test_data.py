@@ -20,7 +20,7 @@ def arrays(count: int, classes: int = 4, seed: int = 0) -> dict:
 def test_a_digits_task_is_complete(name):
     task = data.load("digits", name)
     for split in (task.train, task.validation, task.test):
-        assert split["image"].shape[1:] == (16, 16, 1) and split["image"].dtype == np.float32
+        assert split["image"].shape[1:] == (12, 12, 1) and split["image"].dtype == np.float32
         assert set(split["label"]) == set(range(task.classes))
         assert np.abs(split["image"]).max() <= 1
 

@@ -201,7 +201,7 @@ def test_a_config_file_that_is_not_there(tmp_path):
 def test_pretrained_weights_from_a_file(tmp_path):
     model = models.create("resnet8", 4)
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 12, 12, 1)))
     variables = jax.tree.map(lambda leaf: np.abs(rng.normal(0.1, 0.1, leaf.shape)).astype(np.float32), shapes)
     save_weights(tmp_path / "w.safetensors", variables)
     flags = ("--config.tasks=('negative',)", "--config.epochs=3", "--config.compare=()")

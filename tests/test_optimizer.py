@@ -39,7 +39,12 @@ def step_of(tiny_model, tiny_layout, tiny_variables):
         stage = methods.create(config).stages[stage]
         step = jax.jit(make_step(stage, tiny_model, tiny_layout, config, cross_entropy, accuracy))
         other = {"batch_stats": tiny_variables["batch_stats"]}
-        state = start_state(tiny_variables["params"], other, child_optimizer(config, tiny_layout), config)
+        state = start_state(
+            tiny_variables["params"],
+            other,
+            child_optimizer(config, tiny_layout).init(tiny_variables["params"]),
+            config,
+        )
         return step, state, make_plan(config, stage, first_epoch=0, epochs=4, steps_per_epoch=5)
 
     return build

@@ -164,23 +164,25 @@ def gates_by_leaf(gates: Tree, params: Tree) -> dict[str, jax.Array]:
     return found
 
 
-def to_rows(leaf: jax.Array, gate_shape: Shape) -> jax.Array:
-    """Returns a layer's leaf channel-major: shape (channels, fan-in)."""
+def to_rows(leaf: Any, gate_shape: Shape) -> Any:
+    """Returns a layer's leaf channel-major: shape (channels, fan-in). NumPy stays NumPy."""
+    numpy = leaf.__array_namespace__()
     channels = math.prod(gate_shape)
     if len(leaf.shape) == len(gate_shape):
         axes = [axis for axis, size in enumerate(gate_shape) if size != 1]
-        leaf = jnp.moveaxis(leaf, axes, range(len(axes)))
-    return jnp.reshape(leaf, (channels, -1))
+        leaf = numpy.moveaxis(leaf, axes, range(len(axes)))
+    return numpy.reshape(leaf, (channels, -1))
 
 
-def from_rows(rows: jax.Array, gate_shape: Shape, leaf_shape: Shape) -> jax.Array:
+def from_rows(rows: Any, gate_shape: Shape, leaf_shape: Shape) -> Any:
     """Inverse of `to_rows`: returns the leaf in the backbone's own shape."""
+    numpy = rows.__array_namespace__()
     if len(leaf_shape) != len(gate_shape):
-        return jnp.reshape(rows, leaf_shape)
+        return numpy.reshape(rows, leaf_shape)
     axes = [axis for axis, size in enumerate(gate_shape) if size != 1]
     rest = [size for axis, size in enumerate(leaf_shape) if axis not in axes]
-    moved = jnp.reshape(rows, [leaf_shape[axis] for axis in axes] + rest)
-    return jnp.moveaxis(moved, range(len(axes)), axes)
+    moved = numpy.reshape(rows, [leaf_shape[axis] for axis in axes] + rest)
+    return numpy.moveaxis(moved, range(len(axes)), axes)
 
 
 def layer_rows(layer: Layer, params: Mapping[str, jax.Array]) -> jax.Array:

@@ -20,7 +20,7 @@ def pack(
         params: nested dict of parameters.
         gates: nested dict of hard gates.
         capacity: {path of a kernel: rows to return}, which makes it jit-compatible; rows beyond the
-            active ones are zeros. None counts the active channels, which needs concrete gates.
+            active ones are zeros. None takes exactly the active channels, which needs concrete gates.
 
     Returns:
         {path of a leaf: (rows, fan-in)}, in the order of the channels; a bias has fan-in 1.
@@ -29,12 +29,13 @@ def pack(
     packed = {}
     for layer in layout.layers:
         gate = flat_gates[layer.path].ravel()
-        rows = int(np.sum(gate)) if capacity is None else capacity[layer.path]
-        index = jnp.nonzero(gate, size=rows, fill_value=layer.channels)[0]
         for leaf in layer.leaves:
-            packed[leaf] = jnp.take(
-                to_rows(flat[leaf], layer.gate_shape), index, axis=0, mode="fill", fill_value=0
-            )
+            rows = to_rows(flat[leaf], layer.gate_shape)
+            if capacity is None:
+                packed[leaf] = rows[np.flatnonzero(gate)]
+            else:
+                index = jnp.nonzero(gate, size=capacity[layer.path], fill_value=layer.channels)[0]
+                packed[leaf] = jnp.take(rows, index, axis=0, mode="fill", fill_value=0)
     return packed
 
 

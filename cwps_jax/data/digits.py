@@ -1,6 +1,6 @@
 """The embedded data set: scikit-learn's handwritten digits as a source task and seven target tasks.
 
-1,797 real scans of 8 x 8 pixels, drawn at 16 x 16. A scan is a test scan of *every* task or of none: 30% by
+1,797 real scans of 8 x 8 pixels, drawn at 12 x 12. A scan is a test scan of *every* task or of none: 30% by
 the hash of its pixels, so equal scans stay together too and nothing leaks from one task into another.
 
 | task | drawn as | labels |
@@ -25,14 +25,15 @@ import numpy as np
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 
-SIZE = 16
+SIZE = 12
+PIECE = 5  # pixels of a piece of clutter
 TEST_PERCENT = 30
 LOOPS = {0: 1, 1: 0, 2: 0, 3: 0, 5: 0, 6: 1, 7: 0, 8: 2, 9: 1}
 
 
 @functools.cache
 def _scans() -> tuple[np.ndarray, np.ndarray, list[bytes]]:
-    """Returns images (n, 16, 16) float32 in [0, 1], labels (n,) and an identity for each scan."""
+    """Returns images (n, 12, 12) float32 in [0, 1], labels (n,) and an identity for each scan."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -42,7 +43,7 @@ def _scans() -> tuple[np.ndarray, np.ndarray, list[bytes]]:
     scans, labels = load_digits(return_X_y=True)
     scans = scans.reshape(-1, 8, 8)
     ids = [hashlib.sha256(scan.astype(np.uint8).tobytes()).digest() for scan in scans]
-    drawn = ndimage.zoom(scans, (1, 2, 2), order=1, grid_mode=True, mode="nearest") / 16.0
+    drawn = ndimage.zoom(scans, (1, SIZE / 8, SIZE / 8), order=1, grid_mode=True, mode="nearest") / 16.0
     return drawn.astype(np.float32), labels.astype(np.int32), ids
 
 
@@ -50,9 +51,9 @@ def _clutter(images: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(0)
     ground = rng.uniform(0.0, 0.45, images.shape)
     for _ in range(3):  # pieces of other scans, dimmed, at random places
-        piece = images[rng.permutation(len(images))][:, 4:11, 4:11]
-        for scan, (row, column) in enumerate(rng.integers(0, SIZE - 7, (len(images), 2))):
-            window = ground[scan, row : row + 7, column : column + 7]
+        piece = images[rng.permutation(len(images))][:, 3 : 3 + PIECE, 3 : 3 + PIECE]
+        for scan, (row, column) in enumerate(rng.integers(0, SIZE - PIECE, (len(images), 2))):
+            window = ground[scan, row : row + PIECE, column : column + PIECE]
             np.maximum(window, 0.6 * piece[scan], out=window)
     return np.maximum(images, ground)
 
@@ -82,7 +83,7 @@ DOMAINS = {
 
 
 def digits_task(name: str) -> TaskData:
-    """Returns one of the tasks, images (n, 16, 16, 1) float32 normalised to about [-1, 1].
+    """Returns one of the tasks, images (n, 12, 12, 1) float32 normalised to about [-1, 1].
 
     Raises:
         CwpsError: a task that is not one of them, or scikit-learn is not installed.

@@ -12,6 +12,7 @@ from cwps_jax.core.trees import Tree
 from cwps_jax.methods.method import Effective, Frozen, Method, Moment, Stage, all_open, whole_child
 
 _composite = jax.jit(composite, static_argnames=("layout", "search"))
+_hardened = jax.jit(core_masks.harden, static_argnames=("layout", "budget", "estimator"))
 
 
 def cwps(config: TrainConfig) -> Method:
@@ -55,6 +56,6 @@ def _search(moment: Moment) -> tuple[Tree, Frozen]:
 
 def _harden(moment: Moment) -> tuple[Tree, Frozen]:
     config = moment.config
-    gates = core_masks.harden(moment.masks, moment.layout, config.budget, estimator=config.estimator)
+    gates = _hardened(moment.masks, moment.layout, config.budget, estimator=config.estimator)
     frozen = Frozen(moment.frozen.parent, gates, moment.frozen.sources)
     return {}, frozen

@@ -23,7 +23,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax.config import check_task_name
@@ -238,11 +237,13 @@ class Pool:
         return version
 
     def _pack(self, params, other, gates, sources, pooled) -> dict[str, Any]:
-        flat_gates, leaves = flatten(gates), flatten(params)
+        flat_gates, leaves = (
+            {path: np.asarray(leaf) for path, leaf in flatten(tree).items()} for tree in (gates, params)
+        )
         ownerships = [self.ownership(self.version(name)) if name != PRETRAINED else None for name in pooled]
         owners, rows = {}, {}
         for layer in self.layout.layers:
-            closed = np.flatnonzero(~np.asarray(flat_gates[layer.path]).ravel())
+            closed = np.flatnonzero(~flat_gates[layer.path].ravel())
             source = sources.get(layer.path)
             model = np.asarray(source.model)[closed] if source else np.zeros(len(closed), np.int64)
             channel = np.asarray(source.channel)[closed] if source else closed
@@ -253,12 +254,10 @@ class Pool:
                 owner[taken], row[taken] = stored_owner[channel[taken]], stored_row[channel[taken]]
             owners[layer.path], rows[layer.path] = _smallest(owner), _smallest(row)
         layer_paths = set(self.layout.layer_paths)
-        bits = {path: np.packbits(np.asarray(gate).ravel()) for path, gate in flat_gates.items()}
+        bits = {path: np.packbits(gate.ravel()) for path, gate in flat_gates.items()}
         return {
             "masks": unflatten(bits),
-            "active": unflatten(
-                {path: np.asarray(rows) for path, rows in packing.pack(self.layout, params, gates).items()}
-            ),
+            "active": unflatten(packing.pack(self.layout, unflatten(leaves), unflatten(flat_gates))),
             "owner": unflatten(owners),
             "row": unflatten(rows),
             "own": unflatten({path: leaf for path, leaf in leaves.items() if path not in layer_paths}),
@@ -275,8 +274,8 @@ class Pool:
                 stored = to_rows(shared, layer.gate_shape)
             else:
                 stored = flatten(self._packed(self._by_id(int(identity)))["active"])[leaf]
-            filled[owner == identity] = np.asarray(stored)[row[owner == identity]]
-        return np.asarray(from_rows(jnp.asarray(filled), layer.gate_shape, shape))
+            filled[owner == identity] = stored[row[owner == identity]]
+        return np.ascontiguousarray(from_rows(filled, layer.gate_shape, shape))
 
     def _by_id(self, identity: int) -> Version:
         return next(version for version in self.index.versions if version.id == identity)

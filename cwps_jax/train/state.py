@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from cwps_jax.config import TrainConfig
 from cwps_jax.core.trees import Tree
@@ -85,16 +84,14 @@ def make_plan(
     )
 
 
-def start_state(
-    child: Tree, other: Tree, optimizer: optax.GradientTransformation, config: TrainConfig
-) -> TrainState:
-    """Returns the state before a task's first step, with copies of the trees."""
+def start_state(child: Tree, other: Tree, child_optimizer: Any, config: TrainConfig) -> TrainState:
+    """Returns the state before a task's first step; `child_optimizer` is the optax state to start with."""
     return TrainState(
         step=jnp.int32(0),
         child=child,
         masks={},
         other=other,
-        child_optimizer=optimizer.init(child),
+        child_optimizer=child_optimizer,
         score_optimizer=(),
         lambda_base=jnp.float32(config.lambda_ if config.budget == 1 else 0.0),
         key=jax.random.key_data(jax.random.key(config.seed)),

@@ -25,6 +25,8 @@ from cwps_jax.train.optimizer import child_optimizer, score_optimizer
 from cwps_jax.train.state import Plan, TrainState, make_plan, start_state
 from cwps_jax.train.step import make_norm_step, make_step
 
+_mix = jax.jit(mix)
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -134,7 +136,8 @@ class Trainer:
         steps = steps_per_epoch(split, config.batch_size)
         epochs = sum(stage.epochs for stage in method.stages)
         other = {collection: tree for collection, tree in variables.items() if collection != "params"}
-        optimizer = child_optimizer(config, self.layout)
+        # One program for all of its zeros, where op by op would compile one for each shape.
+        optimizer = jax.jit(child_optimizer(config, self.layout).init)(variables["params"])
         state = self.parallel.replicate(start_state(variables["params"], other, optimizer, config))
         frozen, done, used = Frozen(), 0, []
         for stage in method.stages:
@@ -162,7 +165,7 @@ class Trainer:
                 )
             done += stage.epochs
         state = self.parallel.fetch(state)
-        params = mix(frozen.parent, state.child, frozen.gates) if frozen.parent else state.child
+        params = _mix(frozen.parent, state.child, frozen.gates) if frozen.parent else state.child
         return Trained(
             params=jax.device_get(params),
             other=state.other,
@@ -200,7 +203,7 @@ class Trainer:
         host = self.parallel.fetch(state)
         moment = Moment(self.layout, pool, config, host.child, host.masks, frozen)
         masks, frozen = stage.begin(moment)
-        scores = score_optimizer(config).init(masks) if masks else ()
+        scores = jax.jit(score_optimizer(config).init)(masks) if masks else ()
         host = dataclasses.replace(host, masks=masks, score_optimizer=scores)
         return self.parallel.replicate(host), frozen
 
