@@ -54,8 +54,8 @@ def learn_task(
     model: nn.Module,
     data: TaskData,
     *,
-    loss: Objective = cross_entropy,
-    metric: Objective = accuracy,
+    loss: Objective | None = None,
+    metric: Objective | None = None,
     config: TrainConfig = TrainConfig(),
     trainer: Trainer | None = None,
     observe: Observe = lambda progress: None,
@@ -68,11 +68,11 @@ def learn_task(
         name: the task's name.
         model: a Linen model whose backbone is the pool's, with the task's own head.
         data: the task's data. Choices are made on validation data; the test data is read at the end.
-        loss: (outputs, batch) to one loss per item, (batch,); any function of the model's outputs.
-        metric: (outputs, batch) to one value per item, better when larger.
+        loss: (outputs, batch) to one loss per item, (batch,); cross-entropy by default.
+        metric: (outputs, batch) to one value per item, better when larger; accuracy by default.
         config: how to learn.
-        trainer: shares compiled steps with other tasks; its model may have a larger head, of which the
-            leading outputs are used. By default one is made for `model`, `loss` and `metric`.
+        trainer: shares compiled steps with other tasks, and brings its own loss and metric; its model may
+            have a larger head, of which the leading outputs are used. By default one is made.
         observe: called once an epoch with a `Progress`.
         notes: plain JSON that is stored with the record.
 
@@ -87,7 +87,12 @@ def learn_task(
     check_task_name(name)
     if name in pool.tasks:
         raise CwpsError(f"task {name!r} is in the pool already; choose another name")
-    trainer = trainer or make_trainer(model, data, loss=loss, metric=metric, config=config)
+    if trainer is None:
+        objectives = {"loss": loss or cross_entropy, "metric": metric or accuracy}
+        trainer = make_trainer(model, data, **objectives, config=config)
+    elif loss not in (None, trainer.loss) or metric not in (None, trainer.metric):
+        raise CwpsError("the trainer was made for another loss or metric; give them to make_trainer alone")
+    metric = trainer.metric
     trained, variables = train_task(pool, model, data, config, trainer, observe)
     predictor = Predictor(model, trainer.parallel)
     validation = predictor(variables, data.validation, config.batch_size)
@@ -139,6 +144,10 @@ def train_task(
         What the trainer found, and the plain model's variables with the head in the model's own size.
     """
     check_budget(trainer.layout, config.budget)
+    if trainer.parallel.mode != config.parallel:
+        raise CwpsError(
+            f"config.parallel = {config.parallel!r}: the trainer was made for {trainer.parallel.mode!r}"
+        )
     _check_same_backbone(pool, trainer)
     start = pool.effective(PRETRAINED)
     # The stored head is another task's: only its backbone is the child's start.
@@ -162,6 +171,8 @@ def make_trainer(
     layout = channel_layout(model, example, head=config.head, private=(*PRIVATE, *config.private))
     if not layout.layers:
         raise CwpsError("the model has no layer with output channels outside its head: nothing to share")
+    if not layout.head:
+        raise CwpsError(f"the model has no module {config.head!r}: name its head by config.head")
     return Trainer(model, layout, example, loss=loss, metric=metric, parallel=Parallel(config.parallel))
 
 
@@ -215,12 +226,9 @@ def _check_same_backbone(pool: Pool, trainer: Trainer) -> None:
     ours, theirs = trainer.layout, pool.layout
     if (ours.layers, ours.private) == (theirs.layers, theirs.private):
         return
-    shapes, stored = (
-        {leaf: shape for one in layout.layers for leaf, shape in zip(one.leaves, one.shapes, strict=True)}
-        for layout in (ours, theirs)
-    )
+    shapes, stored = ours.backbone_shapes, theirs.backbone_shapes
     differing = sorted(path for path in shapes.keys() | stored.keys() if shapes.get(path) != stored.get(path))
-    where = differing[0] if differing else "the private leaves"
+    where = differing[0] if differing else "the choice of what is private"
     raise CwpsError(
         f"{pool.folder}: its backbone differs from this model at {where} "
         f"({stored.get(where, 'none')} stored, {shapes.get(where, 'none')} here); use the same backbone, "

@@ -101,7 +101,7 @@ def run() -> None:
     """Entry point of ``cwps`` and ``python -m cwps_jax.main``: errors in what was given are one line."""
     try:
         app.run(main, flags_parser=_parse)
-    except CwpsError as error:
+    except (CwpsError, FloatingPointError) as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
         print(f"cwps: {error}", file=sys.stderr)

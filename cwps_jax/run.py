@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -44,6 +43,11 @@ def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
     trainer = make_trainer(make_model(widest.classes or 0), widest, config=config.train)
     _check(config, everything, trainer)
     pool, pretrained = _stored_pool(config, workdir)
+    # Loaded before anything is written: a file that does not fit leaves no workdir behind.
+    variables: dict[str, Any] = {}
+    scores: dict[str, float] = {}
+    if pool is None and config.weights:
+        _, variables = load_weights(config.weights, make_model, trainer.example, config.head)
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", {"config": dataclasses.asdict(config), "versions": versions()})
 
@@ -51,7 +55,15 @@ def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
     epochs = config.source_epochs * (source is not None) + len(tasks) * config.epochs * (1 + len(compared))
     with RunProgress(workdir, epochs, console) as progress:
         if pool is None:
-            pool = _make_pool(config, workdir, source, trainer, pretrained, progress)
+            if source:
+                variables, scores = _pretrain(config, source, trainer, progress)
+            pool = Pool.create(
+                workdir / "pool",
+                variables,
+                trainer.layout,
+                backbone=config.backbone,
+                record={**pretrained, **scores},
+            )
         else:
             progress.skip(config.source_epochs * (source is not None))
         for name, task in tasks.items():
@@ -115,7 +127,18 @@ def _stored_pool(config: RunConfig, workdir: pathlib.Path) -> tuple[Pool | None,
             raise CwpsError(f"config.weights = {config.weights!r}: no such file")
         pretrained: dict[str, Any] = {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     else:
-        keys = ("data", "source", "source_epochs", "seed", "batch_size", "optimizer", "learning_rate")
+        keys = (
+            "data",
+            "source",
+            "source_epochs",
+            "seed",
+            "batch_size",
+            "optimizer",
+            "learning_rate",
+            "learning_rate_warmup",
+            "momentum",
+            "weight_decay",
+        )
         pretrained = {key: getattr(config, key) for key in keys}
     if not (workdir / "pool" / "index.json").exists():
         return None, pretrained
@@ -135,37 +158,25 @@ def _stored_pool(config: RunConfig, workdir: pathlib.Path) -> tuple[Pool | None,
     return pool, pretrained
 
 
-def _make_pool(
-    config: RunConfig,
-    workdir: pathlib.Path,
-    source: TaskData | None,
-    trainer: Trainer,
-    record: Mapping[str, Any],
-    progress: RunProgress,
-) -> Pool:
-    """Returns a new pool with the pre-trained model, loaded from the config's file or trained."""
-    make_model = _model_maker(config)
-    if source is None:
-        _, variables = load_weights(config.weights, make_model, trainer.example, config.head)
-        progress.say(f"pre-trained model: {config.weights}")
-    else:
-        model = make_model(source.classes or 0)
-        settings = dataclasses.replace(config.train, method="finetune", epochs=config.source_epochs)
-        trained = trainer.train(
-            trainer.new_variables(config.seed),
-            _padded(source).train,
-            settings,
-            observe=functools.partial(progress.epoch, config.source),
-        )
-        variables = {"params": cut_to_model(trained.params, model, trainer.example), **trained.other}
-        predict = Predictor(model, trainer.parallel)
-        scores = {
-            f"{split}accuracy": measure(accuracy, predict(variables, arrays, config.batch_size), arrays)
-            for split, arrays in (("validation_", source.validation), ("", source.test))
-        }
-        record = {**record, **scores}
-        progress.say(f"pre-trained model: {config.source}, accuracy {scores['accuracy']:.3f}")
-    return Pool.create(workdir / "pool", variables, trainer.layout, backbone=config.backbone, record=record)
+def _pretrain(
+    config: RunConfig, source: TaskData, trainer: Trainer, progress: RunProgress
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Returns the variables of a model trained on the source task, and its accuracies."""
+    model = _model_maker(config)(source.classes or 0)
+    trained = trainer.train(
+        trainer.new_variables(config.seed),
+        _padded(source).train,
+        dataclasses.replace(config.train, method="finetune", epochs=config.source_epochs),
+        observe=functools.partial(progress.epoch, config.source),
+    )
+    variables = {"params": cut_to_model(trained.params, model, trainer.example), **trained.other}
+    predict = Predictor(model, trainer.parallel)
+    scores = {
+        name: measure(accuracy, predict(variables, split, config.batch_size), split)
+        for name, split in (("validation_accuracy", source.validation), ("accuracy", source.test))
+    }
+    progress.say(f"pre-trained model: {config.source}, accuracy {scores['accuracy']:.3f}")
+    return variables, scores
 
 
 def _learn_one(

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def test_a_task_is_learned_measured_and_stored(pool, tiny_model, trainer):
     assert 0 < learned.params_ratio <= 0.6
     assert sum(learned.relation.values()) == pytest.approx(1)
     stored = cwps.Pool.open(pool.folder)
-    jax.tree.map(np.testing.assert_array_equal, stored.effective("birds"), learned.variables)
+    chex.assert_trees_all_equal(stored.effective("birds"), learned.variables)
     record = stored.version("birds").record
     assert record["by"] == "me" and record["accuracy_when_learned"] == learned.metric
     # What is stored is a plain backbone: the model itself computes it.
@@ -97,6 +98,13 @@ class DenseOutputs(nn.Module):
         return nn.Conv(1, (1, 1), name="head")(x)
 
 
+class WiderStem(nn.Module):
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        x = nn.relu(nn.Conv(7, (3, 3), use_bias=False, name="conv1")(images))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
 @pytest.mark.parametrize(
     ("model", "loss", "label"),
     [
@@ -119,15 +127,13 @@ def test_other_methods_are_stored_by_the_same_code(pool, tiny_model, trainer, me
     config = dataclasses.replace(CONFIG, method=method)
     data = task(brightest_third, classes=3)
     learned = cwps.learn_task(pool, "t", tiny_model, data, config=config, trainer=trainer)
-    jax.tree.map(np.testing.assert_array_equal, pool.effective("t"), learned.variables)
+    chex.assert_trees_all_equal(pool.effective("t"), learned.variables)
     assert learned.relation == ({"t": 1.0} if method == "finetune" else {"pretrained": 1.0})
     if method == "probe":  # nothing but the head has moved
         without_head = {k: v for k, v in learned.variables["params"].items() if k != "head"}
         start = {k: v for k, v in tiny_variables["params"].items() if k != "head"}
-        jax.tree.map(np.testing.assert_array_equal, without_head, start)
-        jax.tree.map(
-            np.testing.assert_array_equal, learned.variables["batch_stats"], tiny_variables["batch_stats"]
-        )
+        chex.assert_trees_all_equal(without_head, start)
+        chex.assert_trees_all_equal(learned.variables["batch_stats"], tiny_variables["batch_stats"])
         assert np.any(
             learned.variables["params"]["head"]["kernel"] != tiny_variables["params"]["head"]["kernel"]
         )
@@ -147,9 +153,14 @@ def test_what_cannot_be_learned_is_refused_before_training(pool, tiny_model, tra
         learn(budget=0.001)
     with pytest.raises(cwps.CwpsError, match="batch_size = 512"):
         learn(batch_size=512)
+    with pytest.raises(cwps.CwpsError, match="made for 'jit'"):
+        learn(parallel="pmap")
+    with pytest.raises(cwps.CwpsError, match="another loss or metric"):
+        cwps.learn_task(pool, "t", tiny_model, data, loss=squared_error, trainer=trainer, config=CONFIG)
     with pytest.raises(cwps.CwpsError, match="its backbone differs from this model at conv1/kernel"):
-        other = nn.Sequential([nn.Conv(6, (3, 3), name="conv1"), nn.Dense(3, name="head")])
-        learn(model=other, trainer=cwps.make_trainer(other, data, config=CONFIG))
+        learn(model=WiderStem(), trainer=cwps.make_trainer(WiderStem(), data, config=CONFIG))
+    with pytest.raises(cwps.CwpsError, match="no module 'classifier'"):
+        learn(trainer=None, head="classifier")
     assert pool.tasks == ()
 
 
@@ -166,5 +177,5 @@ def test_the_pools_files_outlive_the_arrays_given_to_it(pool, tiny_model, traine
     learned = cwps.learn_task(
         pool, "t", tiny_model, task(brightest_third, classes=3), config=CONFIG, trainer=trainer
     )
-    jax.tree.map(np.testing.assert_array_equal, tiny_variables, before)
+    chex.assert_trees_all_equal(tiny_variables, before)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(learned.variables))

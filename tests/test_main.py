@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -208,5 +209,19 @@ def test_pretrained_weights_from_a_file(tmp_path):
     done = main(tmp_path / "w", *flags, f"--config.weights={tmp_path / 'w.safetensors'}")
     assert done.returncode == 0, done.stderr
     stored = Pool.open(tmp_path / "w" / "pool").effective("pretrained")
-    jax.tree.map(np.testing.assert_array_equal, stored, variables)
+    chex.assert_trees_all_equal(stored, variables)
     assert read_results(tmp_path / "w")["tasks"][0]["finetune_accuracy"] is None
+
+
+def test_weights_that_do_not_fit_leave_nothing_behind(tmp_path):
+    save_weights(tmp_path / "w.safetensors", {"params": {"head": {"kernel": np.zeros((64, 4), np.float32)}}})
+    done = main(tmp_path / "w", f"--config.weights={tmp_path / 'w.safetensors'}")
+    assert done.returncode == 2 and "missing keys: batch_stats/" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "w").exists()
+
+
+def test_training_that_diverges_is_one_line(tmp_path):
+    done = main(tmp_path / "w", *SMALL, "--config.learning_rate=1e30")
+    assert done.returncode == 2
+    assert "the loss is" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

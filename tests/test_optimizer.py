@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,4 +221,4 @@ def test_the_probe_moves_nothing_but_the_head(step_of, tiny_layout, tiny_variabl
     before, after = flatten(tiny_variables["params"]), flatten(state.child)
     for path in after:
         assert same_bits(before[path], after[path]) != path.startswith("head/"), path
-    jax.tree.map(np.testing.assert_array_equal, state.other["batch_stats"], tiny_variables["batch_stats"])
+    chex.assert_trees_all_equal(state.other["batch_stats"], tiny_variables["batch_stats"])

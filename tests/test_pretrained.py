@@ -1,5 +1,6 @@
 """Weights files: every key used, every leaf filled, or all differences listed."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,7 @@ def test_the_round_trip_is_bit_identical(tmp_path, tiny_variables):
     save_weights(tmp_path / "w.safetensors", tiny_variables)
     model, loaded = load(tmp_path / "w.safetensors")
     assert model.classes == 3
-    jax.tree.map(np.testing.assert_array_equal, loaded, tiny_variables)
+    chex.assert_trees_all_equal(loaded, tiny_variables)
 
 
 def test_all_differences_are_listed(tmp_path, flat):

@@ -1,5 +1,6 @@
 """`ChannelShared`, the Linen door, against the tree door: the same values and the same gradients."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def test_init_makes_the_collections(shared):
     # The parent is a copy of the child's layers; there is one score per channel.
     child = select(variables["params"], layout.layer_paths)
     assert flatten(variables["parent"]).keys() == flatten(child).keys()
-    jax.tree.map(np.testing.assert_array_equal, variables["parent"], child)
+    chex.assert_trees_all_equal(variables["parent"], child)
     masks = flatten(variables["masks"])
     assert {path: leaf.shape for path, leaf in masks.items()} == {
         layer.path: layer.gate_shape for layer in layout.layers

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ def test_every_task_comes_back_to_the_bit(pool, tiny_variables, moved, search):
     stored = {n: add_task(pool, n, tiny_variables, moved, s, search) for s, n in enumerate("abcd")}
     reopened = Pool.open(pool.folder)
     for name, variables in stored.items():
-        jax.tree.map(np.testing.assert_array_equal, reopened.effective(name), variables)
-    jax.tree.map(np.testing.assert_array_equal, reopened.effective("pretrained"), tiny_variables)
+        chex.assert_trees_all_equal(reopened.effective(name), variables)
+    chex.assert_trees_all_equal(reopened.effective("pretrained"), tiny_variables)
 
 
 def test_a_borrowed_channel_is_owned_by_the_version_that_stores_it(pool, tiny_variables, moved, tiny_layout):
@@ -97,8 +98,8 @@ def test_a_second_version_leaves_the_first_readable(pool, tiny_variables, moved)
     first = add_task(pool, "a", tiny_variables, moved, 1)
     second = add_task(pool, "a", tiny_variables, moved, 2)
     assert pool.tasks == ("a",)
-    jax.tree.map(np.testing.assert_array_equal, pool.effective("a@1"), first)
-    jax.tree.map(np.testing.assert_array_equal, pool.effective("a"), second)
+    chex.assert_trees_all_equal(pool.effective("a@1"), first)
+    chex.assert_trees_all_equal(pool.effective("a"), second)
 
 
 def test_the_count_agrees_with_the_stored_arrays(pool, tiny_variables, moved, tiny_layout):
@@ -148,7 +149,7 @@ def test_an_interrupted_save_is_not_in_the_index_and_is_replaced(pool, tiny_vari
             add_task(pool, "a", tiny_variables, moved, 1)
     assert Pool.open(pool.folder).tasks == ()
     stored = add_task(Pool.open(pool.folder), "a", tiny_variables, moved, 2)
-    jax.tree.map(np.testing.assert_array_equal, Pool.open(pool.folder).effective("a"), stored)
+    chex.assert_trees_all_equal(Pool.open(pool.folder).effective("a"), stored)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
@@ -163,6 +164,9 @@ def test_there_is_no_pool_and_no_such_task(pool, tmp_path, tiny_variables, tiny_
         Pool.open(tmp_path / "nothing")
     with pytest.raises(CwpsError, match="no task 'birds'.*pretrained"):
         pool.effective("birds")
+    other = {"params": {**tiny_variables["params"], "conv1": {"kernel": np.zeros((5, 5, 1, 6))}}}
+    with pytest.raises(CwpsError, match=r"conv1/kernel: \(5, 5, 1, 6\) in the variables, \(3, 3, 1, 6\)"):
+        Pool.create(tmp_path / "other", other, tiny_layout)
     with pytest.raises(CwpsError, match="a pool already"):
         Pool.create(pool.folder, tiny_variables, tiny_layout)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -216,8 +217,8 @@ def test_norm_statistics_are_estimated_anew_for_the_hard_stage(train, tiny_varia
     # Nothing moves in the hard stage's steps, so the statistics are those of the final network's inputs.
     still = dict(epochs=3, learning_rate=0.0)
     repaired, clean = train(corrupt, **still), train(**still)
-    jax.tree.map(np.testing.assert_array_equal, repaired.params, clean.params)
-    jax.tree.map(np.testing.assert_array_equal, repaired.other, clean.other)
+    chex.assert_trees_all_equal(repaired.params, clean.params)
+    chex.assert_trees_all_equal(repaired.other, clean.other)
     features = jax.lax.conv_general_dilated(
         split["image"],
         repaired.params["conv1"]["kernel"],

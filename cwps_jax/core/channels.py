@@ -90,6 +90,14 @@ class Layout:
         return tuple(leaf for layer in self.layers for leaf in layer.leaves)
 
     @property
+    def backbone_shapes(self) -> dict[str, Shape]:
+        """{path: shape} of every leaf but the head's."""
+        layers = {
+            path: shape for one in self.layers for path, shape in zip(one.leaves, one.shapes, strict=True)
+        }
+        return {**layers, **dict(self.private)}
+
+    @property
     def private_parameters(self) -> int:
         return sum(math.prod(shape) for _, shape in self.private)
 

@@ -68,19 +68,28 @@ class Pool:
         Args:
             folder: a folder without a pool.
             variables: the pre-trained model's variables: "params" and its other collections.
-            layout: where its leaves belong, see `channel_layout`.
+            layout: where its leaves belong, see `channel_layout`; the head may have another size.
             backbone: its name, so that another one is refused.
             record: where it came from; plain JSON.
 
         Raises:
-            CwpsError: there is a pool already.
+            CwpsError: there is a pool already, or the variables are not those of the layout.
         """
         folder = pathlib.Path(folder)
         if (folder / "index.json").exists():
             raise CwpsError(f"{folder}: there is a pool already; open it, or name another folder")
+        shapes = {path: tuple(leaf.shape) for path, leaf in flatten(variables["params"]).items()}
+        head = tuple((path, shapes.pop(path)) for path in layout.head_paths if path in shapes)
+        wanted = layout.backbone_shapes
+        if shapes != wanted:
+            path = min(path for path in shapes.keys() | wanted.keys() if shapes.get(path) != wanted.get(path))
+            raise CwpsError(
+                f"{path}: {shapes.get(path, 'missing')} in the variables, {wanted.get(path, 'missing')} in "
+                "the layout; give the layout of this very model"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         sha256 = arrays.save(folder / PRETRAINED, variables)
-        Index(backbone, layout, sha256, dict(record or {})).write(folder)
+        Index(backbone, dataclasses.replace(layout, head=head), sha256, dict(record or {})).write(folder)
         return cls.open(folder)
 
     @classmethod

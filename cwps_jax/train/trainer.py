@@ -248,9 +248,9 @@ class Trainer:
         )
         count = min(config.norm_batches, steps_per_epoch(split, config.batch_size))
         batches = training_batches(split, config.batch_size, config.seed, start, start + count)
-        found = [
-            self.parallel.fetch(statistics(state, frozen, self.parallel.split(batch))) for batch in batches
-        ]
+        found = self.parallel.fetch(
+            [statistics(state, frozen, self.parallel.split(batch)) for batch in batches]
+        )
         average = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float32), *found)
         return dataclasses.replace(state, other={**state.other, **self.parallel.replicate(average)})
 
