@@ -5,12 +5,14 @@
 
 from cwps_jax.config import TrainConfig
 from cwps_jax.core.channels import Layer, Layout, layout_from_axes
+from cwps_jax.core.foreign import layout_from_shapes
 from cwps_jax.core.masks import gates, harden, init_scores, sparsity, temperature
 from cwps_jax.core.mixing import mix
 from cwps_jax.core.search import Search, Source
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.learn import LearnedTask, composite_parent, learn_task, make_trainer
+from cwps_jax.models.pretrained import save_weights
 from cwps_jax.modules import ChannelShared, channel_layout, channel_rule
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.objectives import accuracy, cross_entropy
@@ -40,9 +42,11 @@ __all__ = [
     "harden",
     "init_scores",
     "layout_from_axes",
+    "layout_from_shapes",
     "learn_task",
     "make_trainer",
     "mix",
+    "save_weights",
     "sparsity",
     "temperature",
 ]

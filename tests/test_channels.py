@@ -11,7 +11,7 @@ import pytest
 import zoo
 
 from cwps_jax import channel_layout, channel_rule
-from cwps_jax.core import channels
+from cwps_jax.core import channels, foreign
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.errors import CwpsError
 
@@ -238,7 +238,7 @@ def test_copies_on_another_axis_than_the_leading_one_are_refused():
     ],
 )
 def test_foreign_leaves_with_one_reading_are_accepted(kernel, bias, axes):
-    found = channels.axes_from_shapes(kernel, bias, "blocks/kernel")
+    found = foreign.axes_from_shapes(kernel, bias, "blocks/kernel")
     rank = len(kernel)
     assert sorted(axis % rank for axis in found) == sorted(axis % rank for axis in axes)
 
@@ -256,7 +256,7 @@ def test_foreign_leaves_with_one_reading_are_accepted(kernel, bias, axes):
 )
 def test_foreign_leaves_with_several_readings_or_none_are_refused(kernel, bias, why):
     with pytest.raises(CwpsError, match=rf"^blocks/kernel: {why} .*axes="):
-        channels.axes_from_shapes(kernel, bias, "blocks/kernel")
+        foreign.axes_from_shapes(kernel, bias, "blocks/kernel")
 
 
 def test_a_layout_from_axes_equals_the_one_from_modules():
@@ -267,12 +267,22 @@ def test_a_layout_from_axes_equals_the_one_from_modules():
     for path in shapes.keys() - axes.keys():
         if path.endswith("kernel"):
             bias = path.replace("kernel", "bias")
-            axes[path] = channels.axes_from_shapes(shapes[path], shapes[bias], path)
+            axes[path] = foreign.axes_from_shapes(shapes[path], shapes[bias], path)
             axes[bias] = tuple(range(-len(shapes[bias]), 0))
     assert channels.layout_from_axes(params, axes) == zoo.layout("scanned")
     del axes["blocks/dense/bias"]
     with pytest.raises(CwpsError, match="blocks/dense/bias: no rule"):
         channels.layout_from_axes(params, axes)
+
+
+def test_a_layout_from_shapes_equals_the_one_from_modules(tiny_variables, tiny_layout):
+    assert foreign.layout_from_shapes(tiny_variables["params"], axes={"conv1/kernel": (-1,)}) == tiny_layout
+    with pytest.raises(CwpsError, match="conv1/kernel: no rule"):  # without a bias its shape cannot tell
+        foreign.layout_from_shapes(tiny_variables["params"])
+    scanned = zoo.random_params(zoo.layout("scanned"), 0)
+    assert foreign.layout_from_shapes(scanned, private=("*norm*",)) == zoo.layout("scanned")
+    with pytest.raises(CwpsError, match="norm.*: no rule"):  # a scanned norm's scale is a matrix
+        foreign.layout_from_shapes(scanned)
 
 
 def test_a_module_of_several_kernels_and_a_bias_is_refused():

@@ -152,6 +152,14 @@ def test_an_interrupted_save_is_not_in_the_index_and_is_replaced(pool, tiny_vari
     chex.assert_trees_all_equal(Pool.open(pool.folder).effective("a"), stored)
 
 
+def test_two_writers_do_not_lose_each_others_tasks(pool, tiny_variables, moved):
+    other = Pool.open(pool.folder)
+    add_task(pool, "a", tiny_variables, moved, 1)
+    with pytest.raises(CwpsError, match="another process has changed this pool"):
+        add_task(other, "b", tiny_variables, moved, 2)
+    assert Pool.open(pool.folder).tasks == ("a",)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
 def test_an_index_that_is_none_is_refused(pool, content):
     (pool.folder / "index.json").write_text(content)

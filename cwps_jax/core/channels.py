@@ -213,35 +213,6 @@ def split_rows(layer: Layer, rows: jax.Array) -> dict[str, jax.Array]:
     return leaves
 
 
-def axes_from_shapes(kernel_shape: Shape, bias_shape: Shape | None, path: str) -> Axes:
-    """Returns the channel axes of a foreign kernel where its shape and its bias leave one reading only.
-
-    Use it for trees whose modules are not at hand. A kernel of rank 2 is a Dense layer. Above that the
-    bias has to tell: shapes alone cannot tell a scanned Dense from an attention projection without bias.
-
-    Raises:
-        CwpsError: no reading, or more than one.
-    """
-    if len(kernel_shape) == 2 and bias_shape in (None, kernel_shape[-1:]):
-        return (-1,)
-    readings: set[Axes] = set()
-    if bias_shape:
-        rank, count = len(kernel_shape), len(bias_shape)
-        for lifted in range(count):  # axes of scanned copies, then the layer's own channels at the end
-            own = count - lifted
-            if count < rank and (*kernel_shape[:lifted], *kernel_shape[rank - own :]) == bias_shape:
-                readings.add((*range(-rank, -rank + lifted), *range(-own, 0)))
-        if rank >= 4 and count == 1 and kernel_shape[-2:-1] == bias_shape:
-            readings.add((-2,))  # transposed convolution with a swapped kernel
-    if len(readings) == 1:
-        return readings.pop()
-    what = "several readings" if readings else "no rule"
-    raise CwpsError(
-        f"{path}: {what} for a kernel of shape {kernel_shape} with bias {bias_shape}; "
-        "pass its channel axes, e.g. axes={'" + path + "': (-1,)}"
-    )
-
-
 def layout_from_axes(params: Tree, axes: Mapping[str, Axes | None], *, head: Sequence[str] = ()) -> Layout:
     """Builds a `Layout` from the channel axes of every leaf.
 

@@ -231,9 +231,11 @@ class Pool:
             record: what was measured; plain JSON.
 
         Raises:
-            CwpsError: a name that cannot be a task's.
+            CwpsError: a name that cannot be a task's, or the pool on disk is not the one that was opened.
         """
         check_task_name(task)
+        if Index.read(self.folder) != self.index:
+            raise CwpsError(f"{self.folder}: another process has changed this pool; open it again")
         number = 1 + sum(version.task == task for version in self.index.versions)
         identity = 1 + max((version.id for version in self.index.versions), default=0)
         tree = self._pack(params, other, gates, sources, pooled)
@@ -242,7 +244,7 @@ class Pool:
         version = Version(identity, task, number, sha256, arrays.payload_bytes(tree), dict(record))
         index = dataclasses.replace(self.index, versions=(*self.index.versions, version))
         index.write(self.folder)
-        self.index = index
+        self.index = Index.read(self.folder)
         return version
 
     def _pack(self, params, other, gates, sources, pooled) -> dict[str, Any]:

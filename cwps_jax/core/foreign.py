@@ -1,0 +1,88 @@
+"""Layouts of trees whose modules are not at hand, from shapes alone, where these leave one reading only."""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+from cwps_jax.core.channels import Axes, Layout, Shape, layout_from_axes
+from cwps_jax.core.trees import Tree, flatten
+from cwps_jax.errors import CwpsError
+
+
+def layout_from_shapes(
+    params: Tree,
+    *,
+    head: str = "head",
+    private: Sequence[str] = (),
+    axes: Mapping[str, Axes | None] | None = None,
+) -> Layout:
+    """Returns the layout of a parameter tree that came without its model.
+
+    A leaf called `kernel` is a layer's, with a `bias` beside it if there is one; a leaf of a module without a
+    kernel is private if it is a vector (a norm's scale or bias) or called `embedding`. Where the modules are
+    at hand, `channel_layout` knows more.
+
+    Args:
+        params: nested dict of arrays or shapes.
+        head: name of the module whose parameters are the head.
+        private: patterns (`fnmatch`) over paths of further private leaves.
+        axes: {pattern over paths: channel axes, or None for a private leaf}, which win over the shapes.
+
+    Raises:
+        CwpsError: a leaf with no reading or more than one, with its path.
+
+    Example:
+        >>> import numpy as np
+        >>> dense = {"kernel": np.ones((3, 4)), "bias": np.ones(4)}
+        >>> [layer.path for layer in layout_from_shapes({"dense": dense, "head": dense}).layers]
+        ['dense/kernel']
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
+    heads = [path for path in shapes if head in path.split("/")[:-1]]
+    found: dict[str, Axes | None] = {}
+    for path, shape in shapes.items():
+        module, _, name = path.rpartition("/")
+        kernel = f"{module}/kernel" if module else "kernel"
+        given = [value for pattern, value in (axes or {}).items() if fnmatch.fnmatchcase(path, pattern)]
+        if given:
+            found[path] = given[0]
+        elif path in heads or path in found:
+            continue
+        elif any(fnmatch.fnmatchcase(path, pattern) for pattern in private):
+            found[path] = None
+        elif name == "kernel":
+            bias = shapes.get(path[: -len("kernel")] + "bias")
+            found[path] = axes_from_shapes(shape, bias, path)
+        elif name == "bias" and kernel in shapes:
+            found[path] = tuple(range(-len(shape), 0))
+        elif name == "embedding" or len(shape) <= 1:
+            found[path] = None
+    return layout_from_axes(params, found, head=heads)
+
+
+def axes_from_shapes(kernel_shape: Shape, bias_shape: Shape | None, path: str) -> Axes:
+    """Returns the channel axes of a foreign kernel where its shape and its bias leave one reading only.
+
+    Use it for trees whose modules are not at hand. A kernel of rank 2 is a Dense layer. Above that the
+    bias has to tell: shapes alone cannot tell a scanned Dense from an attention projection without bias.
+
+    Raises:
+        CwpsError: no reading, or more than one.
+    """
+    if len(kernel_shape) == 2 and bias_shape in (None, kernel_shape[-1:]):
+        return (-1,)
+    readings: set[Axes] = set()
+    if bias_shape:
+        rank, count = len(kernel_shape), len(bias_shape)
+        for lifted in range(count):  # axes of scanned copies, then the layer's own channels at the end
+            own = count - lifted
+            if count < rank and (*kernel_shape[:lifted], *kernel_shape[rank - own :]) == bias_shape:
+                readings.add((*range(-rank, -rank + lifted), *range(-own, 0)))
+        if rank >= 4 and count == 1 and kernel_shape[-2:-1] == bias_shape:
+            readings.add((-2,))  # transposed convolution with a swapped kernel
+    if len(readings) == 1:
+        return readings.pop()
+    what = "several readings" if readings else "no rule"
+    raise CwpsError(
+        f"{path}: {what} for a kernel of shape {kernel_shape} with bias {bias_shape}; "
+        "pass its channel axes, e.g. axes={'" + path + "': (-1,)}"
+    )
