@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import statistics
@@ -140,9 +141,10 @@ def provenance() -> dict[str, Any]:
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
     device = jax.devices()[0]
+    on_cpu = device.platform == "cpu"
     packages = ("jax", "jaxlib", "flax", "optax")
     return {
-        "device": f"{device.platform}: {device.device_kind}, {platform.machine()}",
+        "device": f"{os.cpu_count()}-core {platform.machine()} CPU" if on_cpu else device.device_kind,
         "versions": {
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in packages},
