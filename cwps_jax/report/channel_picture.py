@@ -99,7 +99,7 @@ def _panel(
     edges = np.rint(np.arange(len(rows) + 1) * pitch * DPI).astype(int)
     gap = max(1, round(0.14 * pitch * DPI))
     image = np.full((edges[-1], pixels, 3), 255, np.uint8)
-    for start, stop, owners in zip(edges, edges[1:], rows, strict=False):
+    for start, stop, owners in zip(edges[:-1], edges[1:], rows, strict=True):
         image[start + gap // 2 : stop - (gap - gap // 2)] = strip(layer_colours(owners, colours), pixels)
     return image
 
