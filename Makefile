@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow lint format benchmark build clean
 
-# Trains seven tasks on scikit-learn's digits and shows what came of it: about two minutes on two cores.
+# Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
 	$(BIN)/python -m cwps_jax.main --config configs/digits.py $(ARGS)
 

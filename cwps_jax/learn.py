@@ -18,7 +18,7 @@ from cwps_jax.errors import CwpsError
 from cwps_jax.modules import PRIVATE, channel_layout
 from cwps_jax.parallel import Parallel
 from cwps_jax.store.pool import PRETRAINED, Pool
-from cwps_jax.train.evaluation import Predictor, measure
+from cwps_jax.train.evaluation import measure
 from cwps_jax.train.objectives import Objective, accuracy, cross_entropy
 from cwps_jax.train.trainer import Progress, Trained, Trainer
 
@@ -94,7 +94,7 @@ def learn_task(
         raise CwpsError("the trainer was made for another loss or metric; give them to make_trainer alone")
     metric = trainer.metric
     trained, variables = train_task(pool, model, data, config, trainer, observe)
-    predictor = Predictor(model, trainer.parallel)
+    predictor = trainer.predictor(model)
     validation = predictor(variables, data.validation, config.batch_size)
     test = predictor(variables, data.test, config.batch_size)
     record = {

@@ -94,7 +94,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _given_config(argv: Sequence[str]) -> str:
-    return next((part for part in argv if part.endswith(".py") and part != argv[0]), "?")
+    return next((part.split("=")[-1] for part in argv[1:] if part.endswith(".py")), "?")
 
 
 def run() -> None:

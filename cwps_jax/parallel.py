@@ -55,6 +55,12 @@ class Parallel:
 
         return jax.tree.map(place, tree)
 
+    def check_batch(self, batch_size: int) -> None:
+        """Raises CwpsError unless the devices divide the batch."""
+        count = len(self.devices)
+        if batch_size % count:
+            raise CwpsError(f"config.batch_size = {batch_size}: must be a multiple of the {count} devices")
+
     def split(self, batch: Any) -> Any:
         """Returns a host batch with its leading axis split over the devices.
 
@@ -65,8 +71,7 @@ class Parallel:
 
         def place(leaf: Any) -> jax.Array:
             leaf = np.asarray(leaf)
-            if len(leaf) % count:
-                raise CwpsError(f"config.batch_size = {len(leaf)}: must be a multiple of the {count} devices")
+            self.check_batch(len(leaf))
             if self.mode == "pmap":
                 leaf = leaf.reshape(count, len(leaf) // count, *leaf.shape[1:])
             return jax.device_put(leaf, self._sharding(True))

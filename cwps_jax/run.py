@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from rich.console import Console
 
-from cwps_jax import data, methods, models
+from cwps_jax import data, models
 from cwps_jax.config import Compared, RunConfig
 from cwps_jax.core.masks import check_budget
 from cwps_jax.data.pipeline import steps_per_epoch, with_classes
@@ -23,7 +23,7 @@ from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, versions, write_json
 from cwps_jax.report.table import show_results
 from cwps_jax.store.pool import Pool
-from cwps_jax.train.evaluation import Predictor, measure
+from cwps_jax.train.evaluation import measure
 from cwps_jax.train.objectives import accuracy
 from cwps_jax.train.trainer import Trainer
 
@@ -109,14 +109,9 @@ def _model_maker(config: RunConfig) -> Any:
 def _check(config: RunConfig, tasks: list[TaskData], trainer: Trainer) -> None:
     """Raises CwpsError for what would otherwise only be found after minutes of training."""
     check_budget(trainer.layout, config.budget)
-    methods.create(config.train)
     for task in tasks:
         steps_per_epoch(task.train, config.batch_size)
-    devices = len(trainer.parallel.devices)
-    if config.batch_size % devices:
-        raise CwpsError(
-            f"config.batch_size = {config.batch_size}: must be a multiple of the {devices} devices"
-        )
+    trainer.parallel.check_batch(config.batch_size)
 
 
 def _stored_pool(config: RunConfig, workdir: pathlib.Path) -> tuple[Pool | None, dict[str, Any]]:
@@ -170,7 +165,7 @@ def _pretrain(
         observe=functools.partial(progress.epoch, config.source),
     )
     variables = {"params": cut_to_model(trained.params, model, trainer.example), **trained.other}
-    predict = Predictor(model, trainer.parallel)
+    predict = trainer.predictor(model)
     scores = {
         name: measure(accuracy, predict(variables, split, config.batch_size), split)
         for name, split in (("validation_accuracy", source.validation), ("accuracy", source.test))
@@ -195,7 +190,7 @@ def _learn_one(
     for method in compared:
         settings = dataclasses.replace(config.train, method=method)
         _, variables = train_task(pool, model, padded, settings, trainer, observe)
-        outputs = Predictor(model, trainer.parallel)(variables, task.test, config.batch_size)
+        outputs = trainer.predictor(model)(variables, task.test, config.batch_size)
         notes[f"{method}_accuracy"] = measure(accuracy, outputs, task.test)
     learned = learn_task(
         pool, name, model, padded, config=config.train, trainer=trainer, observe=observe, notes=notes

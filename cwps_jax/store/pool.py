@@ -52,6 +52,7 @@ class Pool:
         self.folder = folder
         self.index = index
         self._loaded: dict[int, dict[str, Any]] = {}
+        self._pooled: tuple[Any, Pooled] | None = None  # the newest alone: every method of a task asks for it
 
     @classmethod
     def create(
@@ -166,14 +167,12 @@ class Pool:
     def relation(self, task: str) -> dict[str, float]:
         """Returns the share of a task's channels that each owner stores, weighted by parameters."""
         ownership = self.ownership(self.version(task))
-        names = [PRETRAINED, *(version.task for version in self.index.versions)]
-        ids = {0: 0} | {version.id: n for n, version in enumerate(self.index.versions, 1)}
-        owners = {path: np.array([ids[int(one)] for one in owner]) for path, (owner, _) in ownership.items()}
-        unique = list(dict.fromkeys(names))
-        to_unique = np.array([unique.index(name) for name in names])
-        return accounting.relation(
-            self.layout, {path: to_unique[owner] for path, owner in owners.items()}, unique
-        )
+        names = [PRETRAINED, *self.tasks]
+        place = np.zeros(1 + max(version.id for version in self.index.versions), np.int64)
+        for version in self.index.versions:
+            place[version.id] = names.index(version.task)
+        owners = {path: place[owner] for path, (owner, _) in ownership.items()}
+        return accounting.relation(self.layout, owners, names)
 
     def count(self, task: str) -> accounting.Count:
         """Counts what a task's version keeps, from the arrays that are stored."""
@@ -193,7 +192,13 @@ class Pool:
         Args:
             without: a task to leave out.
         """
-        names = [PRETRAINED, *(task for task in self.tasks if task != without)]
+        names = (PRETRAINED, *(task for task in self.tasks if task != without))
+        stored = tuple(version.id for version in self.index.versions), names
+        if self._pooled is None or self._pooled[0] != stored:
+            self._pooled = stored, self._stack(names)
+        return self._pooled[1]
+
+    def _stack(self, names: tuple[str, ...]) -> Pooled:
         models = [flatten(select(self.effective(name)["params"], self.layout.layer_paths)) for name in names]
         # A power of two: a pool that grows by one seldom recompiles the search.
         padding = (1 << (len(models) - 1).bit_length()) - len(models)
@@ -206,7 +211,7 @@ class Pool:
             )
             for path in self.layout.layer_paths
         }
-        return Pooled(stacked, len(models), tuple(names))
+        return Pooled(stacked, len(models), names)
 
     def add(
         self,

@@ -20,6 +20,7 @@ from cwps_jax.data.pipeline import steps_per_epoch, training_batches
 from cwps_jax.data.task import Arrays
 from cwps_jax.methods.method import Frozen, Moment, Pooled, Stage
 from cwps_jax.parallel import Compiled, Parallel
+from cwps_jax.train.evaluation import Predictor
 from cwps_jax.train.objectives import Objective, accuracy, cross_entropy
 from cwps_jax.train.optimizer import child_optimizer, score_optimizer
 from cwps_jax.train.state import Plan, TrainState, make_plan, start_state
@@ -110,6 +111,7 @@ class Trainer:
         self.parallel = parallel or Parallel()
         self.example = example
         self._steps: dict[Any, Compiled] = {}
+        self._predictors: dict[int, Predictor] = {}
 
     def train(
         self,
@@ -193,6 +195,11 @@ class Trainer:
         # Under jit the compiler drops the backbone, whose start is not needed.
         program = self._compiled("head", lambda: Compiled(jax.jit(initialise)))
         return jax.device_get(program(jax.random.key(seed), self._example_batch()))
+
+    def predictor(self, model: nn.Module) -> Predictor:
+        """Returns the predictor of a model, the same one each time, so that it compiles once."""
+        # By identity: a user's module need not be hashable. The predictor keeps its model alive.
+        return self._predictors.setdefault(id(model), Predictor(model, self.parallel))
 
     def _example_batch(self) -> jax.Array:
         return jnp.zeros(self.example.shape, self.example.dtype)
