@@ -24,9 +24,15 @@ class TrainConfig:
         batch_size: images a step, over all devices.
         learning_rate: peak of the one cosine schedule that runs over all stages.
         learning_rate_warmup: share of all steps over which the rate rises from zero.
+        stage_rates: factors of it in the warm-up, soft and hard stage of cwps.
+        layer_decay: factor of the rate from each block of the model to the one before it, in (0, 1]: the head
+            learns at the full rate, the stem slowest. Scores are left out. See `tracing.parameter_depths`.
         optimizer: "sgd" or "adamw".
         momentum: of SGD.
         weight_decay: on kernels only, times the gate of each channel.
+        label_smoothing: share of each label that is spread over all classes, in [0, 1). For the default loss.
+        ema: decay of the moving average of child and statistics over the last stage's steps, in [0, 1). The
+            average is what the task keeps; it looks back about 1 / (1 - ema) steps. 0 is no average.
         seed: of the head's start, the data order and dropout.
         parallel: "jit" over a mesh of all devices, or "pmap".
         lambda_: weight of the sparsity penalty, in [0, 1], where there is no budget.
@@ -51,9 +57,13 @@ class TrainConfig:
     batch_size: int = 64
     learning_rate: float = 0.01
     learning_rate_warmup: float = 0.0
+    stage_rates: tuple[float, ...] = (1.0, 1.0, 1.0)
+    layer_decay: float = 1.0
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    ema: float = 0.0
     seed: int = 0
     parallel: Literal["jit", "pmap"] = "jit"
     lambda_: float = 0.5
@@ -81,6 +91,16 @@ class TrainConfig:
         _at_least(self, learning_rate=0, weight_decay=0, momentum=0, score_learning_rate=0, seed=0)
         _at_least(self, budget_rate=0, budget_gain=0, max_temperature=1)
         _within(self, 0, 1, "lambda_", "learning_rate_warmup", "warm_up_share", "hard_share")
+        _below_one(self, "label_smoothing", "ema")
+        if len(self.stage_rates) != 3 or min(self.stage_rates) < 0:
+            raise CwpsError(
+                f"config.stage_rates = {self.stage_rates}: must be three factors of at least 0, for the "
+                "warm-up, soft and hard stage"
+            )
+        if not 0 < self.layer_decay <= 1:
+            raise CwpsError(
+                f"config.layer_decay = {self.layer_decay}: must be above 0 and at most 1 (1 is no decay)"
+            )
         if not 0 < self.budget <= 1:
             raise CwpsError(
                 f"config.budget = {self.budget}: must be above 0 and at most 1, a share of the backbone's "
@@ -108,11 +128,15 @@ class RunConfig(TrainConfig):
     Attributes:
         backbone: name of the backbone.
         dtype: compute dtype, "float32" or "bfloat16"; parameters are float32.
-        data: name of the data: "digits".
+        data: name of the data: "digits", which are embedded, or "folders" of images (see data/folders.py).
+        data_dir: folder of the data, where it is not embedded.
+        image_size: side of the images in pixels; 0 for that of the backbone's published weights.
         tasks: names of the tasks, in the order in which they are learned.
         source: task on which the pre-trained model is trained, where there is no `weights`.
         source_epochs: epochs for it.
-        weights: a safetensors file with the pre-trained model's variables, instead of `source`.
+        weights: a file with the pre-trained model's weights, instead of `source`; see `load_backbone`.
+        stochastic_depth: share of images that skip the last block's branch in training.
+        remat: whether activations are computed again in the backward pass, to save memory.
         compare: methods that every task is trained by as well, for comparison: "finetune", "probe".
         compilation_cache: folder of compiled programs that later runs reuse; "" for none.
     """
@@ -120,16 +144,21 @@ class RunConfig(TrainConfig):
     backbone: str = "resnet8"
     dtype: Literal["float32", "bfloat16"] = "float32"
     data: str = "digits"
+    data_dir: str = ""
+    image_size: int = 0
     tasks: tuple[str, ...] = ()
     source: str = ""
     source_epochs: int = 30
     weights: str = ""
+    stochastic_depth: float = 0.0
+    remat: bool = False
     compare: tuple[Compared, ...] = ("finetune", "probe")
     compilation_cache: str = "~/.cache/cwps_jax"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self, source_epochs=1)
+        _at_least(self, source_epochs=1, image_size=0)
+        _within(self, 0, 1, "stochastic_depth")
         if not self.tasks:
             raise CwpsError("config.tasks is empty: name at least one task")
         for name in self.tasks:
@@ -236,3 +265,9 @@ def _within(config: Any, low: float, high: float, *names: str) -> None:
     for name in names:
         if not low <= getattr(config, name) <= high:
             raise CwpsError(f"config.{name} = {getattr(config, name)}: must be in [{low}, {high}]")
+
+
+def _below_one(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise CwpsError(f"config.{name} = {getattr(config, name)}: must be at least 0 and below 1")

@@ -20,7 +20,8 @@ from cwps_jax.parallel import Parallel
 from cwps_jax.store.pool import PRETRAINED, Pool
 from cwps_jax.train.evaluation import measure
 from cwps_jax.train.objectives import Objective, accuracy, cross_entropy
-from cwps_jax.train.trainer import Progress, Trained, Trainer
+from cwps_jax.train.records import Progress, Trained
+from cwps_jax.train.trainer import Trainer
 
 Observe = Callable[[Progress], None]
 

@@ -14,6 +14,7 @@ RANKS = {
     "errors": -1,
     "version": 0,
     "core": 0,
+    "tracing": 0,
     "config": 1,
     "modules": 1,
     "parallel": 1,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from cwps_jax.train.trainer import Progress
+from cwps_jax.train.records import Progress
 
 
 class RunProgress:

@@ -10,17 +10,29 @@ import optax
 from cwps_jax.config import TrainConfig
 from cwps_jax.core.channels import Layout, gates_by_leaf
 from cwps_jax.core.trees import map_with_path
+from cwps_jax.errors import CwpsError
 
 
-def child_optimizer(config: TrainConfig, layout: Layout) -> optax.GradientTransformationExtraArgs:
+def child_optimizer(
+    config: TrainConfig, layout: Layout, depths: Mapping[str, int] | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer of the child, without its learning rate; `update` takes `gates=`.
 
     Weight decay acts on the kernels of layers and head alone, times the gate of each channel.
+
+    Args:
+        config: the task's config.
+        layout: which leaves are kernels.
+        depths: {path: depth} of every leaf, for `config.layer_decay`.
     """
     decay = gated_weight_decay(config.weight_decay, layout)
     if config.optimizer == "adamw":
-        return optax.chain(optax.scale_by_adam(), decay)
-    return optax.chain(decay, optax.trace(config.momentum))
+        rules = [optax.scale_by_adam(), decay]
+    else:
+        rules = [decay, optax.trace(config.momentum)]
+    if config.layer_decay < 1:
+        rules.append(scale_by_depth(config.layer_decay, depths or {}))
+    return optax.chain(*rules)
 
 
 def score_optimizer(config: TrainConfig) -> optax.GradientTransformation:
@@ -57,6 +69,23 @@ def gated_weight_decay(rate: float, layout: Layout) -> optax.GradientTransformat
         return jax.tree.map(jnp.add, updates, decays), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_depth(decay: float, depths: Mapping[str, int]) -> optax.GradientTransformation:
+    """Returns layer-wise learning-rate decay: each leaf's update times decay ** (deepest - its depth).
+
+    Args:
+        decay: factor from a depth to the one before it, in (0, 1].
+        depths: {path: depth} of every leaf, see `tracing.parameter_depths`.
+    """
+    deepest = max(depths.values(), default=0)
+
+    def scale(path: str, update: jax.Array) -> jax.Array:
+        if path not in depths:
+            raise CwpsError(f"{path}: layer_decay = {decay} needs its depth; see tracing.parameter_depths")
+        return decay ** (deepest - depths[path]) * update
+
+    return optax.stateless(lambda updates, params: map_with_path(scale, updates))
 
 
 def rate(step: jax.Array, total_steps: jax.Array, warmup_steps: jax.Array, peak: jax.Array) -> jax.Array:

@@ -10,6 +10,8 @@ from cwps_jax.config import TrainConfig
 from cwps_jax.core.trees import Tree
 from cwps_jax.methods.method import Stage
 
+RATED_STAGES = ("warm-up", "soft", "hard")  # those of config.stage_rates, in their order
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +23,8 @@ class TrainState:
         child: nested dict, the child's parameters, float32.
         masks: nested dict, the scores; empty outside the soft stage.
         other: the model's other collections, such as batch_stats.
+        average: moving averages of the child, as "params", and of `other`, in the last stage with
+            `config.ema`; else empty.
         child_optimizer, score_optimizer: optax states.
         lambda_base: float32, the part of the penalty's weight that the budget has built up.
         key: uint32 key of dropout.
@@ -30,6 +34,7 @@ class TrainState:
     child: Tree
     masks: Tree
     other: Tree
+    average: Tree
     child_optimizer: Any
     score_optimizer: Any
     lambda_base: jax.Array
@@ -47,6 +52,7 @@ class Plan:
         total_steps: int32, of all stages.
         warmup_steps: int32, over which the learning rate rises.
         learning_rate, score_learning_rate: float32, at the schedule's peak.
+        ema: float32, share of the old average that each step keeps.
         budget: float32; at 1 lambda is not steered.
         budget_rate: float32, change of lambda's base per unit of excess and step.
         budget_gain: float32, lambda per unit of excess.
@@ -59,6 +65,7 @@ class Plan:
     warmup_steps: jax.Array
     learning_rate: jax.Array
     score_learning_rate: jax.Array
+    ema: jax.Array
     budget: jax.Array
     budget_rate: jax.Array
     budget_gain: jax.Array
@@ -70,13 +77,15 @@ def make_plan(
 ) -> Plan:
     """Returns the plan of one stage, which begins with `first_epoch` of a task's `epochs`."""
     total_steps = epochs * steps_per_epoch
+    factor = dict(zip(RATED_STAGES, config.stage_rates, strict=True)).get(stage.name, 1.0)
     return Plan(
         stage_start=jnp.int32(first_epoch * steps_per_epoch),
         steps_per_epoch=jnp.int32(steps_per_epoch),
         total_steps=jnp.int32(total_steps),
         warmup_steps=jnp.int32(round(config.learning_rate_warmup * total_steps)),
-        learning_rate=jnp.float32(config.learning_rate),
+        learning_rate=jnp.float32(config.learning_rate * factor),
         score_learning_rate=jnp.float32(config.score_learning_rate),
+        ema=jnp.float32(config.ema),
         budget=jnp.float32(config.budget),
         budget_rate=jnp.float32(config.budget_rate / (stage.epochs * steps_per_epoch)),
         budget_gain=jnp.float32(config.budget_gain),
@@ -91,6 +100,7 @@ def start_state(child: Tree, other: Tree, child_optimizer: Any, config: TrainCon
         child=child,
         masks={},
         other=other,
+        average={},
         child_optimizer=child_optimizer,
         score_optimizer=(),
         lambda_base=jnp.float32(config.lambda_ if config.budget == 1 else 0.0),

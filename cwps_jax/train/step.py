@@ -41,6 +41,7 @@ def make_step(
     loss: Objective,
     metric: Objective,
     axis_name: str | None = None,
+    depths: Mapping[str, int] | None = None,
 ) -> Step:
     """Returns the step of a stage: batch -> mix -> model -> loss + lambda * sparsity -> update.
 
@@ -51,8 +52,9 @@ def make_step(
         config: the task's config; only what is not in `Plan` matters.
         loss, metric: functions of (outputs, batch) to one value per item.
         axis_name: the axis to average over under pmap, None under jit.
+        depths: {path: depth} of every parameter, for `config.layer_decay`.
     """
-    child_rule, score_rule = child_optimizer(config, layout), score_optimizer(config)
+    child_rule, score_rule = child_optimizer(config, layout, depths), score_optimizer(config)
     head = set(layout.head_paths)
 
     def steer(state: TrainState, plan: Plan) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -116,12 +118,15 @@ def make_step(
             masks = core_masks.clip(jax.tree.map(lambda e, u: e - step_size * u, masks, moves))
         elif gates is not None:
             ratio = core_masks.params_ratio(gates, layout)
+        other = {**state.other, **changed}
+        average = state.average and move_average(state.average, {"params": child, **other}, plan.ema)
         metrics = {"loss": task_loss, "metric": measured, "private": ratio, "lambda": lambda_}
         state = TrainState(
             step=state.step + 1,
             child=child,
             masks=masks,
-            other={**state.other, **changed},
+            other=other,
+            average=average,
             child_optimizer=child_state,
             score_optimizer=score_state,
             lambda_base=next_base,
@@ -132,13 +137,30 @@ def make_step(
     return step
 
 
+def move_average(average: Tree, new: Tree, keep: jax.Array) -> Tree:
+    """Returns keep * average + (1 - keep) * new; what is not a number with a fraction is new.
+
+    Written as a step towards the new, so that a leaf that does not move stays as it is to the bit.
+    """
+
+    def move(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(old.dtype, jnp.inexact):
+            return new
+        return old + ((1 - keep) * (new - old)).astype(old.dtype)
+
+    return jax.tree.map(move, average, new)
+
+
 def make_norm_step(
     stage: Stage, model: nn.Module, axis_name: str | None = None
-) -> Callable[[TrainState, Frozen, Mapping[str, jax.Array]], Tree]:
-    """Returns a function that gives the model's norm statistics of one batch alone."""
+) -> Callable[[TrainState, Frozen, jax.Array, Mapping[str, jax.Array]], Tree]:
+    """Returns a function that gives the model's norm statistics of one batch alone, and takes its number."""
 
-    def statistics(state: TrainState, frozen: Frozen, batch: Mapping[str, jax.Array]) -> Tree:
+    def statistics(
+        state: TrainState, frozen: Frozen, number: jax.Array, batch: Mapping[str, jax.Array]
+    ) -> Tree:
         effective, _ = stage.effective(state.child, state.masks, frozen, jnp.float32(1))
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
         # From zeros: statistics of before have no weight, but 0 times what is not a number is none.
         blank = {**state.other, "batch_stats": jax.tree.map(jnp.zeros_like, state.other["batch_stats"])}
         with batch_norm_overrides(axis_name=axis_name, momentum=0.0):
@@ -149,7 +171,7 @@ def make_norm_step(
                 batch["image"],
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": jax.random.wrap_key_data(state.key)},
+                rngs={"dropout": parallel.own_key(key, axis_name)},
             )
         return jax.tree.map(lambda value: parallel.mean(value, axis_name), dict(changed))
 

@@ -1,6 +1,7 @@
 """`Trainer`: runs a method's stages for one task after another, with one compiled step a stage."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,73 +15,20 @@ from cwps_jax import methods
 from cwps_jax.config import TrainConfig
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.mixing import mix
-from cwps_jax.core.search import Source
 from cwps_jax.core.trees import Tree, select
 from cwps_jax.data.pipeline import steps_per_epoch, training_batches
 from cwps_jax.data.task import Arrays
 from cwps_jax.methods.method import Frozen, Moment, Pooled, Stage
 from cwps_jax.parallel import Compiled, Parallel
+from cwps_jax.tracing import parameter_depths
 from cwps_jax.train.evaluation import Predictor
-from cwps_jax.train.objectives import Objective, accuracy, cross_entropy
+from cwps_jax.train.objectives import Objective, accuracy, cross_entropy, smoothed
 from cwps_jax.train.optimizer import child_optimizer, score_optimizer
+from cwps_jax.train.records import Progress, Trained
 from cwps_jax.train.state import Plan, TrainState, make_plan, start_state
 from cwps_jax.train.step import make_norm_step, make_step
 
 _mix = jax.jit(mix)
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """One epoch, as it is reported.
-
-    Attributes:
-        method, stage: which.
-        epoch, epochs: number of the epoch, from 1, and how many the task has.
-        last_of_stage: whether the stage ends with it.
-        loss, metric: means over the epoch's batches, on training data.
-        private: share of the backbone that the task would keep now (params_ratio).
-        lambda_: weight of the sparsity penalty.
-        seconds_per_epoch: the median of this stage so far.
-    """
-
-    method: str
-    stage: str
-    epoch: int
-    epochs: int
-    last_of_stage: bool
-    loss: float
-    metric: float
-    private: float
-    lambda_: float
-    seconds_per_epoch: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A task's network after its last stage, on the host.
-
-    Attributes:
-        params: the plain backbone's parameters, mixed.
-        other: its other collections, such as batch_stats.
-        gates: nested dict of hard gates.
-        sources: {path of a kernel: `Source`}; empty where every parent channel is the pre-trained one.
-        pooled: names of the models that the sources count.
-        epochs, seconds: what it took.
-        lambda_: where the budget left lambda.
-        peak_memory_bytes: of its largest step, or of the device where it says.
-        flops_per_step: of its most expensive step.
-    """
-
-    params: Tree
-    other: Tree
-    gates: Tree
-    sources: Mapping[str, Source]
-    pooled: tuple[str, ...]
-    epochs: int
-    seconds: float
-    lambda_: float
-    peak_memory_bytes: int | None
-    flops_per_step: float | None
 
 
 class Trainer:
@@ -139,7 +87,8 @@ class Trainer:
         epochs = sum(stage.epochs for stage in method.stages)
         other = {collection: tree for collection, tree in variables.items() if collection != "params"}
         # One program for all of its zeros, where op by op would compile one for each shape.
-        optimizer = jax.jit(child_optimizer(config, self.layout).init)(variables["params"])
+        rule = child_optimizer(config, self.layout, self._depths(config))
+        optimizer = jax.jit(rule.init)(variables["params"])
         state = self.parallel.replicate(start_state(variables["params"], other, optimizer, config))
         frozen, done, used = Frozen(), 0, []
         for stage in method.stages:
@@ -148,7 +97,11 @@ class Trainer:
             held, told = self.parallel.replicate((frozen, plan))
             if stage.reestimates_norms and "batch_stats" in other:
                 state = self._reestimate_norms(stage, state, held, split, config, done * steps)
-            step = self._step(stage, config)
+            averages = config.ema > 0 and stage is method.stages[-1]
+            if averages:  # fetched and placed: a donated state must not hold a buffer twice
+                start = self.parallel.fetch({"params": state.child, **state.other})
+                state = dataclasses.replace(state, average=self.parallel.replicate(start))
+            step = self._step(stage, config, averages)
             used.append(step)
             seconds = []
             for epoch in range(done, done + stage.epochs):
@@ -167,10 +120,12 @@ class Trainer:
                 )
             done += stage.epochs
         state = self.parallel.fetch(state)
-        params = _mix(frozen.parent, state.child, frozen.gates) if frozen.parent else state.child
+        final = state.average or {"params": state.child, **state.other}
+        child, other = final["params"], {collection: final[collection] for collection in other}
+        params = _mix(frozen.parent, child, frozen.gates) if frozen.parent else child
         return Trained(
             params=jax.device_get(params),
-            other=state.other,
+            other=other,
             gates=jax.device_get(frozen.gates),
             sources=jax.device_get(frozen.sources),
             pooled=pool.names,
@@ -256,16 +211,29 @@ class Trainer:
         count = min(config.norm_batches, steps_per_epoch(split, config.batch_size))
         batches = training_batches(split, config.batch_size, config.seed, start, start + count)
         found = self.parallel.fetch(
-            [statistics(state, frozen, self.parallel.split(batch)) for batch in batches]
+            [
+                statistics(
+                    state, frozen, self.parallel.replicate(np.int32(number)), self.parallel.split(batch)
+                )
+                for number, batch in enumerate(batches, start)
+            ]
         )
         average = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float32), *found)
         return dataclasses.replace(state, other={**state.other, **self.parallel.replicate(average)})
 
-    def _step(self, stage: Stage, config: TrainConfig) -> Compiled:
-        # What a step is built from: a stage's rule and its optimizer. All else is traced.
-        rule = (stage.effective, stage.penalised, stage.trains_backbone)
-        settings = ["optimizer", "momentum", "weight_decay"]
+    def _depths(self, config: TrainConfig) -> Mapping[str, int]:
+        return self._all_depths if config.layer_decay < 1 else {}
+
+    @functools.cached_property
+    def _all_depths(self) -> Mapping[str, int]:
+        return parameter_depths(self.model, self.example, head=self.layout.head_paths)
+
+    def _step(self, stage: Stage, config: TrainConfig, averages: bool) -> Compiled:
+        # What a step is built from: a stage's rule, its loss and its optimizer. All else is traced.
+        rule = (stage.effective, stage.penalised, stage.trains_backbone, averages)
+        settings = ["optimizer", "momentum", "weight_decay", "layer_decay", "label_smoothing"]
         settings += ["score_optimizer", "estimator"] * stage.penalised
+        loss = smoothed(self.loss, config.label_smoothing)
         key = (*rule, *(getattr(config, name) for name in settings))
         return self._compiled(
             key,
@@ -275,9 +243,10 @@ class Trainer:
                     self.model,
                     self.layout,
                     config,
-                    self.loss,
+                    loss,
                     self.metric,
                     self.parallel.axis_name,
+                    self._depths(config),
                 ),
                 donate=(0,),
             ),

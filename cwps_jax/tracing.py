@@ -1,0 +1,124 @@
+"""What a Linen model's `init` would do, without computing it: which leaves, whose, and in which order."""
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.core import unfreeze
+from flax.traverse_util import flatten_dict
+
+from cwps_jax.errors import CwpsError
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """A module that was called.
+
+    Attributes:
+        module: the module.
+        shapes: {name: shape} of the leaves that it declares itself, as it sees them: without the axes that
+            nn.scan and nn.vmap put in front.
+    """
+
+    module: nn.Module
+    shapes: Mapping[str, Shape]
+
+
+def trace_parameters(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Owner]]:
+    """Traces a Linen model's `init`.
+
+    Args:
+        model: any Linen module.
+        *args: example inputs of its `__call__`, arrays or `jax.ShapeDtypeStruct`.
+        **kwargs: further arguments of the model's `__call__`.
+
+    Returns:
+        The shapes of its parameters, a nested dict of `jax.ShapeDtypeStruct`, and {path of a module: `Owner`}
+        in the order in which the modules are first called; the model's own path is "".
+    """
+    owners: dict[str, Owner] = {}
+
+    def record(next_function, call_args, call_kwargs, context):
+        module = context.module
+        path = "/".join(module.path) if module.scope is not None else None
+        if path is not None:
+            owners.setdefault(path, Owner(module, {}))  # its place in the order
+        result = next_function(*call_args, **call_kwargs)
+        if path is not None:
+            own = module.scope.variables().get("params", {})
+            shapes = {name: leaf.shape for name, leaf in own.items() if not isinstance(leaf, Mapping)}
+            if shapes:
+                owners[path] = Owner(module, shapes)
+        return result
+
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    with nn.intercept_methods(record):
+        variables = jax.eval_shape(lambda *inputs: model.init(keys, *inputs, **kwargs), *args)
+    return unfreeze(variables["params"]), owners
+
+
+def parameter_depths(
+    model: nn.Module, *args: Any, head: Collection[str] = (), **kwargs: Any
+) -> dict[str, int]:
+    """Returns how deep in a Linen model each leaf of its parameters is, from the order its modules run in.
+
+    A block is a module with a number in its name ("block3", "stage2_block0", "Dense_1") at the top of the
+    model or, where no module there has one, at the first level below that has. Blocks have the depths 1, 2,
+    ... in the order of their first calls, with all that is in them; the head is one deeper than the last.
+    Everything else has the depth of the block that ran before it: 0 for stem and embeddings, the last
+    block's for a final norm. Leaves that a module declares itself, such as a class token, count from the
+    beginning of its call. Blocks that nn.scan stacks are one module, and so have one depth.
+
+    Args:
+        model: any Linen module.
+        *args: example inputs of its `__call__`, arrays or `jax.ShapeDtypeStruct`.
+        head: paths of the head's leaves.
+        **kwargs: further arguments of the model's `__call__`.
+
+    Raises:
+        CwpsError: a block that was not seen to run, such as one that nn.jit had compiled before.
+
+    Example:
+        >>> import flax.linen as nn, jax.numpy as jnp
+        >>> model = nn.Sequential([nn.Dense(4), nn.Dense(2)])
+        >>> depths = parameter_depths(model, jnp.ones((1, 3)), head=["layers_1/kernel", "layers_1/bias"])
+        >>> depths["layers_0/kernel"], depths["layers_1/kernel"]
+        (1, 2)
+    """
+    shapes, owners = trace_parameters(model, *args, **kwargs)
+    leaves = ["/".join(path) for path in flatten_dict(shapes)]
+    modules = [path.split("/")[:-1] for path in leaves if path not in head]
+    numbered = [[bool(re.search(r"\d", name)) for name in module] for module in modules]
+    level = min((flags.index(True) for flags in numbered if any(flags)), default=0)
+    blocks = {
+        "/".join(module[: level + 1])
+        for module, flags in zip(modules, numbered, strict=True)
+        if any(flags[level : level + 1])
+    }
+    order: dict[str, int] = {}
+    of_module: dict[str, int] = {}
+    for path in owners:
+        block = "/".join(path.split("/")[: level + 1])
+        if block in blocks:
+            of_module[path] = order.setdefault(block, len(order) + 1)
+        else:
+            of_module[path] = len(order)
+    for block in sorted(blocks - order.keys()):
+        raise CwpsError(
+            f"{block}: it did not run while init was traced, so its depth is not known; "
+            "give the model without nn.jit, or layer_decay = 1"
+        )
+
+    def depth(path: str) -> int:
+        if path in head:
+            return len(order) + 1
+        while path not in of_module:  # a leaf's module or, if that was not called itself, one around it
+            path = path.rpartition("/")[0]
+        return of_module[path]
+
+    return {path: depth(path) for path in leaves}
