@@ -12,14 +12,17 @@ from cwps_jax.core.search import Search, Source
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.learn import LearnedTask, composite_parent, learn_task, make_trainer
-from cwps_jax.models.pretrained import save_weights
+from cwps_jax.models import BACKBONES
+from cwps_jax.models.pretrained import load_backbone, save_backbone
 from cwps_jax.modules import ChannelShared, channel_layout, channel_rule
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.objectives import accuracy, cross_entropy
-from cwps_jax.train.trainer import Progress, Trainer
+from cwps_jax.train.records import Progress
+from cwps_jax.train.trainer import Trainer
 from cwps_jax.version import __version__
 
 __all__ = [
+    "BACKBONES",
     "ChannelShared",
     "CwpsError",
     "Layer",
@@ -44,9 +47,10 @@ __all__ = [
     "layout_from_axes",
     "layout_from_shapes",
     "learn_task",
+    "load_backbone",
     "make_trainer",
     "mix",
-    "save_weights",
+    "save_backbone",
     "sparsity",
     "temperature",
 ]

@@ -122,12 +122,16 @@ class Compiled:
     def compilations(self) -> int:
         return len(self._programs)
 
+    def lower(self, *args: Any) -> Any:
+        """Returns what is handed to the compiler for arguments of these shapes (a `jax.stages.Lowered`)."""
+        return self._jitted.lower(*args)
+
     def prepare(self, *args: Any) -> Any:
         """Returns the program for arguments of these shapes, compiled but not run."""
         leaves, structure = jax.tree.flatten(args)
         signature = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if signature not in self._programs:
-            program = self._jitted.lower(*args).compile()
+            program = self.lower(*args).compile()
             self._programs[signature] = program
             self.flops = (program.cost_analysis() or {}).get("flops")
             memory = program.memory_analysis()

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ from cwps_jax.data.pipeline import steps_per_epoch, with_classes
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.learn import cut_to_model, learn_task, make_trainer, train_task
-from cwps_jax.models.pretrained import load_weights
+from cwps_jax.models.pretrained import load_backbone, local_weights
 from cwps_jax.parallel import Parallel
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, versions, write_json
@@ -34,8 +35,9 @@ def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
     Raises:
         CwpsError: the config, the data or the workdir does not fit; nothing has been written then.
     """
-    tasks = {name: data.load(config.data, name) for name in config.tasks}
-    source = data.load(config.data, config.source) if config.source and not config.weights else None
+    load = _loader(config)
+    tasks = {name: load(name) for name in config.tasks}
+    source = load(config.source) if config.source and not config.weights else None
     make_model = _model_maker(config)
     # One head size for all, so that all tasks share compiled steps; each keeps its own part of it.
     everything = [*tasks.values(), *([source] if source else [])]
@@ -47,7 +49,16 @@ def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
     variables: dict[str, Any] = {}
     scores: dict[str, float] = {}
     if pool is None and config.weights:
-        _, variables = load_weights(config.weights, make_model, trainer.example, config.head)
+        _, *size, channels = trainer.example.shape
+        height, width = size
+        _, variables = load_backbone(
+            config.backbone,
+            config.weights,
+            image_size=(height, width),
+            channels=channels,
+            seed=config.seed,
+            **_options(config),
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", {"config": dataclasses.asdict(config), "versions": versions()})
 
@@ -85,7 +96,7 @@ def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[s
     results = measure_pool(
         pool,
         config.method,
-        functools.partial(data.load, config.data),
+        _loader(config),
         _model_maker(config),
         Parallel(config.parallel),
         config.batch_size,
@@ -99,11 +110,20 @@ def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[s
     return results
 
 
-def _model_maker(config: RunConfig) -> Any:
-    def make(classes: int) -> nn.Module:
-        return models.create(config.backbone, classes, dtype=jnp.dtype(config.dtype))
+def _loader(config: RunConfig) -> Callable[[str], TaskData]:
+    size = config.image_size or models.find(config.backbone).image_size
+    return functools.partial(data.load, config.data, data_dir=config.data_dir, image_size=size)
 
-    return functools.cache(make)
+
+def _options(config: RunConfig) -> dict[str, Any]:
+    """Returns the backbone's options; what is left at its default is not asked of a family without it."""
+    asked = {"stochastic_depth": config.stochastic_depth, "remat": config.remat}
+    given = {name: value for name, value in asked.items() if value}
+    return {"dtype": jnp.dtype(config.dtype), **given}
+
+
+def _model_maker(config: RunConfig) -> Callable[[int], nn.Module]:
+    return functools.cache(lambda classes: models.create(config.backbone, classes, **_options(config)))
 
 
 def _check(config: RunConfig, tasks: list[TaskData], trainer: Trainer) -> None:
@@ -117,7 +137,7 @@ def _check(config: RunConfig, tasks: list[TaskData], trainer: Trainer) -> None:
 def _stored_pool(config: RunConfig, workdir: pathlib.Path) -> tuple[Pool | None, dict[str, Any]]:
     """Returns the workdir's pool, if it has one, and what its pre-trained model has to be."""
     if config.weights:
-        path = pathlib.Path(config.weights)
+        path = local_weights(config.weights)
         if not path.is_file():
             raise CwpsError(f"config.weights = {config.weights!r}: no such file")
         pretrained: dict[str, Any] = {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -133,6 +153,10 @@ def _stored_pool(config: RunConfig, workdir: pathlib.Path) -> tuple[Pool | None,
             "learning_rate_warmup",
             "momentum",
             "weight_decay",
+            "label_smoothing",
+            "layer_decay",
+            "ema",
+            "stochastic_depth",
         )
         pretrained = {key: getattr(config, key) for key in keys}
     if not (workdir / "pool" / "index.json").exists():

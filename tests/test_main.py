@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cwps_jax import models
-from cwps_jax.models.pretrained import save_weights
+from cwps_jax.models.pretrained import save_backbone
 from cwps_jax.store import Pool
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -204,7 +204,7 @@ def test_pretrained_weights_from_a_file(tmp_path):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 12, 12, 1)))
     variables = jax.tree.map(lambda leaf: np.abs(rng.normal(0.1, 0.1, leaf.shape)).astype(np.float32), shapes)
-    save_weights(tmp_path / "w.safetensors", variables)
+    save_backbone(tmp_path / "w.safetensors", "resnet8", variables)
     flags = ("--config.tasks=('negative',)", "--config.epochs=3", "--config.compare=()")
     done = main(tmp_path / "w", *flags, f"--config.weights={tmp_path / 'w.safetensors'}")
     assert done.returncode == 0, done.stderr
@@ -214,11 +214,24 @@ def test_pretrained_weights_from_a_file(tmp_path):
 
 
 def test_weights_that_do_not_fit_leave_nothing_behind(tmp_path):
-    save_weights(tmp_path / "w.safetensors", {"params": {"head": {"kernel": np.zeros((64, 4), np.float32)}}})
+    head = {"head": {"kernel": np.zeros((64, 4), np.float32)}}
+    save_backbone(tmp_path / "w.safetensors", "resnet8", {"params": head})
     done = main(tmp_path / "w", f"--config.weights={tmp_path / 'w.safetensors'}")
-    assert done.returncode == 2 and "missing keys: batch_stats/" in done.stderr
+    assert done.returncode == 2 and "does not fit resnet8" in done.stderr and "missing (" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "w").exists()
+
+
+def test_a_vision_transformer_runs_as_a_resnet_does(tmp_path):
+    flags = ("--config.tasks=('mirrored',)", *SMALL[1:], "--config.compare=()")
+    done = main(tmp_path / "w", *flags, config="configs/digits_vit.py")
+    assert done.returncode == 0, done.stderr
+    results = read_results(tmp_path / "w")
+    (task,), (row,) = results["tasks"], results["forgetting"]
+    assert results["backbone"] == "vit_nano4" and 0 < task["params_ratio"] <= task["budget"] == 0.4
+    assert row["logits_sha256_when_learned"] == row["logits_sha256_at_end"]
+    masks = Pool.open(tmp_path / "w" / "pool").layout.layer_paths
+    assert {f"block0/attention/{name}/kernel" for name in ("query", "key", "value", "out")} <= set(masks)
 
 
 def test_training_that_diverges_is_one_line(tmp_path):

@@ -82,12 +82,16 @@ DOMAINS = {
 }
 
 
-def digits_task(name: str) -> TaskData:
+def digits_task(name: str, *, data_dir: str = "", image_size: int = SIZE) -> TaskData:
     """Returns one of the tasks, images (n, 12, 12, 1) float32 normalised to about [-1, 1].
 
     Raises:
-        CwpsError: a task that is not one of them, or scikit-learn is not installed.
+        CwpsError: a task that is not one of them, a folder or another size, or scikit-learn is not installed.
     """
+    if data_dir:
+        raise CwpsError(f"config.data_dir = {data_dir!r}: the digits are embedded; leave it empty")
+    if image_size != SIZE:
+        raise CwpsError(f"config.image_size = {image_size}: the digits have {SIZE} pixels a side")
     if name not in DOMAINS:
         raise CwpsError(f"the digits have no task {name!r}; choose from {', '.join(DOMAINS)}")
     scans, labels, ids = _scans()

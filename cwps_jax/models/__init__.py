@@ -1,26 +1,34 @@
-"""Backbones in Linen, by name."""
+"""Backbones in Linen, by name: one file a family."""
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
 from cwps_jax.errors import CwpsError
-from cwps_jax.models import resnet
+from cwps_jax.models import densenet, efficientnet, mixer, resnet, squeezenet, vit
+from cwps_jax.models.backbone import Backbone
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
-    "resnet8": resnet.resnet8,
-    "resnet18": resnet.resnet18,
-    "resnet34": resnet.resnet34,
+BACKBONES: dict[str, Backbone] = {
+    **densenet.BACKBONES,
+    **efficientnet.BACKBONES,
+    **mixer.BACKBONES,
+    **resnet.BACKBONES,
+    **squeezenet.BACKBONES,
+    **vit.BACKBONES,
 }
 
 
-def create(name: str, num_classes: int, **options: Any) -> nn.Module:
-    """Returns the backbone of that name with a linear head `head` of `num_classes`.
-
-    Raises:
-        CwpsError: no backbone of that name.
-    """
+def find(name: str) -> Backbone:
+    """Returns what is known of a backbone. Raises CwpsError for a name that is not one."""
     if name not in BACKBONES:
         raise CwpsError(f"backbone {name!r} is not known; choose one of {', '.join(sorted(BACKBONES))}")
-    return BACKBONES[name](num_classes=num_classes, **options)
+    return BACKBONES[name]
+
+
+def create(name: str, num_classes: int, **options: Any) -> nn.Module:
+    """Returns the backbone of that name with a head of `num_classes`.
+
+    Raises:
+        CwpsError: no backbone of that name, or an option that it does not have.
+    """
+    return find(name).create(num_classes, **options)

@@ -1,10 +1,7 @@
-"""Weights of a backbone, from and to safetensors files.
-
-The keys are the paths of our own trees: "params/stem_conv/kernel", "batch_stats/stem_norm/mean".
-"""
+"""A backbone with its weights: `load_backbone`, and the way back, `save_backbone`."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,71 +9,209 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwps_jax.core.trees import flatten, unflatten
+from cwps_jax.core.trees import flatten, select, unflatten
 from cwps_jax.errors import CwpsError
+from cwps_jax.models import find
+from cwps_jax.models.conversion import Conversion, Table
+from cwps_jax.models.weights_file import WeightsFile
+
+HEAD = "head"
 
 
-def load_weights(
-    path: str | pathlib.Path, make_model: Callable[[int], nn.Module], example: Any, head: str = "head"
+def load_backbone(
+    name: str,
+    weights: str | pathlib.Path | None = None,
+    *,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int = 3,
+    seed: int = 0,
+    **options: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns a model with the variables of a file, every leaf of it filled and every key used.
+    """Returns a backbone and its variables.
 
     Args:
-        path: a safetensors file.
-        make_model: from a number of classes to the model; the file's head says how many there are.
-        example: an example image batch, array or `jax.ShapeDtypeStruct`.
-        head: name of the model's head.
+        name: one of `cwps_jax.BACKBONES`.
+        weights: a safetensors file with torchvision's or timm's keys, an npz file with those of the original
+            Flax models, or `hf://owner/repo/file` (with the extra `hub`). None starts from random weights.
+        num_classes: outputs of the head; by default as many as the file's. A head of another size in the file
+            is left out, and a new one made.
+        image_size: side of the images, or (height, width), in pixels; matters where parameters depend on it:
+            position embeddings are resized, a Mixer of another size is refused.
+        channels: of the images.
+        seed: of what is not in the file.
+        **options: the family's own, such as `dtype`, `remat`, `stochastic_depth`.
+
+    Returns:
+        The Linen module, called by `model.apply(variables, images, train=False)` with normalised NHWC images,
+        and its variables: "params" and, where it has norm statistics, "batch_stats"; NumPy, float32.
 
     Raises:
-        CwpsError: the file cannot be read, or has missing, surplus or misshapen keys (all are listed), or
-            a value that is not finite.
+        CwpsError: an unknown name or option, or a file that cannot be read or does not fit: then every
+            missing, surplus and misshapen key is listed.
     """
-    arrays = _read(pathlib.Path(path))
-    kernel = arrays.get(f"params/{head}/kernel")
-    if kernel is None:
-        raise CwpsError(f"{path}: missing key params/{head}/kernel, which says how many classes there are")
-    model = make_model(kernel.shape[-1])
-    wanted = flatten(jax.eval_shape(model.init, jax.random.key(0), example))
-    problems = _differences(arrays, wanted)
-    if problems:
-        raise CwpsError(f"{path}: does not fit this backbone: {'; '.join(problems)}")
-    for key, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise CwpsError(f"{path}: {key} has values that are not finite")
-    return model, unflatten({key: array.astype(wanted[key].dtype) for key, array in arrays.items()})
+    backbone = find(name)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size or (None, None)
+    size = (height or backbone.image_size, width or backbone.image_size)
+    example = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
+    if weights is None:
+        model = backbone.create(num_classes or backbone.num_classes, **options)
+        return model, initialise(model, example, seed)
+    file = WeightsFile(local_weights(weights))
+    published = _shapes(backbone.create(backbone.num_classes, **options), example)
+    table = _table_of(file, backbone.tables, published)
+    classes = _classes(file, table, published)
+    model = backbone.create(num_classes or classes or backbone.num_classes, **options)
+    wanted = _shapes(model, example)
+    new_head = num_classes is not None and num_classes != classes
+    leaves = {path: leaf for path, leaf in wanted.items() if not (new_head and _in_head(path))}
+    left_out = table.conversions(wanted).keys() - table.conversions(leaves).keys()
+    conversions = table.conversions(leaves)
+    _check(file, name, table, conversions, left_out | table.counters(wanted))
+    loaded: dict[str, Any] = {}
+    for key, conversion in conversions.items():
+        loaded.update(conversion.to_leaves(_fitted(file.read(key), conversion)))
+    if new_head:
+        loaded.update(flatten(initialise(model, example, seed, only_head=True)))
+    return model, unflatten(loaded)
 
 
-def save_weights(path: str | pathlib.Path, variables: Mapping[str, Any]) -> None:
-    """Writes a model's variables to a safetensors file that `load_weights` reads."""
+def save_backbone(
+    path: str | pathlib.Path, name: str, variables: Mapping[str, Any], *, keys: str | None = None
+) -> None:
+    """Writes a backbone's variables to a safetensors file that PyTorch users can load.
+
+    `load_backbone` reads it back bit by bit. PyTorch's `num_batches_tracked` are written as 0.
+
+    Args:
+        path: file to write, replaced if it is there.
+        name: one of `cwps_jax.BACKBONES`.
+        variables: "params" and the other collections, such as those of `Pool.effective`.
+        keys: set of key names, such as "torchvision" or "timm"; the backbone's first by default.
+
+    Raises:
+        CwpsError: unknown backbone or set of names, or variables that are not this backbone's.
+
+    Example:
+        >>> save_backbone("birds.safetensors", "resnet50", pool.effective("birds"))  # doctest: +SKIP
+    """
     from safetensors.numpy import save_file
 
-    arrays = {key: np.ascontiguousarray(leaf) for key, leaf in flatten(variables).items()}
-    save_file(arrays, pathlib.Path(path))
+    tables = {one.name: one for one in find(name).tables if one.suffix == ".safetensors"}
+    if keys is not None and keys not in tables:
+        raise CwpsError(f"{name} has no key names {keys!r} to write; choose one of {', '.join(tables)}")
+    table = tables[keys or next(iter(tables))]
+    leaves = flatten(variables)
+    arrays = {key: one.to_array(leaves) for key, one in table.conversions(leaves).items()}
+    arrays.update({key: np.zeros((), np.int64) for key in sorted(table.counters(leaves))})
+    path = pathlib.Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(arrays, partial, metadata={"format": "pt"})
+    partial.replace(path)
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def initialise(
+    model: nn.Module, example: jax.ShapeDtypeStruct, seed: int, *, only_head: bool = False
+) -> dict[str, Any]:
+    """Returns random variables of a model, or of its head alone, by its own initialisers, on the host."""
 
+    @jax.jit
+    def variables(key: jax.Array) -> Any:
+        made = model.init(key, jnp.zeros(example.shape, example.dtype))
+        # Under jit the compiler drops what is not asked for.
+        return select(made, [path for path in flatten(made) if _in_head(path)]) if only_head else made
+
+    return dict(jax.device_get(variables(jax.random.key(seed))))
+
+
+def _shapes(model: nn.Module, example: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    return flatten(jax.eval_shape(model.init, jax.random.key(0), example))
+
+
+def _in_head(path: str) -> bool:
+    return HEAD in path.split("/")[:-1]
+
+
+def local_weights(weights: str | pathlib.Path) -> pathlib.Path:
+    """Returns the path of a weights file, brought from the hub where it is `hf://owner/repo/file`.
+
+    Raises:
+        CwpsError: it cannot be brought.
+    """
+    if not str(weights).startswith("hf://"):
+        return pathlib.Path(weights).expanduser()
+    parts = str(weights).removeprefix("hf://").split("/", 2)
+    if len(parts) < 3 or not all(parts):
+        raise CwpsError(f"{weights}: give the file as hf://owner/repo/file")
     try:
-        arrays = load_file(path)
-    except FileNotFoundError as error:
-        raise CwpsError(f"{path}: no such weights file") from error
-    except (SafetensorError, OSError) as error:
-        raise CwpsError(f"{path}: not a readable safetensors file ({error})") from error
-    for key, array in arrays.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise CwpsError(f"{path}: {key} is {array.dtype}, must be a floating-point type")
-    return arrays
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise CwpsError(f"{weights}: needs huggingface_hub; pip install 'cwps_jax[hub]'") from error
+    try:
+        return pathlib.Path(hf_hub_download("/".join(parts[:2]), parts[2]))
+    except (OSError, ValueError) as error:  # the bases of all that the hub's client raises
+        raise CwpsError(f"{weights}: could not be brought from the hub: {error}") from error
 
 
-def _differences(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, Any]) -> list[str]:
-    missing = sorted(set(wanted) - set(arrays))
-    surplus = sorted(set(arrays) - set(wanted))
+def _table_of(file: WeightsFile, tables: Sequence[Table], published: Mapping[str, Any]) -> Table:
+    """Returns the table whose keys the file has most of."""
+    fitting = [table for table in tables if table.suffix == file.path.suffix]
+    if not fitting:
+        suffixes = " or ".join(sorted({table.suffix for table in tables}))
+        raise CwpsError(f"{file.path}: weights of this backbone come as {suffixes}")
+
+    def shared(table: Table) -> int:
+        return len(table.conversions(published).keys() & file.shapes.keys())
+
+    return max(fitting, key=shared)
+
+
+def _classes(file: WeightsFile, table: Table, published: Mapping[str, Any]) -> int | None:
+    """Returns how many classes the file's head has, None where it has no head."""
+    head = {path: leaf for path, leaf in published.items() if _in_head(path)}
+    for key, conversion in table.conversions(head).items():
+        if conversion.parts[0][0].endswith("/bias") and key in file.shapes:
+            return file.shapes[key][0]
+    return None
+
+
+def _check(
+    file: WeightsFile,
+    name: str,
+    table: Table,
+    conversions: Mapping[str, Conversion],
+    spare: set[str],
+) -> None:
+    """Raises CwpsError unless the file has just these keys in their shapes; `spare` ones may be there."""
+    found = file.shapes
+    missing = sorted(conversions.keys() - found.keys())
+    surplus = sorted(found.keys() - conversions.keys() - spare)
     misshapen = [
-        f"{key} {arrays[key].shape} instead of {wanted[key].shape}"
-        for key in sorted(set(arrays) & set(wanted))
-        if arrays[key].shape != wanted[key].shape
+        f"{key} is {found[key]}, must be {one.shape}"
+        for key, one in sorted(conversions.items())
+        if key in found and found[key] != one.shape and not _can_resize(found[key], one)
     ]
-    named = (("missing", missing), ("surplus", surplus), ("misshapen", misshapen))
-    return [f"{what} keys: {', '.join(keys)}" for what, keys in named if keys]
+    problems = [
+        f"{what} ({len(keys)}): {', '.join(keys)}"
+        for what, keys in (("missing", missing), ("surplus", surplus), ("wrong shape", misshapen))
+        if keys
+    ]
+    if problems:
+        raise CwpsError(
+            f"{file.path}: does not fit {name}, read with {table.name} key names; {'; '.join(problems)}"
+        )
+    file.check_types(conversions)
+
+
+def _can_resize(shape: tuple[int, ...], conversion: Conversion) -> bool:
+    if conversion.resize is None:
+        return False
+    return conversion.resize(np.broadcast_to(np.float32(0), shape), conversion.shape) is not None
+
+
+def _fitted(array: np.ndarray, conversion: Conversion) -> np.ndarray:
+    if array.shape == conversion.shape or conversion.resize is None:
+        return array
+    resized = conversion.resize(array, conversion.shape)
+    assert resized is not None  # it was asked before
+    return resized

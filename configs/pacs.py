@@ -1,0 +1,27 @@
+"""Six tasks from a CIFAR-10 ResNet-20: PACS's four domains, MNIST, and Omniglot's Greek letters, at 32 px.
+
+Command:    python -m cwps_jax.main --config configs/pacs.py --config.data_dir=DATA
+Data:       DATA/<task>/<train or test>/<class>/<file>, or zip archives of such folders in DATA
+Weights:    DATA/weights/resnet20_cifar10.safetensors, in torchvision's key names
+"""
+
+from cwps_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+
+    config.data = "folders"
+    config.image_size = 32
+    config.tasks = ("art_painting", "cartoon", "photo", "sketch", "mnist", "Greek")
+    config.backbone = "resnet20_cifar"
+    config.weights = config.get_ref("data_dir") + "/weights/resnet20_cifar10.safetensors"
+
+    config.compare = ("finetune", "probe")
+    config.budget = 0.45
+    config.epochs = 16  # 4 warm-up, 8 soft, 4 hard; fine-tuning gets all 16
+    config.batch_size = 64
+    config.learning_rate = 0.05
+    config.weight_decay = 5e-4
+    config.seed = 0
+    return config

@@ -1,0 +1,97 @@
+"""Weights files: what is in them, known before any array is read."""
+
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cwps_jax.errors import CwpsError
+
+# What can become float32 without loss, beside PyTorch's batch counters.
+READABLE = ("float32", "float16", "bfloat16")
+_SAFETENSORS_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class WeightsFile:
+    """A safetensors or npz file.
+
+    Attributes:
+        path: where it is.
+        shapes: {key: shape}.
+        dtypes: {key: name of its type}.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self._read: Callable[[str], Any]
+        if not path.is_file():
+            raise CwpsError(f"{path}: no such weights file")
+        open_file = {".safetensors": self._open_safetensors, ".npz": self._open_npz}.get(path.suffix)
+        if open_file is None:
+            raise CwpsError(
+                f"{path}: weights are read from .safetensors and .npz files; scripts/pth_to_safetensors.py "
+                "converts a PyTorch checkpoint"
+            )
+        open_file()
+
+    def read(self, key: str) -> np.ndarray:
+        """Returns an array as float32.
+
+        Raises:
+            CwpsError: it has values that are not finite.
+        """
+        try:
+            array = np.asarray(self._read(key)).astype(np.float32)
+        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+            raise CwpsError(f"{self.path}: {key} cannot be read ({error})") from error
+        if not np.isfinite(array).all():
+            raise CwpsError(f"{self.path}: {key} has values that are not finite")
+        return array
+
+    def check_types(self, keys: Mapping[str, Any]) -> None:
+        """Raises CwpsError for the first of these keys whose type cannot become float32 exactly."""
+        for key in keys:
+            if self.dtypes[key] not in READABLE:
+                raise CwpsError(
+                    f"{self.path}: {key} is {self.dtypes[key]}, must be one of {', '.join(READABLE)}"
+                )
+
+    def _open_safetensors(self) -> None:
+        import ml_dtypes  # noqa: F401  (NumPy learns of bfloat16)
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            file = safe_open(self.path, framework="numpy")
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        except (SafetensorError, OSError) as error:
+            raise CwpsError(f"{self.path}: not a readable safetensors file ({error})") from error
+        self.shapes = {key: tuple(one.get_shape()) for key, one in slices.items()}
+        self.dtypes = {
+            key: _SAFETENSORS_NAMES.get(one.get_dtype(), one.get_dtype()) for key, one in slices.items()
+        }
+        self._read = file.get_tensor
+
+    def _open_npz(self) -> None:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                for name in archive.namelist():
+                    with archive.open(name) as member:
+                        shape, dtype = _npy_header(member)
+                    key = name.removesuffix(".npy")
+                    self.shapes[key], self.dtypes[key] = shape, dtype.name
+            arrays = np.load(self.path, allow_pickle=False)
+        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+            raise CwpsError(f"{self.path}: not a readable npz file ({error})") from error
+        self._read = arrays.__getitem__
+
+
+def _npy_header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns shape and type of a .npy stream without reading its array, which may be far larger."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(member)
+    return shape, dtype
