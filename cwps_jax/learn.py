@@ -18,10 +18,14 @@ from cwps_jax.errors import CwpsError
 from cwps_jax.modules import PRIVATE, channel_layout
 from cwps_jax.parallel import Parallel
 from cwps_jax.store.pool import PRETRAINED, Pool
+from cwps_jax.tracing import trace_parameters
 from cwps_jax.train.evaluation import measure
 from cwps_jax.train.objectives import Objective, accuracy, cross_entropy
 from cwps_jax.train.records import Progress, Trained
 from cwps_jax.train.trainer import Trainer
+
+# Compiled as one: operation by operation, every shape of every layer would be a program.
+_composite = jax.jit(composite, static_argnames=("layout", "search"))
 
 Observe = Callable[[Progress], None]
 
@@ -198,7 +202,7 @@ def composite_parent(
         counts ``pool.pooled().names``.
     """
     pooled = pool.pooled()
-    return composite(pool.layout, child, pooled.models, pooled.count, search)
+    return _composite(pool.layout, child, pooled.models, pooled.count, search)
 
 
 def outputs_sha256(outputs: Any) -> str:
@@ -217,7 +221,7 @@ def cut_to_model(params: Tree, model: nn.Module, example: jax.ShapeDtypeStruct) 
         model: the model that they are for.
         example: shape of its input.
     """
-    wanted = flatten(jax.eval_shape(model.init, jax.random.key(0), example)["params"])
+    wanted = flatten(trace_parameters(model, example)[0])
     return map_with_path(
         lambda path, leaf: np.asarray(leaf)[tuple(slice(size) for size in wanted[path].shape)], params
     )
@@ -229,7 +233,13 @@ def _check_same_backbone(pool: Pool, trainer: Trainer) -> None:
         return
     shapes, stored = ours.backbone_shapes, theirs.backbone_shapes
     differing = sorted(path for path in shapes.keys() | stored.keys() if shapes.get(path) != stored.get(path))
-    where = differing[0] if differing else "the choice of what is private"
+    if not differing:
+        where = min(set(ours.private_paths) ^ set(theirs.private_paths))
+        raise CwpsError(
+            f"{pool.folder}: {where} is private in the pool or in this model, but not in both; give the "
+            "private patterns with which the pool was made"
+        )
+    where = differing[0]
     raise CwpsError(
         f"{pool.folder}: its backbone differs from this model at {where} "
         f"({stored.get(where, 'none')} stored, {shapes.get(where, 'none')} here); use the same backbone, "

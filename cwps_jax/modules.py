@@ -5,9 +5,8 @@ Shapes alone cannot tell a scanned Dense from an attention projection without bi
 """
 
 import contextlib
-import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,14 +17,12 @@ from flax.core.scope import subtract_filters
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.channels import Axes, Layout, layout_from_axes
 from cwps_jax.core.mixing import mix
+from cwps_jax.core.patterns import PRIVATE, check_patterns, leaves_of, matches
 from cwps_jax.core.trees import flatten, select
 from cwps_jax.errors import CwpsError
+from cwps_jax.tracing import Owner, trace_parameters
 
 Rule = Callable[[Any], Mapping[str, Axes | None]]
-ModuleClass = TypeVar("ModuleClass", bound=type[nn.Module])
-
-# Leaves that a model's own top-level module declares: without output channels, so each task keeps them.
-PRIVATE = ("*cls", "*cls_token", "*class_token", "*pos_embed*", "*position_embed*", "*gamma")
 
 _RULES: dict[type[nn.Module], Rule] = {}
 
@@ -87,6 +84,11 @@ def _norm(module: nn.Module) -> Mapping[str, Axes | None]:
     return {"scale": None, "bias": None}
 
 
+@channel_rule(nn.PReLU)
+def _prelu(module: nn.PReLU) -> Mapping[str, Axes | None]:
+    return {"negative_slope": None}
+
+
 @channel_rule(nn.Embed)
 def _embed(module: nn.Embed) -> Mapping[str, Axes | None]:
     return {"embedding": None}
@@ -109,66 +111,61 @@ def channel_layout(
     Args:
         model: any Linen module of layers that a rule covers.
         *args: example inputs of its `__call__`, arrays or `jax.ShapeDtypeStruct`.
-        head: name of the module (or names) whose parameters are the head, anywhere in the tree.
+        head: path of the module whose parameters are the head, or its name anywhere in the tree; or several.
         private: patterns (`fnmatch`) over paths of leaves that each task keeps for itself, beside those
             of norms and embeddings; a pattern wins over a module's rule.
         rules: {pattern over paths: channel axes}, which win over the rules of the modules.
         **kwargs: further arguments of the model's `__call__`.
 
     Raises:
-        CwpsError: a leaf that no rule covers, with its path and the way to add a rule.
+        CwpsError: a leaf that no rule covers, with its path and the way to add a rule, or a pattern that
+            matches nothing.
     """
-    seen: dict[str, tuple[nn.Module, dict[str, tuple[int, ...]]]] = {}
-
-    def record(next_function, call_args, call_kwargs, context):
-        result = next_function(*call_args, **call_kwargs)
-        scope = context.module.scope
-        if scope is not None:
-            own = scope.variables().get("params", {})
-            shapes = {name: leaf.shape for name, leaf in own.items() if not isinstance(leaf, Mapping)}
-            if shapes:
-                seen["/".join(context.module.path)] = context.module, shapes
-        return result
-
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    with nn.intercept_methods(record):
-        variables = jax.eval_shape(lambda *inputs: model.init(keys, *inputs, **kwargs), *args)
-    params = flatten(unfreeze(variables["params"]))
+    shapes, owners = trace_parameters(model, *args, **kwargs)
+    params = flatten(shapes)
+    check_patterns((*private, *(rules or {})), params)
     heads = (head,) if isinstance(head, str) else tuple(head)
-    head_paths = [path for path in params if set(path.split("/")[:-1]) & set(heads)]
+    head_paths = [path for name in heads for path in leaves_of(name, params)]
     axes = {
-        path: _axes_of(path, leaf.shape, seen, private, rules or {})
+        path: _axes_of(path, leaf.shape, owners, private, rules or {})
         for path, leaf in params.items()
         if path not in head_paths
     }
-    return layout_from_axes(unfreeze(variables["params"]), axes, head=head_paths)
+    return layout_from_axes(shapes, axes, head=head_paths)
 
 
 def _axes_of(
     path: str,
     shape: tuple[int, ...],
-    seen: Mapping[str, tuple[nn.Module, dict[str, tuple[int, ...]]]],
+    owners: Mapping[str, Owner],
     private: Sequence[str],
     rules: Mapping[str, Axes | None],
 ) -> Axes | None:
     for pattern, axes in rules.items():
-        if fnmatch.fnmatchcase(path, pattern):
+        if matches(path, [pattern]):
             return axes
-    if any(fnmatch.fnmatchcase(path, pattern) for pattern in private):
+    if matches(path, private):
         return None
-    owner, _, name = path.rpartition("/")
-    module, shapes = seen.get(owner, (None, {}))
-    rule = _rule_of(module) if module is not None else None
-    if module is None or rule is None or name not in rule(module):
-        kind = type(module).__name__ if module is not None else "a module that was not called"
+    at, _, name = path.rpartition("/")
+    owner = owners.get(at)
+    if owner is not None and name not in owner.shapes:
+        owner = None
+    rule = _rule_of(owner.module) if owner else None
+    if owner is None or rule is None or name not in rule(owner.module):
+        if owner is None:
+            raise CwpsError(
+                f"{path}: the module of this leaf, shape {shape}, was not called in init; give its channel axes "
+                "in rules=, or name it in private="
+            )
+        kind = type(owner.module).__name__
         raise CwpsError(
             f"{path}: no channel rule covers this leaf of {kind}, shape {shape}; add one with "
             f"@cwps_jax.channel_rule({kind}), or name it in private="
         )
-    axes = rule(module)[name]
+    axes = rule(owner.module)[name]
     if axes is None:
         return None
-    lifted = _lifted_axes(path, shapes[name], shape)
+    lifted = _lifted_axes(path, owner.shapes[name], shape)
     return (*lifted, *axes)
 
 

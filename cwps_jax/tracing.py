@@ -1,6 +1,7 @@
 """What a Linen model's `init` would do, without computing it: which leaves, whose, and in which order."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -29,18 +30,33 @@ class Owner:
     shapes: Mapping[str, Shape]
 
 
+def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
+    """Returns the arguments that tell a model's `__call__` whether it is training, by the names in use.
+
+    Example:
+        >>> mode(nn.Dropout(0.5), train=True)
+        {'deterministic': False}
+    """
+    values = {"train": train, "training": train, "is_training": train, "deterministic": not train}
+    names = inspect.signature(type(model).__call__).parameters
+    return {name: value for name, value in values.items() if name in names}
+
+
 def trace_parameters(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Owner]]:
     """Traces a Linen model's `init`.
 
     Args:
         model: any Linen module.
         *args: example inputs of its `__call__`, arrays or `jax.ShapeDtypeStruct`.
-        **kwargs: further arguments of the model's `__call__`.
+        **kwargs: further arguments of the model's `__call__`; not training where they do not say.
 
     Returns:
         The shapes of its parameters, a nested dict of `jax.ShapeDtypeStruct`, and {path of a module: `Owner`}
         in the order in which the modules are first called; the model's own path is "".
     """
+    given = inspect.signature(type(model).__call__).bind_partial(model, *args).arguments
+    defaults = {name: value for name, value in mode(model, train=False).items() if name not in given}
+    kwargs = {**defaults, **kwargs}
     owners: dict[str, Owner] = {}
 
     def record(next_function, call_args, call_kwargs, context):

@@ -1,9 +1,9 @@
 """Layouts of trees whose modules are not at hand, from shapes alone, where these leave one reading only."""
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 
 from cwps_jax.core.channels import Axes, Layout, Shape, layout_from_axes
+from cwps_jax.core.patterns import PRIVATE, check_patterns, leaves_of, matches
 from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
 
@@ -12,23 +12,24 @@ def layout_from_shapes(
     params: Tree,
     *,
     head: str = "head",
-    private: Sequence[str] = (),
+    private: Sequence[str] = PRIVATE,
     axes: Mapping[str, Axes | None] | None = None,
 ) -> Layout:
-    """Returns the layout of a parameter tree that came without its model.
+    """Returns the layout of a parameter tree that came without its model, such as an NNX model's state.
 
     A leaf called `kernel` is a layer's, with a `bias` beside it if there is one; a leaf of a module without a
-    kernel is private if it is a vector (a norm's scale or bias) or called `embedding`. Where the modules are
-    at hand, `channel_layout` knows more.
+    kernel is private if it is a vector (a norm's scale or bias) or called `embedding`. Where Linen modules
+    are at hand, `channel_layout` knows more.
 
     Args:
         params: nested dict of arrays or shapes.
-        head: name of the module whose parameters are the head.
-        private: patterns (`fnmatch`) over paths of further private leaves.
-        axes: {pattern over paths: channel axes, or None for a private leaf}, which win over the shapes.
+        head: path of the module whose parameters are the head, or its name anywhere in the tree.
+        private: patterns (`fnmatch`) over paths of private leaves.
+        axes: {pattern over paths: channel axes, or None for a private leaf}, which win over the shapes; the
+            first that matches counts.
 
     Raises:
-        CwpsError: a leaf with no reading or more than one, with its path.
+        CwpsError: a leaf with no reading or more than one, with its path, or a pattern that matches nothing.
 
     Example:
         >>> import numpy as np
@@ -37,26 +38,35 @@ def layout_from_shapes(
         ['dense/kernel']
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
-    heads = [path for path in shapes if head in path.split("/")[:-1]]
+    given = axes or {}
+    check_patterns((*private, *given), shapes)
+    heads = leaves_of(head, shapes)
     found: dict[str, Axes | None] = {}
-    for path, shape in shapes.items():
-        module, _, name = path.rpartition("/")
-        kernel = f"{module}/kernel" if module else "kernel"
-        given = [value for pattern, value in (axes or {}).items() if fnmatch.fnmatchcase(path, pattern)]
-        if given:
-            found[path] = given[0]
-        elif path in heads or path in found:
-            continue
-        elif any(fnmatch.fnmatchcase(path, pattern) for pattern in private):
+    # Kernels first: a bias is private where the kernel beside it is.
+    for path in sorted(shapes.keys() - heads, key=lambda path: (_name(path) != "kernel", path)):
+        shape, name = shapes[path], _name(path)
+        beside = path.removesuffix(name)
+        pattern = next((one for one in given if matches(path, [one])), None)
+        if pattern is not None:
+            found[path] = given[pattern]
+        elif matches(path, private):
             found[path] = None
         elif name == "kernel":
-            bias = shapes.get(path[: -len("kernel")] + "bias")
-            found[path] = axes_from_shapes(shape, bias, path)
-        elif name == "bias" and kernel in shapes:
-            found[path] = tuple(range(-len(shape), 0))
+            found[path] = axes_from_shapes(shape, shapes.get(f"{beside}bias"), path)
+        elif name == "bias" and f"{beside}kernel" in found:
+            found[path] = found[f"{beside}kernel"] and tuple(range(-len(shape), 0))
         elif name == "embedding" or len(shape) <= 1:
             found[path] = None
+        else:
+            raise CwpsError(
+                f"{path}: no rule for a leaf of shape {shape}; say where its channels are, e.g. "
+                f"axes={{'{path}': (-1,)}}, or None for a private leaf"
+            )
     return layout_from_axes(params, found, head=heads)
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def axes_from_shapes(kernel_shape: Shape, bias_shape: Shape | None, path: str) -> Axes:

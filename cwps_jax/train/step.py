@@ -1,7 +1,6 @@
 """The training step: one function for every stage of every method, under jit and under pmap."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cwps_jax import parallel
+from cwps_jax import parallel, tracing
 from cwps_jax.config import TrainConfig
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.channels import Layout
@@ -27,10 +26,8 @@ Step = Callable[[TrainState, Frozen, Plan, Mapping[str, jax.Array]], tuple[Train
 def apply_model(
     model: nn.Module, params: Tree, other: Tree, images: jax.Array, *, train: bool, **options: Any
 ) -> Any:
-    """Applies a Linen model, with `train=` where the model takes it."""
-    if "train" in inspect.signature(type(model).__call__).parameters:
-        options["train"] = train
-    return model.apply({"params": params, **other}, images, **options)
+    """Applies a Linen model, in training or inference mode where it has both."""
+    return model.apply({"params": params, **other}, images, **tracing.mode(model, train=train), **options)
 
 
 def make_step(

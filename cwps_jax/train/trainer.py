@@ -20,7 +20,7 @@ from cwps_jax.data.pipeline import steps_per_epoch, training_batches
 from cwps_jax.data.task import Arrays
 from cwps_jax.methods.method import Frozen, Moment, Pooled, Stage
 from cwps_jax.parallel import Compiled, Parallel
-from cwps_jax.tracing import parameter_depths
+from cwps_jax.tracing import mode, parameter_depths
 from cwps_jax.train.evaluation import Predictor
 from cwps_jax.train.objectives import Objective, accuracy, cross_entropy, smoothed
 from cwps_jax.train.optimizer import child_optimizer, score_optimizer
@@ -138,14 +138,14 @@ class Trainer:
 
     def new_variables(self, seed: int) -> dict[str, Any]:
         """Returns freshly initialised variables of the whole model, on the host."""
-        program = self._compiled("init", lambda: Compiled(jax.jit(self.model.init)))
+        program = self._compiled("init", lambda: Compiled(jax.jit(self._init)))
         return dict(jax.device_get(program(jax.random.key(seed), self._example_batch())))
 
     def new_head(self, seed: int) -> Tree:
         """Returns a freshly initialised head, by the model's own initialisers, on the host."""
 
         def initialise(key, batch):
-            return select(self.model.init(key, batch)["params"], self.layout.head_paths)
+            return select(self._init(key, batch)["params"], self.layout.head_paths)
 
         # Under jit the compiler drops the backbone, whose start is not needed.
         program = self._compiled("head", lambda: Compiled(jax.jit(initialise)))
@@ -155,6 +155,9 @@ class Trainer:
         """Returns the predictor of a model, the same one each time, so that it compiles once."""
         # By identity: a user's module need not be hashable. The predictor keeps its model alive.
         return self._predictors.setdefault(id(model), Predictor(model, self.parallel))
+
+    def _init(self, key: jax.Array, batch: jax.Array) -> Tree:
+        return self.model.init(key, batch, **mode(self.model, train=False))
 
     def _example_batch(self) -> jax.Array:
         return jnp.zeros(self.example.shape, self.example.dtype)

@@ -1,0 +1,38 @@
+"""Rules over paths: what is private by default, and patterns that have to match something."""
+
+import fnmatch
+from collections.abc import Collection, Iterable
+
+from cwps_jax.errors import CwpsError
+
+# Leaves without output channels that no layer's rule covers, by the names that models give them.
+PRIVATE = (
+    *("*cls", "*_token", "*_tokens"),  # class, distillation, mask and register tokens
+    *("*pos_emb*", "*posemb*", "*position*_emb*", "*relative_position_bias*"),
+    *("*gamma", "*gamma_[0-9]", "*layer_scale*", "*layerscale*"),  # LayerScale
+)
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a path matches one of the patterns (`fnmatch`, in which "*" matches "/" too)."""
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def leaves_of(module: str, paths: Iterable[str]) -> list[str]:
+    """Returns the paths of a module's leaves: of the one at that very path, or else of all of that name."""
+    exact = [path for path in paths if path.startswith(f"{module}/")]
+    return exact or [path for path in paths if f"/{module}/" in path]
+
+
+def check_patterns(patterns: Iterable[str], paths: Collection[str]) -> None:
+    """Raises CwpsError for a pattern that matches no path, unless it is one of `PRIVATE`.
+
+    Args:
+        patterns: what a user gave.
+        paths: paths of all leaves.
+    """
+    for pattern in patterns:
+        if pattern not in PRIVATE and not any(matches(path, [pattern]) for path in paths):
+            raise CwpsError(
+                f"pattern {pattern!r} matches no parameter; paths are like {min(paths, default='none')!r}"
+            )

@@ -1,0 +1,152 @@
+"""Models that are not ours, each written as its user would write it, for test_plug_and_play.py."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import cwps_jax as cwps
+
+
+class ConvNet(nn.Module):
+    """Convolutions with group norm, a hidden Dense layer, and a head with a name of its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        for features, stride in ((6, 1), (8, 2)):
+            x = nn.Conv(features, (3, 3), stride, use_bias=stride == 1)(x)
+            x = nn.relu(nn.GroupNorm(num_groups=2)(x))
+        x = nn.relu(nn.Dense(10)(x.mean((1, 2))))
+        return nn.Dense(3, name="classifier")(x)
+
+
+class TransformerBlock(nn.Module):
+    """Flax's own attention, an MLP, and LayerScale after each; `_` makes it fit for nn.scan."""
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        scale = lambda name: self.param(name, nn.initializers.constant(0.5), (x.shape[-1],))
+        y = nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+        x = x + scale("layer_scale_1") * y
+        y = nn.gelu(nn.Dense(12, name="widen")(nn.LayerNorm()(x)))
+        y = nn.Dense(x.shape[-1], name="narrow")(y)
+        return x + scale("layer_scale_2") * y, None
+
+
+class VisionTransformer(nn.Module):
+    """Patches, class token, position embedding, and a block or, scanned and rematerialised, two."""
+
+    scanned: bool = False
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Conv(6, (4, 4), strides=4, name="patch_embed")(images)
+        x = x.reshape(len(x), -1, x.shape[-1])
+        token = self.param("cls_token", nn.initializers.normal(), (1, 1, x.shape[-1]))
+        x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1)
+        x = x + self.param("pos_embed", nn.initializers.normal(), (1, *x.shape[1:]))
+        if self.scanned:
+            lift = dict(variable_axes={"params": 0}, split_rngs={"params": True})
+            x, _ = nn.scan(nn.remat(TransformerBlock), length=2, **lift)(name="blocks")(x, None)
+        else:
+            x, _ = TransformerBlock(name="block")(x)
+        return nn.Dense(3, name="head")(nn.LayerNorm()(x)[:, 0])
+
+
+class EncoderDecoder(nn.Module):
+    """A segmentation network: grouped, depthwise and transposed convolutions, one output a pixel."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        norm = lambda x: nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = norm(nn.Conv(8, (3, 3), strides=2, use_bias=False, name="stem")(x))
+        x = norm(nn.Conv(8, (3, 3), feature_group_count=2, name="grouped")(x))
+        x = norm(nn.Conv(8, (3, 3), feature_group_count=8, use_bias=False, name="depthwise")(x))
+        x = norm(nn.ConvTranspose(6, (2, 2), strides=(2, 2), name="up")(x))
+        x = norm(nn.ConvTranspose(6, (3, 3), transpose_kernel=True, name="swapped")(x))
+        return nn.Conv(1, (1, 1), name="head")(x)[..., 0]
+
+
+class StandardisedConv(nn.Module):
+    """A convolution whose kernel is standardised over its fan-in and scaled by a gain."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
+        gain = self.param("gain", nn.initializers.ones, (self.features,))
+        kernel = gain * jax.nn.standardize(kernel, axis=(0, 1, 2))
+        return jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+
+@cwps.channel_rule(StandardisedConv)
+def standardised_conv(module):
+    return {"kernel": (-1,), "gain": (-1,)}
+
+
+class Bilinear(nn.Module):
+    """Products of pairs of inputs, with the outputs on the first axis of the weight."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        size = x.shape[-1]
+        weight = self.param("weight", nn.initializers.normal(0.3), (self.features, size, size))
+        return jnp.einsum("...i,fij,...j->...f", x, weight, x)
+
+
+@cwps.channel_rule(Bilinear)
+def bilinear(module):
+    return {"weight": (-3,)}
+
+
+class OwnLayers(nn.Module):
+    """Layers that no rule of the package's covers."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(StandardisedConv(6, name="conv")(x)).mean((1, 2))
+        return nn.Dense(3, name="head")(Bilinear(8, name="pairs")(x))
+
+
+class Stage(nn.Module):
+    """A convolution and a norm, made in setup."""
+
+    features: int
+
+    def setup(self):
+        self.conv = nn.Conv(self.features, (3, 3), strides=2)
+        self.norm = nn.LayerNorm()
+
+    def __call__(self, x):
+        return nn.relu(self.norm(self.conv(x)))
+
+
+class Encoder(nn.Module):
+    """Stages in a list, and a projection in a module of modules."""
+
+    widths: tuple[int, ...]
+
+    def setup(self):
+        self.stages = [Stage(width) for width in self.widths]
+        self.project = nn.Sequential([nn.Dense(9), nn.tanh])
+
+    def __call__(self, x):
+        for stage in self.stages:
+            x = stage(x)
+        return self.project(x.mean((1, 2)))
+
+
+class Classifier(nn.Module):
+    """An encoder that is made elsewhere, and a head beside it."""
+
+    encoder: nn.Module
+
+    def setup(self):
+        self.head = nn.Dense(3)
+
+    def __call__(self, x):
+        return self.head(self.encoder(x))
