@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PARITY ?= .venv-parity
 
-.PHONY: demo test test-slow lint format benchmark build clean
+.PHONY: demo test test-slow lint format benchmark parity parity-fixtures build clean
 
 # Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
@@ -28,11 +29,18 @@ benchmark: $(VENV)/demo
 	$(BIN)/python benchmarks/step.py --out benchmarks/results/step_cpu.json
 	$(BIN)/python benchmarks/render.py
 
+# Every backbone's logits against independent PyTorch models, and what `make test` checks of that without torch.
+parity: $(PARITY)/ready
+	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m parity.compare $(ARGS)
+
+parity-fixtures: $(PARITY)/ready
+	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m parity.make_fixtures $(if $(CWPS_TEST_DATA),--data $(CWPS_TEST_DATA))
+
 build: $(VENV)/test
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PARITY) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -42,4 +50,13 @@ $(VENV)/python:
 
 $(VENV)/demo $(VENV)/test: $(VENV)/%: $(VENV)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@
+
+# An environment of its own: timm asks for torchvision, which brings another build of torch; it does without.
+$(PARITY)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e . huggingface_hub==2.4.0 PyYAML==6.0.3
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31
 	touch $@

@@ -154,8 +154,8 @@ def _axes_of(
     if owner is None or rule is None or name not in rule(owner.module):
         if owner is None:
             raise CwpsError(
-                f"{path}: the module of this leaf, shape {shape}, was not called in init; give its channel axes "
-                "in rules=, or name it in private="
+                f"{path}: the module of this leaf, shape {shape}, was not called in init; give its channel "
+                "axes in rules=, or name it in private="
             )
         kind = type(owner.module).__name__
         raise CwpsError(

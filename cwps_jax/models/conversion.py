@@ -132,11 +132,13 @@ class Table:
         name: of the set of names: "torchvision", "timm", "original".
         entries: the first that fits a module holds.
         suffix: of the files.
+        counted: whether they have PyTorch's batch counters.
     """
 
     name: str
     entries: Sequence[Entry]
     suffix: str = ".safetensors"
+    counted: bool = True
 
     def conversions(self, leaves: Mapping[str, Any]) -> dict[str, Conversion]:
         """Returns {key of the file: what it fills}.
@@ -162,8 +164,8 @@ class Table:
 
     def counters(self, leaves: Mapping[str, Any]) -> set[str]:
         """Returns the keys of PyTorch's batch counters: no leaf of ours, nor of any use in inference."""
-        keys = {self._place(path)[0] for path in leaves if path.endswith("/mean")}
-        return {f"{key.rpartition('.')[0]}.{COUNTER}" for key in keys if "." in key}
+        keys = [self._place(path)[0] for path in leaves if path.endswith("/mean")] if self.counted else []
+        return {f"{key.rpartition('.')[0]}.{COUNTER}" for key in keys}
 
     def _place(self, path: str) -> tuple[str, int, Form, Entry]:
         _, _, inner = path.partition("/")

@@ -94,7 +94,7 @@ class DenseNet(nn.Module):
         return nn.Dense(self.num_classes, name="head")(x)
 
 
-def _table(name: str, conv: str, norm: str) -> Table:
+def _table(name: str, conv: str, norm: str, counted: bool) -> Table:
     """Returns a table; `conv` and `norm` are how the layers' modules are called in it."""
     return Table(
         name,
@@ -108,11 +108,15 @@ def _table(name: str, conv: str, norm: str) -> Table:
             Entry("final_norm", "features.norm5", NORM),
             Entry("head", "classifier", DENSE),
         ),
+        counted=counted,
     )
 
 
 # timm's names are torchvision's. The files that torchvision publishes have older ones; it renames them.
-TABLES = (_table("torchvision", "conv{}", "norm{}"), _table("original", "conv.{}", "norm.{}"))
+TABLES = (
+    _table("torchvision", "conv{}", "norm{}", counted=True),
+    _table("original", "conv.{}", "norm.{}", counted=False),
+)
 
 BACKBONES = {
     "densenet121": Backbone(
