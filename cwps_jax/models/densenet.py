@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from cwps_jax.errors import CwpsError
 from cwps_jax.models.backbone import Backbone
 from cwps_jax.models.conversion import CONV, DENSE, NORM, Entry, Table
+from cwps_jax.models.norm import batch_norm
 
 
 class DenseLayer(nn.Module):
@@ -63,13 +64,7 @@ class DenseNet(nn.Module):
         Raises:
             CwpsError: images so small that nothing is left of them after the last pooling.
         """
-        norm = functools.partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=self.norm_momentum,
-            epsilon=1e-5,
-            dtype=self.dtype,
-        )
+        norm = batch_norm(train, self.norm_momentum, self.dtype)
         conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
         layer_class: Any = nn.remat(DenseLayer) if self.remat else DenseLayer
         x = images.astype(self.dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from cwps_jax.models.backbone import Backbone
 from cwps_jax.models.conversion import CONV, DENSE, NORM, Entry, Table
+from cwps_jax.models.norm import batch_norm
 from cwps_jax.models.stochastic_depth import drop_branch, drop_rate
 
 
@@ -113,13 +114,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits (batch, num_classes), float32, from images (batch, height, width, channels)."""
-        norm = functools.partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=self.norm_momentum,
-            epsilon=1e-5,
-            dtype=self.dtype,
-        )
+        norm = batch_norm(train, self.norm_momentum, self.dtype)
         conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype, name="stem_conv")
         x = images.astype(self.dtype)
         if self.small_images:

@@ -83,10 +83,13 @@ class WeightsFile:
                         shape, dtype = _npy_header(member)
                     key = name.removesuffix(".npy")
                     self.shapes[key], self.dtypes[key] = shape, dtype.name
-            arrays = np.load(self.path, allow_pickle=False)
         except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
             raise CwpsError(f"{self.path}: not a readable npz file ({error})") from error
-        self._read = arrays.__getitem__
+        self._read = self._read_npy
+
+    def _read_npy(self, key: str) -> np.ndarray:
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{key}.npy") as member:
+            return np.lib.format.read_array(member)  # which refuses pickles by itself
 
 
 def _npy_header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
