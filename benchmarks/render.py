@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from committed result files; --check only says whether they are current.
+"""Writes the tables of README.md and docs/ from committed result files; --check only looks.
 
 python benchmarks/render.py
 """
@@ -10,36 +10,82 @@ import statistics
 import sys
 from typing import Any
 
+from cwps_jax import BACKBONES
+
 ROOT = pathlib.Path(__file__).parent.parent
+PAGES = ("README.md", "docs/backbones.md", "docs/experiments.md")
+
+
+def task_rows(run: dict[str, Any]) -> list[str]:
+    """Returns the rows of a run: one a task, and the mean."""
+    lines = [
+        f"| task | accuracy | fine-tuning | linear probe | parameters kept ({run['backbone']}) | bytes |",
+        "|---|---|---|---|---|---|",
+    ]
+    shares = ("accuracy", "finetune_accuracy", "probe_accuracy")
+    for task in run["tasks"]:
+        accuracies = " | ".join(_percent(task[key]) for key in shares)
+        lines.append(f"| {task['name']} | {accuracies} | {task['params_ratio']:.3f}x | {task['bytes']:,} |")
+    means = {key: statistics.mean(task[key] for task in run["tasks"]) for key in (*shares, "params_ratio")}
+    accuracies = " | ".join(_percent(means[key]) for key in shares)
+    return [*lines, f"| mean | {accuracies} | {means['params_ratio']:.3f}x | |"]
+
+
+def run_table(run: dict[str, Any]) -> str:
+    """Returns the table of one run, with what it was run on."""
+    first, many = run["tasks"][0], len(run["tasks"])
+    where = f"{run['versions']['device']}, jax {run['versions']['jax']}"
+    return "\n".join(
+        [
+            *task_rows(run),
+            "",
+            f"Seed {first['seed']}, {first['epochs']} epochs a task, on {where}. Together with the "
+            f"pre-trained model {run['total_params_ratio']:.2f}x a backbone, where fine-tuning keeps "
+            f"{1 + many}x. Tasks whose test logits changed in any bit after they were learned: "
+            f"{_changed([run])}.",
+        ]
+    )
+
+
+def _changed(runs: list[dict[str, Any]]) -> int:
+    return sum(
+        row["logits_sha256_when_learned"] != row["logits_sha256_at_end"]
+        for run in runs
+        for row in run["forgetting"]
+    )
+
+
+def backbones_table(parity: dict[str, Any]) -> str:
+    """Returns the table of all backbones, with the differences from PyTorch that `make parity` found."""
+    lines = [
+        "| name | parameters | classes | images | key names | largest difference of a logit from PyTorch's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in BACKBONES.items():
+        tables = ", ".join(f"{table.name} ({table.suffix[1:]})" for table in one.tables)
+        difference = f"{max(row['difference'] for row in parity['rows'] if row['name'] == name):.0e}"
+        cells = (
+            f"`{name}`",
+            f"{one.parameters:,}",
+            one.num_classes,
+            f"{one.image_size} px",
+            tables,
+            difference,
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def digits_table(runs: list[dict[str, Any]]) -> str:
     """Returns the table of the demo: seed 0 a task, and the means over tasks of every seed."""
     first = runs[0]
-    lines = [
-        f"| task | accuracy | fine-tuning | linear probe | parameters kept ({first['backbone']}) | bytes |",
-        "|---|---|---|---|---|---|",
-    ]
-    for task in first["tasks"]:
-        lines.append(
-            f"| {task['name']} | {_percent(task['accuracy'])} | {_percent(task['finetune_accuracy'])} | "
-            f"{_percent(task['probe_accuracy'])} | {task['params_ratio']:.3f}x | {task['bytes']:,} |"
-        )
     means = {
         key: [statistics.mean(task[key] for task in run["tasks"]) for run in runs]
         for key in ("accuracy", "finetune_accuracy", "probe_accuracy", "params_ratio")
     }
-    lines.append(
-        f"| mean | {_percent(means['accuracy'][0])} | {_percent(means['finetune_accuracy'][0])} | "
-        f"{_percent(means['probe_accuracy'][0])} | {means['params_ratio'][0]:.3f}x | |"
-    )
-    changed = sum(
-        row["logits_sha256_when_learned"] != row["logits_sha256_at_end"]
-        for run in runs
-        for row in run["forgetting"]
-    )
     where = f"{first['versions']['device']}, jax {first['versions']['jax']}"
-    lines += [
+    lines = [
+        *task_rows(first),
         "",
         f"`make demo`, seed 0, on {where}. Together with "
         f"the pre-trained model {first['total_params_ratio']:.2f}x a backbone, where fine-tuning keeps "
@@ -47,7 +93,7 @@ def digits_table(runs: list[dict[str, Any]]) -> str:
         f"{_spread(means['accuracy'])} against {_spread(means['finetune_accuracy'])} fine-tuned and "
         f"{_spread(means['probe_accuracy'])} probed. A task's test set has about 520 images: one seed's "
         f"accuracy is good to about 0.7 points. Tasks whose test logits changed in any bit after they were "
-        f"learned: {changed}.",
+        f"learned: {_changed(runs)}.",
     ]
     return "\n".join(lines)
 
@@ -85,32 +131,43 @@ def _read(pattern: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(ROOT.glob(pattern))]
 
 
-def rendered(text: str) -> str:
-    """Returns README.md's text with its tables made anew."""
-    tables = {
-        "digits": digits_table(_read("docs/results/digits_seed*.json")),
-        "step": step_table(_read("benchmarks/results/step_cpu.json")[0]),
-    }
-    for name, table in tables.items():
+def rendered(path: str, text: str) -> str:
+    """Returns a page's text with its tables made anew."""
+    for name, table in tables_of(path).items():
         before, found, rest = text.partition(f"<!-- {name}:")
         opening, _, rest = rest.partition("-->\n")
         _, _, after = rest.partition("<!-- end -->")
         if not found or not after:
-            raise SystemExit(f"README.md has no place for the table {name!r}")
+            raise SystemExit(f"{path} has no place for the table {name!r}")
         text = f"{before}{found}{opening}-->\n{table}\n<!-- end -->{after}"
     return text
+
+
+def tables_of(path: str) -> dict[str, str]:
+    """Returns the tables of a page."""
+    if path == "README.md":
+        return {
+            "digits": digits_table(_read("docs/results/digits_seed*.json")),
+            "step": step_table(_read("benchmarks/results/step_cpu.json")[0]),
+        }
+    if path == "docs/backbones.md":
+        return {"backbones": backbones_table(_read("parity/results.json")[0])}
+    return {
+        "pacs": run_table(_read("docs/results/pacs_seed0.json")[0]),
+        "vit": run_table(_read("docs/results/digits_vit_seed0.json")[0]),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    new = rendered(text)
-    if arguments.check:
-        sys.exit(0 if new == text else "README.md is not current: run python benchmarks/render.py")
-    readme.write_text(new)
+    for path in PAGES:
+        text = (ROOT / path).read_text()
+        new = rendered(path, text)
+        if arguments.check and new != text:
+            sys.exit(f"{path} is not current: run python benchmarks/render.py")
+        (ROOT / path).write_text(new)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo as a newcomer runs it: `make test-slow`. It has to show what README.md says of it."""
+"""The runs on embedded data, whole, as newcomers run them (`make test-slow`): what the docs say must hold."""
 
 import statistics
 
@@ -8,10 +8,11 @@ from test_main import main, read_results
 pytestmark = pytest.mark.slow
 
 
-def test_the_demo_shows_what_it_promises(tmp_path):
-    done = main(tmp_path / "digits")
+@pytest.mark.parametrize("config", ["digits", "digits_vit"])
+def test_the_run_shows_what_it_promises(tmp_path, config):
+    done = main(tmp_path / config, config=f"configs/{config}.py")
     assert done.returncode == 0, done.stderr
-    results = read_results(tmp_path / "digits")
+    results = read_results(tmp_path / config)
     tasks = results["tasks"]
     mean = lambda key: statistics.mean(task[key] for task in tasks)
     assert all(task["accuracy"] > task["probe_accuracy"] for task in tasks)
