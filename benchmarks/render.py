@@ -119,6 +119,33 @@ def step_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def speed_table(result: dict[str, Any]) -> str:
+    """Returns the table of benchmarks/backbone.py."""
+    settings, versions, pytorch = result["settings"], result["versions"], result["pytorch"]
+    lines = [
+        "| | images a second | PyTorch's | speed over PyTorch | compile time |",
+        "|---|---|---|---|---|",
+    ]
+    for call, name in (("forward", "forward pass"), ("train", "fine-tuning step")):
+        rates, (low, high) = result["images_per_second"][call], result["quartiles"][call]
+        lines.append(
+            f"| {name} | {rates['jax']:.2f} | {rates['torch']:.2f} | "
+            f"{result['speed_over_pytorch'][call]:.2f}x ({low:.2f} to {high:.2f}) | "
+            f"{result['compile_seconds'][call]:.1f} s |"
+        )
+    transposes = result["transposes"]
+    how = "through torch.compile" if pytorch["compiled"] else "eager"
+    lines += [
+        "",
+        f"{settings['backbone']}, {settings['dtype']}, batch {settings['batch']}, {settings['size']} px, "
+        f"{result['device']}, jax {versions['jax']}, torch {pytorch['torch']} channels-last with autocast, "
+        f"{how}, commit {result['commit']}. Median and quartiles of {settings['repeats']} interleaved turns. "
+        f"Transposes of activations and kernels: {transposes['handed to XLA']} in the step that we hand to "
+        f"XLA, {transposes['made by XLA']} in what XLA made of it for this device.",
+    ]
+    return "\n".join(lines)
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
@@ -149,6 +176,7 @@ def tables_of(path: str) -> dict[str, str]:
         return {
             "digits": digits_table(_read("docs/results/digits_seed*.json")),
             "step": step_table(_read("benchmarks/results/step_cpu.json")[0]),
+            "backbone": speed_table(_read("benchmarks/results/backbone_cpu.json")[0]),
         }
     if path == "docs/backbones.md":
         return {"backbones": backbones_table(_read("parity/results.json")[0])}

@@ -53,6 +53,9 @@ def trace_parameters(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[
     Returns:
         The shapes of its parameters, a nested dict of `jax.ShapeDtypeStruct`, and {path of a module: `Owner`}
         in the order in which the modules are first called; the model's own path is "".
+
+    Raises:
+        CwpsError: a leaf of any collection with "/" in its name.
     """
     given = inspect.signature(type(model).__call__).bind_partial(model, *args).arguments
     defaults = {name: value for name, value in mode(model, train=False).items() if name not in given}
@@ -75,6 +78,12 @@ def trace_parameters(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     with nn.intercept_methods(record):
         variables = jax.eval_shape(lambda *inputs: model.init(keys, *inputs, **kwargs), *args)
+    for path in flatten_dict(unfreeze(variables)):
+        if "/" in "".join(path):
+            raise CwpsError(
+                f"{path[-1]}: a name with '/' in it cannot be told from a path; layers that make such names, "
+                "as nn.WeightNorm and nn.SpectralNorm do, are not supported"
+            )
     return unfreeze(variables["params"]), owners
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from cwps_jax.errors import CwpsError
-
 Tree = Mapping[str, Any]
 Flat = dict[str, Any]
 
@@ -14,11 +12,6 @@ def flatten(tree: Tree, prefix: str = "") -> Flat:
     flat: Flat = {}
     for key in sorted(tree):
         path = f"{prefix}{key}"
-        if "/" in str(key):
-            raise CwpsError(
-                f"{path}: a name with '/' in it cannot be told from a path; layers that make such names, as "
-                "nn.WeightNorm and nn.SpectralNorm do, are not supported"
-            )
         if isinstance(tree[key], Mapping):
             flat.update(flatten(tree[key], path + "/"))
         else:
