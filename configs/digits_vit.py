@@ -4,8 +4,7 @@ Command:    python -m cwps_jax.main --config configs/digits_vit.py
 Data:       embedded, scikit-learn's digits (see cwps_jax/data/digits.py)
 Run time:   about 90 s on two CPU cores, compilation, fine-tuning and probe included
 Reached:    96.7% in the mean over the tasks with 0.40x of a backbone each; fine-tuned 96.7%, probed 81.6%
-            (docs/results/digits_vit_seed0.json; over seeds 0 to 2: 96.8%, 97.0%, 82.3%); not yet run on a
-            GPU or TPU
+            (docs/results/digits_vit_seed0.json, one seed); not yet run on a GPU or TPU
 """
 
 from cwps_jax.config import default_config
