@@ -4,7 +4,7 @@ Command:    python -m cwps_jax.main --config configs/pacs.py --config.data_dir=D
 Data:       DATA/<task>/<train or test>/<class>/<file>, or zip archives of such folders in DATA
 Weights:    DATA/weights/resnet20_cifar10.safetensors, in torchvision's key names
 Run time:   about 20 minutes on two CPU cores that other work shared, fine-tuning and probe included
-Reached:    84.9% in the mean over the tasks with 0.45x of a backbone each; fine-tuned 85.5%, probed 65.2%
+Reached:    84.8% in the mean over the tasks with 0.45x of a backbone each; fine-tuned 85.5%, probed 65.2%
             (docs/results/pacs_seed0.json, one seed); not yet run on a GPU or TPU
 """
 
