@@ -2,7 +2,7 @@
 
 Command:    python -m cwps_jax.main --config configs/digits.py        (or: make demo)
 Data:       embedded, scikit-learn's digits (see cwps_jax/data/digits.py)
-Run time:   about 90 s on two CPU cores, compilation, fine-tuning and probe included
+Run time:   about 70 to 100 s on two CPU cores, compilation, fine-tuning and probe included
 Reached:    see the table in README.md; not yet run on a GPU or TPU
 """
 

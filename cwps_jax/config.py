@@ -130,7 +130,8 @@ class RunConfig(TrainConfig):
         dtype: compute dtype, "float32" or "bfloat16"; parameters are float32.
         data: name of the data: "digits", which are embedded, or "folders" of images (see data/folders.py).
         data_dir: folder of the data, where it is not embedded.
-        image_size: side of the images in pixels; 0 for that of the backbone's published weights.
+        image_size: side of the images in pixels; 0 for that of embedded data or, for other data, of the
+            backbone's published weights.
         tasks: names of the tasks, in the order in which they are learned.
         source: task on which the pre-trained model is trained, where there is no `weights`.
         source_epochs: epochs for it.

@@ -111,7 +111,9 @@ def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[s
 
 
 def _loader(config: RunConfig) -> Callable[[str], TaskData]:
-    size = config.image_size or models.find(config.backbone).image_size
+    size = config.image_size
+    if not size and config.data not in data.EMBEDDED:
+        size = models.find(config.backbone).image_size
     return functools.partial(data.load, config.data, data_dir=config.data_dir, image_size=size)
 
 

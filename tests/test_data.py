@@ -18,7 +18,7 @@ def arrays(count: int, classes: int = 4, seed: int = 0) -> dict:
 
 @pytest.mark.parametrize("name", list(digits.DOMAINS))
 def test_a_digits_task_is_complete(name):
-    task = data.load("digits", name, data_dir="", image_size=12)
+    task = data.load("digits", name, data_dir="", image_size=0)
     for split in (task.train, task.validation, task.test):
         assert split["image"].shape[1:] == (12, 12, 1) and split["image"].dtype == np.float32
         assert set(split["label"]) == set(range(task.classes))
@@ -47,9 +47,13 @@ def test_the_domains_differ_and_are_the_same_every_time():
 
 def test_unknown_source_and_task_are_one_line():
     with pytest.raises(CwpsError, match=r"config\.data = 'x'"):
-        data.load("x", "y", data_dir="", image_size=12)
+        data.load("x", "y", data_dir="", image_size=0)
     with pytest.raises(CwpsError, match="no task 'birds'"):
-        data.load("digits", "birds", data_dir="", image_size=12)
+        data.load("digits", "birds", data_dir="", image_size=0)
+    with pytest.raises(CwpsError, match="config.image_size = 32: the digits have 12 pixels"):
+        data.load("digits", "digits", data_dir="", image_size=32)
+    with pytest.raises(CwpsError, match="config.data_dir = 'x': the digits are embedded"):
+        data.load("digits", "digits", data_dir="x", image_size=0)
 
 
 def test_validation_is_a_tenth_of_each_class_whatever_the_order():

@@ -82,7 +82,7 @@ DOMAINS = {
 }
 
 
-def digits_task(name: str, *, data_dir: str = "", image_size: int = SIZE) -> TaskData:
+def digits_task(name: str, *, data_dir: str = "", image_size: int = 0) -> TaskData:
     """Returns one of the tasks, images (n, 12, 12, 1) float32 normalised to about [-1, 1].
 
     Raises:
@@ -90,7 +90,7 @@ def digits_task(name: str, *, data_dir: str = "", image_size: int = SIZE) -> Tas
     """
     if data_dir:
         raise CwpsError(f"config.data_dir = {data_dir!r}: the digits are embedded; leave it empty")
-    if image_size != SIZE:
+    if image_size not in (0, SIZE):
         raise CwpsError(f"config.image_size = {image_size}: the digits have {SIZE} pixels a side")
     if name not in DOMAINS:
         raise CwpsError(f"the digits have no task {name!r}; choose from {', '.join(DOMAINS)}")
