@@ -65,8 +65,8 @@ def load_backbone(
     wanted = _shapes(model, example)
     new_head = num_classes is not None and num_classes != classes
     leaves = {path: leaf for path, leaf in wanted.items() if not (new_head and _in_head(path))}
-    left_out = table.conversions(wanted).keys() - table.conversions(leaves).keys()
     conversions = table.conversions(leaves)
+    left_out = table.conversions(wanted).keys() - conversions.keys()
     _check(file, name, table, conversions, left_out | table.counters(wanted))
     loaded: dict[str, Any] = {}
     for key, conversion in conversions.items():
