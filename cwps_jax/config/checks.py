@@ -1,0 +1,69 @@
+"""Checks of config values: each raises one clear line."""
+
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from cwps_jax.errors import CwpsError
+
+
+def check_types(config: Any) -> None:
+    """Raises CwpsError for the first field whose value does not have the field's type."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _has_type(value, hint):
+            raise CwpsError(f"config.{name} = {value!r}: must be {_describe(hint)}")
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin in (types.UnionType, typing.Union):
+        return any(_has_type(value, one) for one in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_has_type(one, arguments[0]) for one in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping)
+    if hint is float:
+        return isinstance(value, float | int) and not isinstance(value, bool) and value == value
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_describe(one) for one in arguments)
+    if origin is Mapping:
+        return "keys and values"
+    if origin is tuple:
+        return f"a tuple of {_describe(arguments[0])}"
+    return {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}.get(
+        hint, "None"
+    )
+
+
+def at_least(config: Any, **least: float) -> None:
+    """Raises CwpsError for the first of the named fields that is below its bound."""
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise CwpsError(f"config.{name} = {getattr(config, name)}: must be at least {bound}")
+
+
+def within(config: Any, low: float, high: float, *names: str) -> None:
+    """Raises CwpsError for the first of the named fields that is not in [low, high]."""
+    for name in names:
+        if not low <= getattr(config, name) <= high:
+            raise CwpsError(f"config.{name} = {getattr(config, name)}: must be in [{low}, {high}]")
+
+
+def below_one(config: Any, *names: str) -> None:
+    """Raises CwpsError for the first of the named fields that is not in [0, 1)."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise CwpsError(f"config.{name} = {getattr(config, name)}: must be at least 0 and below 1")

@@ -1,0 +1,112 @@
+"""`DataConfig`: where a task's images come from, and what is done to them before a model sees them."""
+
+import dataclasses
+from typing import Literal
+
+from cwps_jax.config.checks import at_least, check_types
+from cwps_jax.errors import CwpsError
+
+Crop = Literal["center", "random", "random_resized", "stretch"]
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data of a task. main's config has the same keys.
+
+    Attributes:
+        data: where the images are: "digits" (embedded), "folders" of images or archives of them, "tfds"
+            (TensorFlow Datasets as array_record) or "huggingface".
+        dataset: name of the data set there; "{task}" stands for the task's name. Not for digits and folders.
+        data_dir: folder of the data, where it is not embedded; "" for the library's own default.
+        train_split, test_split: names of the splits, such as "train+validation".
+        validation_split: the same; "" for the data set's own "validation" or "val" where it has one that is
+            not used otherwise, else a tenth of each class of the training data.
+        label: name of the label among a record's fields.
+        box: whether images are cut to the bounding box that the data set gives.
+        unreadable: what is done about images that cannot be decoded: "refuse", or "skip" and count them.
+        shots: training images a class of each task, drawn by the seed (few-shot); 0 for all.
+        image_size: side of the images in pixels; 0 for that of embedded data or, for other data, of the
+            backbone's published weights.
+        resize: length of an image's shorter side before a crop from the middle, or a random one, in pixels;
+            0 for 8/7 of `image_size` (256 for 224).
+        interpolation: "bilinear" or "bicubic".
+        crop: how a training image is cut: "center" as in evaluation, "random" (anywhere in the resized image)
+            or "random_resized" (a random part of the image, scaled). Or "stretch", in evaluation too: all of
+            the image, made a square.
+        crop_area: smallest and largest share of the image for "random_resized".
+        flip: whether half of the training images are mirrored.
+        color_jitter: strengths of random brightness, contrast, saturation and hue in training.
+        randaugment_layers: operations that RandAugment draws for a training image; 0 for none.
+        randaugment_magnitude: their strength, from 0 to 10.
+        mixup, cutmix: alpha of their Beta distributions; 0 for none. With both, a batch takes one by chance.
+        pixel_mean, pixel_deviation: of each channel of images in [0, 1]; the model sees
+            (image - mean) / deviation.
+        cache: where decoded and resized images are kept: "none", "memory" or "disk".
+        cache_gigabytes: how much of it; what does not fit is decoded again in every epoch.
+        cache_dir: folder of what is remembered of data sets (labels, hashes, unreadable files) and of
+            images cached on disk.
+        reader_threads: threads that read and decode; 0 for one a core.
+        prefetch: batches that are ready ahead of the step, on the host and again on the device.
+    """
+
+    data: str = "digits"
+    dataset: str = ""
+    data_dir: str = ""
+    train_split: str = "train"
+    validation_split: str = ""
+    test_split: str = "test"
+    label: str = "label"
+    box: bool = False
+    unreadable: Literal["refuse", "skip"] = "refuse"
+    shots: int = 0
+    image_size: int = 0
+    resize: int = 0
+    interpolation: Interpolation = "bilinear"
+    crop: Crop = "center"
+    crop_area: tuple[float, ...] = (0.08, 1.0)
+    flip: bool = False
+    color_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    randaugment_layers: int = 0
+    randaugment_magnitude: float = 9.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    pixel_deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
+    cache: Literal["none", "memory", "disk"] = "memory"
+    cache_gigabytes: float = 4.0
+    cache_dir: str = "~/.cache/cwps_jax_data"
+    reader_threads: int = 0
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, shots=0, image_size=0, resize=0, randaugment_layers=0, mixup=0, cutmix=0)
+        at_least(self, cache_gigabytes=0, reader_threads=0, prefetch=1)
+        if len(self.crop_area) != 2 or not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            raise CwpsError(
+                f"config.crop_area = {self.crop_area}: must be the smallest and the largest share, in (0, 1]"
+            )
+        if len(self.color_jitter) != 4 or min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
+            raise CwpsError(
+                f"config.color_jitter = {self.color_jitter}: must be four strengths of at least 0, for "
+                "brightness, contrast, saturation and hue (at most 0.5)"
+            )
+        if not 0 <= self.randaugment_magnitude <= 10:
+            raise CwpsError(
+                f"config.randaugment_magnitude = {self.randaugment_magnitude}: must be in [0, 10]"
+            )
+        if len(self.pixel_mean) != 3 or len(self.pixel_deviation) != 3 or min(self.pixel_deviation) <= 0:
+            raise CwpsError(
+                f"config.pixel_mean = {self.pixel_mean}, config.pixel_deviation = {self.pixel_deviation}: "
+                "must be three numbers each, the deviations above 0"
+            )
+        if self.resize and self.image_size and self.resize < self.image_size:
+            raise CwpsError(
+                f"config.resize = {self.resize}: must be at least config.image_size = {self.image_size}"
+            )
+
+    @property
+    def shorter_side(self) -> int:
+        """Length of a resized image's shorter side, in pixels."""
+        return self.resize or round(self.image_size * 8 / 7)
