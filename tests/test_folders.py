@@ -2,8 +2,12 @@
 
 import io
 import json
+import os
 import pathlib
+import threading
+import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -12,8 +16,9 @@ from PIL import Image
 from test_main import main
 
 from cwps_jax import save_backbone
+from cwps_jax.config import DataConfig
 from cwps_jax.core.trees import flatten, unflatten
-from cwps_jax.data import folders, load
+from cwps_jax.data import folders, places
 from cwps_jax.errors import CwpsError
 from cwps_jax.models import create
 from cwps_jax.store import Pool
@@ -46,98 +51,209 @@ def write(root: pathlib.Path, contents: dict[str, bytes]) -> None:
         (root / name).write_bytes(content)
 
 
+def pack(path: pathlib.Path, contents: dict[str, bytes], **options) -> None:
+    """Writes an archive, whatever is wrong with the names of its members."""
+    with zipfile.ZipFile(path, "w", **options) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for name, content in contents.items():
+            member = zipfile.ZipInfo(name.removesuffix("*"))
+            member.compress_type = options.get("compression", zipfile.ZIP_STORED)
+            archive.writestr(member, content)
+
+
 @pytest.fixture
 def data_dir(tmp_path) -> pathlib.Path:
     """Two tasks: one in a folder, one in an archive."""
-    folders._tasks.cache_clear()
     root = tmp_path / "data"
     write(root, files("photo"))
     write(root, {"photo/train/dog/Thumbs.db": b"x", "photo/train/dog/.hidden.png": b"x", "README.txt": b"x"})
-    with zipfile.ZipFile(root / "A.zip", "w") as archive:
-        for name, content in {**files("sketch"), "manifest.csv": b"x"}.items():
-            archive.writestr(name, content)
+    write(root, {"photo/train/README.txt": b"x", "photo/.git/train/a": b"x", "extra/a.bin": b"x"})
+    pack(
+        root / "A.zip",
+        {
+            **files("sketch"),
+            "manifest.csv": b"x",
+            "__MACOSX/sketch/train/dog/._1": b"x",
+            "sketch/test/a/": b"",
+        },
+        compression=zipfile.ZIP_DEFLATED,
+    )
     return root
 
 
-def read(root: pathlib.Path, task: str, size: int = 16):
-    return load("folders", task, data_dir=str(root), image_size=size)
+def settings(root: pathlib.Path, **changes) -> DataConfig:
+    return DataConfig(data="folders", data_dir=str(root), **changes)
+
+
+def read(root: pathlib.Path, task: str, split: str = "train", **changes) -> folders.FolderSource:
+    return folders.open_split(settings(root, **changes), task, split)
 
 
 @pytest.mark.parametrize("task", ["photo", "sketch"])
-def test_folders_and_archives_give_the_same(data_dir, task):
-    found = read(data_dir, task)
-    assert found.classes == 2
-    assert [len(split["label"]) for split in (found.train, found.validation, found.test)] == [36, 4, 12]
-    assert found.train["image"].shape == (36, 16, 16, 3) and found.train["image"].dtype == np.float32
-    # Classes are numbered by name; red images are dogs. Normalised back, channel by channel.
-    for label, colour in enumerate(CLASSES.values()):
-        images = found.test["image"][found.test["label"] == label] * folders.DEVIATION + folders.MEAN
-        np.testing.assert_allclose(images.mean((0, 1, 2)), np.array(colour) / 255, atol=0.06)
+def test_folders_and_archives_give_what_was_stored(data_dir, task):
+    contents = files(task)
+    assert folders.split_names(settings(data_dir), task) == ("train", "test")
+    for split in ("train", "test"):
+        source = read(data_dir, task, split)
+        assert source.classes == ("dog", "elephant")  # by name, and README.txt is none
+        stored = {path: content for path, content in contents.items() if path.startswith(f"{task}/{split}/")}
+        found = {source.describe(index): source[index] for index in range(len(source))}
+        start = f"{data_dir}/" if task == "photo" else f"{data_dir / 'A.zip'}: "
+        assert {name.removeprefix(start): record.image for name, record in found.items()} == stored
+        for name, record in found.items():
+            assert source.classes[record.label] == name.split("/")[-2]
+        assert list(found) == sorted(found)
+        assert source.name == f"{start}{task}/{split}"
 
 
-def test_the_validation_split_does_not_depend_on_size_or_place(data_dir, tmp_path):
-    def kept(root, size):
-        images = read(root, "photo", size).validation["image"]
-        return sorted(np.round(image.mean(), 2) for image in images)
-
-    other = tmp_path / "other"
-    write(other, files("photo"))
-    assert kept(data_dir, 16) == kept(other, 16)
-    np.testing.assert_allclose(kept(data_dir, 16), kept(data_dir, 32), atol=0.02)
+def test_splits_are_joined_in_the_order_of_their_names(data_dir):
+    joined, train, test = (read(data_dir, "photo", split) for split in ("test+train", "train", "test"))
+    separate = [source[index] for source in (test, train) for index in range(len(source))]
+    assert [joined[index] for index in range(len(joined))] == separate
+    # Training on both: the classes are those of both.
+    write(data_dir, {"photo/test/cat/0.png": png((0, 0, 0), 0)})
+    assert read(data_dir, "photo", train_split="train+test").classes == ("cat", "dog", "elephant")
 
 
-def test_images_are_cut_to_the_middle_and_turned_upright(tmp_path):
-    folders._tasks.cache_clear()
-    pixels = np.zeros((20, 60, 3), np.uint8)
-    pixels[:, 20:40] = 255  # white in the middle third
-    upright = io.BytesIO()
-    Image.fromarray(pixels).save(upright, "PNG")
-    turned, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 3  # upside down
-    half = np.zeros((20, 20, 3), np.uint8)
-    half[:10] = 255
-    Image.fromarray(half).save(turned, "PNG", exif=exif)
-    contents = {f"t/{split}/a/{n}.png": c.getvalue() for split in ("train", "test") for n, c in
-                (("0", upright), ("1", turned))}  # fmt: skip
-    write(tmp_path, contents)
-    cut, flipped = read(tmp_path, "t", 20).test["image"] * folders.DEVIATION + folders.MEAN
-    np.testing.assert_allclose(cut, 1, atol=1e-5)
-    assert flipped[:9].mean() < 0.05 < 0.95 < flipped[11:].mean()
+@pytest.mark.parametrize("task", ["photo", "sketch"])
+def test_the_fingerprint_changes_with_whatever_is_stored_or_means_something_else(data_dir, task):
+    def store(contents):
+        if task == "photo":
+            write(data_dir, contents)
+        else:
+            kept.update(contents)
+            pack(data_dir / "A.zip", kept)
+
+    kept = files("sketch")
+    store({})
+    seen = {read(data_dir, task).fingerprint, read(data_dir, task, "test").fingerprint}
+    assert len(seen) == 2
+    assert read(data_dir, task).fingerprint in seen
+    for path in ("train/dog/000.png", "train/dog/new.png"):
+        store({f"{task}/{path}": png((9, 9, 9), 1)})
+        assert read(data_dir, task).fingerprint not in seen
+        seen.add(read(data_dir, task).fingerprint)
+    # A class that comes first gives every label of the test split another number.
+    seen.add(read(data_dir, task, "test").fingerprint)
+    store({f"{task}/train/ant/0.png": png((9, 9, 9), 1)})
+    assert read(data_dir, task, "test").fingerprint not in seen
+
+
+def test_the_fingerprint_of_an_archive_covers_its_checksums(data_dir):
+    seen = set()
+    for colour in (b"a", b"b"):
+        pack(data_dir / "A.zip", {**files("sketch"), "sketch/test/dog/0.png": colour})
+        os.utime(data_dir / "A.zip", (1, 1))
+        places._listed.cache_clear()  # as in another process
+        seen.add(read(data_dir, "sketch", "test").fingerprint)
+    assert len(seen) == 2
+
+
+def test_an_archive_is_listed_once_until_it_changes(data_dir):
+    before = places.open_archive(str(data_dir / "A.zip"))
+    read(data_dir, "photo"), read(data_dir, "sketch", "test")
+    assert places.open_archive(str(data_dir / "A.zip")) is before
+    pack(data_dir / "A.zip", files("sketch", train=3))
+    assert len(read(data_dir, "sketch")) == 6
+
+
+def test_threads_read_an_archive_as_it_is_stored(data_dir):
+    source = read(data_dir, "sketch")
+    expected = [source[index].image for index in range(len(source))]
+    start = threading.Barrier(8)
+
+    def look(turn: int) -> None:
+        start.wait()
+        for index in np.random.default_rng(turn).permutation(np.repeat(np.arange(len(source)), 20)):
+            assert source[index].image == expected[index]
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(look, range(8)))
+
+
+BLACK = png((0, 0, 0), 0)
 
 
 @pytest.mark.parametrize(
-    ("fault", "line"),
+    ("contents", "line"),
     [
-        (
-            lambda root: write(root, {"photo/test/cat/0.png": png((0, 0, 0), 0)}),
-            "class 'cat' is not in photo",
-        ),
-        (
-            lambda root: write(root, {"photo/train/dog/z.png": b"no image"}),
-            "photo/train/dog/z.png: not a read",
-        ),
-        (
-            lambda root: write(root, {"photo/train/dog/z.png": png((0, 0, 0), 0)[:-50]}),
-            "z.png: not a readable image",
-        ),
-        (lambda root: write(root, {"sketch/train/dog/0.png": png((0, 0, 0), 0)}), "'sketch' is in .* and in"),
-        (lambda root: (root / "B.zip").write_bytes(b"PK not a zip"), "B.zip: not a readable zip"),
+        ({"photo/test/cat/0.png": BLACK}, "photo/test/cat/0.png: class 'cat' of test is not in train"),
+        ({"photo/train/cat/Thumbs.db": BLACK}, "photo/train/cat: empty class"),
+        ({"photo/test/README.txt": b"", "photo/validation/a/.x": b""}, "split 'validation' is empty"),
+        ({"photo/train/dog/more/0.png": BLACK}, "photo/train/dog/more: a folder in a class folder"),
+        ({"sketch/train/dog/0.png": BLACK}, "'sketch' is in .*data and in .*A.zip: remove one"),
+        ({"B.zip": b"PK not a zip"}, "B.zip: not a readable zip"),
     ],
 )
-def test_what_is_wrong_in_the_folder_is_one_line(data_dir, fault, line):
-    fault(data_dir)
-    with pytest.raises(CwpsError, match=line):
-        read(data_dir, "photo")
+def test_what_is_wrong_in_the_folder_is_one_line(data_dir, contents, line):
+    write(data_dir, contents)
+    with pytest.raises(CwpsError, match=line) as caught:
+        for task in ("photo", "sketch"):
+            for split in folders.split_names(settings(data_dir), task):
+                read(data_dir, task, split)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_not_there_is_named(data_dir, tmp_path):
-    with pytest.raises(CwpsError, match="has no task 'clipart'; it has photo, sketch"):
+    with pytest.raises(CwpsError, match="has no task 'clipart'; it has extra, photo, sketch"):
         read(data_dir, "clipart")
-    with pytest.raises(CwpsError, match="no such folder"):
+    for task in ("..", "photo/train", "", ".git"):
+        with pytest.raises(CwpsError, match="has no task"):
+            read(data_dir, task)
+    with pytest.raises(CwpsError, match="config.data_dir = '.*nowhere': no such folder"):
         read(tmp_path / "nowhere", "photo")
-    write(tmp_path / "half", {"photo/train/dog/0.png": png((0, 0, 0), 0)})
-    with pytest.raises(CwpsError, match="task 'photo' has no folder 'test'"):
-        read(tmp_path / "half", "photo")
+    with pytest.raises(CwpsError, match="config.data_dir is empty: name the folder"):
+        folders.open_split(DataConfig(data="folders"), "photo", "train")
+    with pytest.raises(CwpsError, match="photo has no split 'dev'; it has train, test"):
+        read(data_dir, "photo", "train+dev")
+    with pytest.raises(CwpsError, match="extra has neither splits nor lists.*make_split_lists.py"):
+        read(data_dir, "extra")
+
+
+def test_a_file_that_can_no_longer_be_read_is_named(data_dir):
+    source = read(data_dir, "photo")
+    (data_dir / "photo/train/dog/000.png").unlink()
+    with pytest.raises(CwpsError, match=r"photo/train/dog/000.png: cannot be read \(No such file"):
+        source[0]
+    source = read(data_dir, "sketch")
+    content = bytearray((data_dir / "A.zip").read_bytes())
+    content[content.index(b"sketch/train/dog/000.png") + 200] ^= 1
+    (data_dir / "A.zip").write_bytes(content)
+    with pytest.raises(CwpsError, match="A.zip: sketch/train/dog/000.png: cannot be read"):
+        source[0]
+
+
+def test_links_may_not_leave_the_folder(data_dir, tmp_path):
+    write(tmp_path / "outside", {"train/dog/1.png": BLACK, "1.png": BLACK})
+    dog = data_dir / "photo/train/dog"
+    (dog / "inside.png").symlink_to(dog / "000.png")
+    (data_dir / "photo/validation").symlink_to(data_dir / "photo/test", target_is_directory=True)
+    (data_dir / "moved").symlink_to(data_dir / "photo", target_is_directory=True)
+    assert len(read(data_dir, "photo")) == len(read(data_dir, "moved")) == 41
+    assert len(read(data_dir, "photo", "validation")) == 12
+    for place, target, task in (
+        (dog / "out.png", "1.png", "photo"),
+        (data_dir / "photo/train/cat", "train/dog", "photo"),
+        (data_dir / "whole", "", "whole"),
+    ):
+        place.symlink_to(tmp_path / "outside" / target)
+        with pytest.raises(CwpsError, match=f"{place}: leads out of {data_dir}, to .*outside"):
+            read(data_dir, task)
+        place.unlink()
+    # Loops, links to nothing and pipes: neither followed for ever nor waited for.
+    for make, line in (
+        (
+            lambda path: path.symlink_to(data_dir / "photo/train"),
+            "dog/loop/dog: a folder in|dog/loop: a folder in",
+        ),
+        (lambda path: path.symlink_to(path), "loop: cannot be read"),
+        (lambda path: path.symlink_to(data_dir / "nothing"), "loop: neither a file nor a folder"),
+        (os.mkfifo, "loop: neither a file nor a folder"),
+    ):
+        make(dog / "loop")
+        with pytest.raises(CwpsError, match=line):
+            read(data_dir, "photo")
+        (dog / "loop").unlink()
 
 
 def test_the_pacs_config_from_weights_to_results(data_dir, tmp_path):

@@ -22,7 +22,8 @@ import hashlib
 
 import numpy as np
 
-from cwps_jax.data.task import TaskData
+from cwps_jax.config import DataConfig
+from cwps_jax.data.source import ArraySource
 from cwps_jax.errors import CwpsError
 
 SIZE = 12
@@ -82,30 +83,40 @@ DOMAINS = {
 }
 
 
-def digits_task(name: str, *, data_dir: str = "", image_size: int = 0) -> TaskData:
-    """Returns one of the tasks, images (n, 12, 12, 1) float32 normalised to about [-1, 1].
+def split_names(settings: DataConfig, task: str) -> tuple[str, ...]:
+    """Returns the names of the splits."""
+    return ("train", "test")
+
+
+def open_split(settings: DataConfig, task: str, split: str) -> ArraySource:
+    """Returns a split of one of the tasks, images (n, 12, 12, 1) float32 normalised to about [-1, 1].
 
     Raises:
-        CwpsError: a task that is not one of them, a folder or another size, or scikit-learn is not installed.
+        CwpsError: a task or split that is not there, a folder or another size, or scikit-learn is not
+            installed.
     """
-    if data_dir:
-        raise CwpsError(f"config.data_dir = {data_dir!r}: the digits are embedded; leave it empty")
-    if image_size not in (0, SIZE):
-        raise CwpsError(f"config.image_size = {image_size}: the digits have {SIZE} pixels a side")
-    if name not in DOMAINS:
-        raise CwpsError(f"the digits have no task {name!r}; choose from {', '.join(DOMAINS)}")
+    if settings.data_dir:
+        raise CwpsError(f"config.data_dir = {settings.data_dir!r}: the digits are embedded; leave it empty")
+    if settings.image_size not in (0, SIZE):
+        raise CwpsError(f"config.image_size = {settings.image_size}: the digits have {SIZE} pixels a side")
+    if task not in DOMAINS:
+        raise CwpsError(f"the digits have no task {task!r}; choose from {', '.join(DOMAINS)}")
+    if split not in split_names(settings, task):
+        raise CwpsError(f"the digits have no split {split!r}; choose from train, test")
     scans, labels, ids = _scans()
-    images = (DOMAINS[name](scans)[..., None] * 2 - 1).astype(np.float32)
-    classes = 10
-    kept = np.arange(len(labels))
-    if name == "loops":
-        classes, kept = 3, np.flatnonzero(labels != 4)
+    images = (DOMAINS[task](scans)[..., None] * 2 - 1).astype(np.float32)
+    classes = [str(digit) for digit in range(10)]
+    kept = np.array(
+        [(int.from_bytes(one[8:16], "big") % 100 < TEST_PERCENT) == (split == "test") for one in ids]
+    )
+    if task == "loops":
+        classes, kept = ["none", "one", "two"], kept & (labels != 4)
         labels = np.array([LOOPS.get(int(label), 0) for label in labels], np.int32)
-    is_test = np.array([int.from_bytes(one[8:16], "big") % 100 < TEST_PERCENT for one in ids])
-    train, test = kept[~is_test[kept]], kept[is_test[kept]]
-    return TaskData.from_arrays(
-        {"image": images[train], "label": labels[train]},
-        {"image": images[test], "label": labels[test]},
-        classes=classes,
-        item_ids=[ids[index] for index in train],
+    (chosen,) = np.nonzero(kept)
+    return ArraySource(
+        images[chosen],
+        labels[chosen],
+        classes,
+        name=f"digits: {task}/{split}",
+        identities=[ids[index] for index in chosen],
     )

@@ -1,138 +1,216 @@
-"""Tasks in image folders, `<data_dir>/<task>/<split>/<class>/<file>`, or in zip archives of such folders.
+"""Image folders, as they are or in zip archives.
 
-Splits are `train` and `test`; where there is no `validation` it is taken from `train`. Images are RGB, the
-largest square in the middle scaled to one size, normalised by ImageNet's mean and deviation.
+| below `data_dir`, or in any `*.zip` in it | splits |
+|---|---|
+| `<task>/<split>/<class>/<file>` | the folders |
+| `<task>/<class>/<file>` | lists, `<data_dir>/<task>_<split>.txt` or `<task>/<split>.txt` |
+
+Where there are lists, they decide (DomainNet has a class called train). Classes are numbered by name, or as
+the lists number them. Hidden files and what operating systems leave behind are skipped; every other file in a
+class folder is an image.
 """
 
-import dataclasses
 import functools
-import io
-import pathlib
-import zipfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-import numpy as np
-
-from cwps_jax.data.task import TaskData
+from cwps_jax.config import DataConfig
+from cwps_jax.data.places import Folder, Place, open_archive
+from cwps_jax.data.source import Record
+from cwps_jax.data.split_lists import ListedSplits, SplitList
 from cwps_jax.errors import CwpsError
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "val", "test")  # looked for, beside those that the config names
+_WHERE = (
+    "images lie in <task>/<split>/<class>/<file>, or in <task>/<class>/<file> with lists <task>_<split>.txt, "
+    "which scripts/make_split_lists.py writes where none are published"
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One image file.
+class FolderSource:
+    """The images of one split.
 
-    Attributes:
-        name: of the file, for messages.
-        label: name of its class.
-        read: returns its bytes.
+    Args:
+        place: the folder or archive where they lie.
+        name: for messages.
+        classes: names of the classes.
+        paths: of the images, in the place.
+        stamps: what changes when an image does.
+        labels: number of each image's class.
     """
 
-    name: str
-    label: str
-    read: Callable[[], bytes]
+    def __init__(
+        self,
+        place: Place,
+        name: str,
+        classes: Sequence[str],
+        paths: Sequence[str],
+        stamps: Sequence[str],
+        labels: Sequence[int],
+    ) -> None:
+        self.name, self.classes = name, tuple(classes)
+        self._place, self._paths, self._stamps, self._labels = place, paths, stamps, labels
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the classes and, in their order, of all paths, sizes, and times or checksums."""
+        digest = hashlib.sha256()
+        items = zip(self._paths, self._stamps, strict=True)
+        for words in ((self._place.stamp, self.name, *self.classes), *items):
+            digest.update("\0".join((*words, "\n")).encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(self._place.read(self._paths[index]), self._labels[index])
+
+    def describe(self, index: int) -> str:
+        return self._place.describe(self._paths[index])
 
 
-def folder_task(task: str, *, data_dir: str, image_size: int) -> TaskData:
-    """Returns one task, images (n, image_size, image_size, 3), float32.
+def split_names(settings: DataConfig, task: str) -> tuple[str, ...]:
+    """Returns the splits that a task has, of `SPLITS` and those that the config names.
 
     Raises:
-        CwpsError: the folder or the task is not there, a split is missing, a class of one split is not in
-            the training data, or a file is not an image.
+        CwpsError: the folder or the task is not there, or the task is there twice.
     """
-    if not data_dir:
+    return _layout(settings, task, _place(settings, task)).splits
+
+
+def open_split(settings: DataConfig, task: str, split: str) -> FolderSource:
+    """Returns a split, or several that are joined, as in "train+validation".
+
+    Args:
+        settings: with the `data_dir`, and the `train_split`, whose classes are those of the task.
+        task: the task's name.
+        split: the split's.
+
+    Raises:
+        CwpsError: the folder, the task or the split is not there, or the task is there twice; a class or the
+            split is empty, or a class is not in the training data; a file must not be read.
+    """
+    place = _place(settings, task)
+    layout = _layout(settings, task, place)
+    parts, training = split.split("+"), settings.train_split.split("+")
+    for part in (*training, *parts):
+        if part not in layout.splits:
+            raise CwpsError(_missing(place, task, part, layout.splits))
+    classes = layout.classes(training)
+    numbers = {name: number for number, name in enumerate(classes)}
+    paths: list[str] = []
+    stamps: list[str] = []
+    labels: list[int] = []
+    for part in parts:
+        before = len(paths)
+        for path, stamp, label in layout.items(part):
+            if label not in numbers:
+                raise CwpsError(
+                    f"{place.describe(path)}: class {label!r} of {part} is not in {settings.train_split}"
+                )
+            paths.append(path)
+            stamps.append(stamp)
+            labels.append(numbers[label])
+        if len(paths) == before:
+            raise CwpsError(f"{place.describe(task)}: split {part!r} is empty; {_WHERE}")
+    empty = sorted({*range(len(classes))} - {*labels}) if parts == training else ()
+    if empty:
+        folder = place.describe(f"{task}/{parts[0]}/{classes[empty[0]]}")
+        raise CwpsError(f"{folder}: empty class, it has no image; add some or remove the folder")
+    return FolderSource(place, f"{place.describe(task)}/{split}", classes, paths, stamps, labels)
+
+
+class _Layout(Protocol):
+    """How a task's images are sorted into splits and classes.
+
+    Attributes:
+        splits: names of those that there are.
+    """
+
+    splits: tuple[str, ...]
+
+    def classes(self, training: Sequence[str]) -> list[str]:
+        """Returns the names of the classes of the training splits, in the order of their numbers."""
+        ...
+
+    def items(self, split: str) -> Iterator[tuple[str, str, str]]:
+        """Yields path, stamp and class of each image of a split."""
+        ...
+
+
+class _FolderSplits:
+    """The splits of a task `<task>/<split>/<class>/<file>`."""
+
+    def __init__(self, place: Place, task: str, splits: Sequence[str]) -> None:
+        self._place, self._task, self.splits = place, task, tuple(splits)
+
+    def classes(self, training: Sequence[str]) -> list[str]:
+        return sorted(
+            {name for split in training for name in self._place.listing(f"{self._task}/{split}").folders}
+        )
+
+    def items(self, split: str) -> Iterator[tuple[str, str, str]]:
+        for label in self._place.listing(f"{self._task}/{split}").folders:
+            folder = f"{self._task}/{split}/{label}"
+            found = self._place.listing(folder)
+            if found.folders:
+                raise CwpsError(
+                    f"{self._place.describe(f'{folder}/{found.folders[0]}')}: a folder in a class folder; "
+                    "images lie in <task>/<split>/<class>/<file>"
+                )
+            for file, stamp in found.files.items():
+                yield f"{folder}/{file}", stamp, label
+
+
+def _layout(settings: DataConfig, task: str, place: Place) -> _Layout:
+    asked = "+".join((settings.train_split, settings.validation_split, settings.test_split)).split("+")
+    names = [name for name in dict.fromkeys((*SPLITS, *asked)) if name]
+    root, top = _root(settings), place.listing(task)
+    beside = root.listing("").files
+    lists: dict[str, SplitList] = {}
+    for name in names:
+        path, inner = f"{task}_{name}.txt", f"{task}/{name}.txt"
+        if path in beside:
+            root.inside(path)
+            lists[name] = SplitList(root.describe(path), root.read(path), f"{task}/")
+        if f"{name}.txt" in top.files:
+            if name in lists:
+                raise CwpsError(f"{lists[name].name} and {place.describe(inner)} are both there: remove one")
+            lists[name] = SplitList(place.describe(inner), place.read(inner), "")
+    if lists:
+        return ListedSplits(place, task, lists)
+    return _FolderSplits(place, task, [name for name in names if name in top.folders])
+
+
+def _root(settings: DataConfig) -> Folder:
+    if not settings.data_dir:
         raise CwpsError("config.data_dir is empty: name the folder of the data")
-    found = _tasks(str(pathlib.Path(data_dir).expanduser()))
-    if task not in found:
-        known = ", ".join(sorted(found)) or "none"
-        raise CwpsError(f"config.data_dir = {data_dir!r} has no task {task!r}; it has {known}")
-    splits = found[task]
-    for split in ("train", "test"):
-        if split not in splits:
-            raise CwpsError(f"{data_dir}: task {task!r} has no folder {split!r}")
-    classes = sorted({item.label for item in splits["train"]})
-    arrays, contents = {}, {}
-    for split, items in splits.items():
-        for item in items:
-            if item.label not in classes:
-                raise CwpsError(f"{item.name}: class {item.label!r} is not in {task}/train")
-        contents[split] = [item.read() for item in items]
-        arrays[split] = {
-            "image": _images(items, contents[split], image_size),
-            "label": np.array([classes.index(item.label) for item in items], np.int32),
-        }
-    return TaskData.from_arrays(
-        arrays["train"],
-        arrays["test"],
-        validation=arrays.get("validation"),
-        classes=len(classes),
-        item_ids=contents["train"],
-    )
+    name = os.path.expanduser(settings.data_dir)
+    if not os.path.isdir(name):
+        raise CwpsError(f"config.data_dir = {settings.data_dir!r}: no such folder")
+    return Folder(name)
 
 
-@functools.cache
-def _tasks(data_dir: str) -> dict[str, dict[str, list[Item]]]:
-    """Returns {task: {split: its items, in the order of their names}} of a folder and the archives in it."""
-    root = pathlib.Path(data_dir)
-    if not root.is_dir():
-        raise CwpsError(f"config.data_dir = {data_dir!r}: no such folder")
-    found: dict[str, dict[str, list[Item]]] = {}
-    origin: dict[str, str] = {}
-    listings = [(str(root), _folder_items(root))]
-    listings += [(str(archive), _archive_items(archive)) for archive in sorted(root.glob("*.zip"))]
-    for place, listing in listings:
-        for (task, split, label, name), read in sorted(listing.items()):
-            if split not in SPLITS or name.startswith(".") or name == "Thumbs.db":
-                continue
-            if origin.setdefault(task, place) != place:
-                raise CwpsError(f"task {task!r} is in {origin[task]} and in {place}: remove one")
-            items = found.setdefault(task, {}).setdefault(split, [])
-            items.append(Item(f"{place}: {task}/{split}/{label}/{name}", label, read))
-    return found
+def _place(settings: DataConfig, task: str) -> Place:
+    """Returns where a task lies."""
+    root = _root(settings)
+    places: list[Place] = [root]
+    for name in root.listing("").files:
+        if name.lower().endswith(".zip"):
+            places.append(open_archive(root.inside(name)))
+    found = [place for place in places if task in place.listing("").folders]
+    if not found:
+        known = ", ".join(sorted({name for place in places for name in place.listing("").folders})) or "none"
+        raise CwpsError(f"config.data_dir = {settings.data_dir!r} has no task {task!r}; it has {known}")
+    if len(found) > 1:
+        raise CwpsError(f"task {task!r} is in {found[0].name} and in {found[1].name}: remove one")
+    return found[0]
 
 
-Listing = dict[tuple[str, str, str, str], Callable[[], bytes]]
-
-
-def _folder_items(root: pathlib.Path) -> Listing:
-    listing: Listing = {}
-    for path in root.glob("*/*/*/*"):
-        if path.is_file():
-            task, split, label, name = path.relative_to(root).parts
-            listing[task, split, label, name] = path.read_bytes
-    return listing
-
-
-def _archive_items(path: pathlib.Path) -> Listing:
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise CwpsError(f"{path}: not a readable zip archive") from error
-    listing: Listing = {}
-    for name in archive.namelist():
-        parts = name.split("/")
-        if len(parts) == 4 and parts[3]:
-            task, split, label, file = parts
-            listing[task, split, label, file] = functools.partial(archive.read, name)
-    return listing
-
-
-def _images(items: list[Item], contents: list[bytes], size: int) -> np.ndarray:
-    """Returns the decoded images, (n, size, size, 3), float32, normalised."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    def decode(item: Item, content: bytes) -> np.ndarray:
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise CwpsError(f"{item.name}: not a readable image ({error})") from error
-        square = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
-        return (np.asarray(square, np.float32) / 255 - MEAN) / DEVIATION
-
-    with ThreadPoolExecutor() as threads:
-        return np.stack(list(threads.map(decode, items, contents)))
+def _missing(place: Place, task: str, split: str, splits: Sequence[str]) -> str:
+    if splits:
+        return f"{place.describe(task)} has no split {split!r}; it has {', '.join(splits)}"
+    return f"{place.describe(task)} has neither splits nor lists of them; {_WHERE}"

@@ -1,0 +1,175 @@
+"""From an encoded image file to an upright RGB image of Pillow, or one line on why that cannot be."""
+
+import io
+import re
+import struct
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from PIL.ImageFile import ImageFile
+
+MAX_PIXELS = 50_000_000
+
+_Result = TypeVar("_Result")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Undecodable(Exception):
+    """An image that cannot be decoded. Its text is the reason; the file is for the caller to name."""
+
+
+class _JpegFile(JpegImagePlugin.JpegImageFile):
+    """A JPEG file that is opened without Pillow's search of its EXIF, which warns of what is broken there."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
+# Not Image.open: it may warn on its way to an answer, and where threads are at work no warning can be caught.
+_FORMATS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
+    ((b"\xff\xd8\xff",), _JpegFile),
+    ((b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
+    ((b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
+    ((b"RIFF",), WebPImagePlugin.WebPImageFile),
+    ((b"BM",), BmpImagePlugin.BmpImageFile),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
+    ((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), PpmImagePlugin.PpmImageFile),
+)
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Returns an image file of which only the header has been read, with its size as it is stored.
+
+    Args:
+        content: of a JPEG, PNG, GIF, WEBP, BMP, TIFF, PPM, PGM or PBM file, whatever its name says.
+
+    Raises:
+        Undecodable: it is none, its header is broken, or it has more than `MAX_PIXELS` pixels.
+    """
+    if not content:
+        raise Undecodable("the file is empty")
+    opener = next((opener for starts, opener in _FORMATS if content.startswith(starts)), None)
+    if opener is None:
+        raise Undecodable("not a JPEG, PNG, GIF, WEBP, BMP, TIFF or PPM file")
+    image = _attempt(lambda: opener(io.BytesIO(content)), opener.format)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Undecodable(
+            f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} megapixels; scale it down"
+        )
+    return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Returns width and height of the image once it is upright.
+
+    The header tells, except for PNG and TIFF, whose orientation may stand behind the pixels: these are
+    decoded, once, since `to_rgb` does not do it again.
+
+    Args:
+        image: from `open_image`.
+
+    Raises:
+        Undecodable: the image had to be decoded and is truncated or broken.
+    """
+    if isinstance(image, PngImagePlugin.PngImageFile | TiffImagePlugin.TiffImageFile):
+        _attempt(image.load, image.format)
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def to_rgb(image: Image.Image, reduction: int = 1) -> Image.Image:
+    """Returns the decoded image in mode "RGB", turned upright as its EXIF orientation says.
+
+    The first frame of an animation, the first picture of a file of several. Colours are converted as Pillow's
+    `convert("RGB")` does it, and as ImageNet's loaders expect: transparency is dropped, not laid on a ground.
+    Grey of 16 bits is scaled to 8, where Pillow would cut it off at 255.
+
+    Args:
+        image: from `open_image`.
+        reduction: 1, 2, 4 or 8: JPEG is decoded at that fraction of its size (rounded up), which is faster;
+            other formats keep theirs.
+
+    Raises:
+        Undecodable: the image is truncated or broken, or its pixels are floating-point numbers.
+    """
+    if reduction > 1 and isinstance(image, _JpegFile):
+        width, height = image.size
+        image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
+    _attempt(image.load, image.format)
+    if image.mode == "F":
+        raise Undecodable("its pixels are floating-point numbers of no known range; store them as 8 bits")
+    picture = image
+    if image.mode.startswith("I"):
+        picture = Image.fromarray(np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8))
+    if picture.mode != "RGB":
+        picture.info.pop("transparency", None)  # Pillow would warn that it is lost
+        picture = picture.convert("RGB")
+    turn = _TURNS.get(_orientation(image))
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _attempt(action: Callable[[], _Result], kind: str | None) -> _Result:
+    """Returns what an action of Pillow returns; whatever a broken file makes it raise is one reason."""
+    try:
+        return action()
+    except MemoryError:  # no fault of the file
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise Undecodable(f"broken {kind} file: {why}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 to 8, from where Pillow's `exif_transpose` would take it."""
+    info = image.info
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 1  # Pillow turns these itself
+    found = _from_exif(info["exif"]) if "exif" in info else 0
+    if not found and "Raw profile type exif" in info:  # how old versions of ImageMagick put it into PNG
+        digits = "".join(str(info["Raw profile type exif"]).split("\n")[3:])
+        found = _from_exif(bytes.fromhex(digits) if re.fullmatch("([0-9a-fA-F]{2})*", digits) else b"")
+    if not found and ("xmp" in info or "XML:com.adobe.xmp" in info):
+        text = info.get("XML:com.adobe.xmp") or info["xmp"].decode("latin-1")
+        match = re.search(r'tiff:Orientation(?:="|>)([1-8])', text)
+        found = int(match[1]) if match else 0
+    return found or 1
+
+
+def _from_exif(exif: bytes) -> int:
+    """Returns the orientation in a block of EXIF, 0 for none: Pillow's own reader warns of what is broken."""
+    block = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return 0
+    try:
+        (start,) = struct.unpack_from(f"{order}L", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", block, entry)
+            if tag == _ORIENTATION and kind in (3, 4):  # a short, or wrongly a long
+                (value,) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'L'}", block, entry + 8)
+                return value if 1 <= value <= 8 else 0
+    except struct.error:
+        pass
+    return 0

@@ -1,0 +1,112 @@
+"""Split lists: text files that say which images of a task's class folders belong to which split.
+
+A line is `<class>/<file>`, or `<task>/<class>/<file>` in a list beside the tasks, as DomainNet's own are. The
+number of the class may follow: `real/aircraft_carrier/real_001_000001.jpg 0`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from cwps_jax.data.places import Listing, Place
+from cwps_jax.errors import CwpsError
+
+_NO_NAMES = ("", ".", "..")
+_LINE = re.compile(r"(.+?)(?:\s+([+-]?\d+))?")  # a path, and perhaps a number
+
+
+class SplitList(NamedTuple):
+    """A split list as it is written.
+
+    Attributes:
+        name: its path, for messages.
+        content: of the file.
+        start: what every path in it begins with before the class: "" or "<task>/".
+    """
+
+    name: str
+    content: bytes
+    start: str
+
+
+class _Line(NamedTuple):
+    where: str
+    label: str
+    file: str
+
+
+class ListedSplits:
+    """The splits of a task `<task>/<class>/<file>` by their lists.
+
+    Args:
+        place: where the images lie.
+        task: the task's name.
+        lists: {split: its list}.
+    """
+
+    def __init__(self, place: Place, task: str, lists: Mapping[str, SplitList]) -> None:
+        self._place, self._task, self._lists = place, task, lists
+        self._lines: dict[str, list[_Line]] = {}
+        self._numbers: dict[str, int] = {}
+        self._numbered: dict[int, str] = {}
+        self.splits = tuple(lists)
+
+    def classes(self, training: Sequence[str]) -> list[str]:
+        """Returns the classes of the training splits in the order of their numbers, or else by name."""
+        names = {line.label for split in training for line in self._parsed(split)}
+        in_order = [self._numbered.get(number, "") for number in range(len(names))]
+        return in_order if set(in_order) == names else sorted(names)
+
+    def items(self, split: str) -> Iterator[tuple[str, str, str]]:
+        """Yields path, stamp and class of each image of a split, in the order of its list.
+
+        Raises:
+            CwpsError: a line is wrong, or its file is not there.
+        """
+        present = set(self._place.listing(self._task).folders)
+        found: dict[str, Listing] = {}
+        for where, label, file in self._parsed(split):
+            folder = f"{self._task}/{label}"
+            if label in present and label not in found:
+                found[label] = self._place.listing(folder)
+            if label not in present or file not in found[label].files:
+                raise CwpsError(f"{where}: there is no file {self._place.describe(f'{folder}/{file}')}")
+            yield f"{folder}/{file}", found[label].files[file], label
+
+    def _parsed(self, split: str) -> list[_Line]:
+        if split not in self._lines:
+            self._lines[split] = list(self._parse(self._lists[split]))
+        return self._lines[split]
+
+    def _parse(self, listed: SplitList) -> Iterator[_Line]:
+        try:
+            text = listed.content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise CwpsError(f"{listed.name}: not a text in UTF-8 ({error.reason})") from error
+        seen: dict[str, str] = {}
+        for position, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            where = f"{listed.name}, line {position}"
+            match = _LINE.fullmatch(line.strip())
+            path, number = match.groups() if match else (line, None)
+            label, _, file = path.removeprefix(listed.start).partition("/")
+            plain = "/" not in file and "\\" not in path and label not in _NO_NAMES and file not in _NO_NAMES
+            if not plain or not path.startswith(listed.start):
+                raise CwpsError(f"{where}: {path!r} is not {listed.start}<class>/<file>")
+            if path in seen:
+                raise CwpsError(f"{where}: {path!r} is there a second time, see {seen[path]}")
+            seen[path] = f"line {position}"
+            if number is not None:
+                self._number(where, label, int(number))
+            yield _Line(where, label, file)
+
+    def _number(self, where: str, label: str, number: int) -> None:
+        if number < 0:
+            raise CwpsError(f"{where}: {number} is no number of a class; they are counted from 0")
+        known = self._numbers.setdefault(label, number)
+        if known != number:
+            raise CwpsError(f"{where}: class {label!r} is number {number} here and {known} before")
+        other = self._numbered.setdefault(number, label)
+        if other != label:
+            raise CwpsError(f"{where}: number {number} is class {label!r} here and {other!r} before")
