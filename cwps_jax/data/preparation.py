@@ -1,0 +1,129 @@
+"""What is done to a batch on the device: pixels normalised, images and losses mixed (mixup, cutmix)."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cwps_jax.config import DataConfig
+from cwps_jax.errors import CwpsError
+
+# (outputs, batch) -> one value per item, (batch,): the trainer's form of a loss.
+Loss = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How batches are prepared. Hashable, so that it can be a static argument of a compiled step.
+
+    Attributes:
+        mean, deviation: of each channel of images in [0, 1]; None where they go into the model as they are.
+        mixup, cutmix: alpha of their Beta distributions; 0 for none. With both, a coin decides for each step.
+    """
+
+    mean: tuple[float, ...] | None = None
+    deviation: tuple[float, ...] | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @classmethod
+    def of(cls, settings: DataConfig) -> "Preparation":
+        """Returns what a config asks for."""
+        return cls(settings.pixel_mean, settings.pixel_deviation, settings.mixup, settings.cutmix)
+
+    @property
+    def group(self) -> int:
+        """How many items have to be on one device together."""
+        return 2 if self.mixup or self.cutmix else 1
+
+    def normalise(self, images: jax.Array) -> jax.Array:
+        """Returns `(images / 255 - mean) / deviation`, float32; the images as they are without a mean.
+
+        Args:
+            images: (batch, height, width, channels), uint8 unless there is no mean.
+
+        Raises:
+            CwpsError: images of another type, or another number of channels than mean and deviation have.
+        """
+        if self.mean is None or self.deviation is None:
+            return images
+        if images.dtype != jnp.uint8:
+            raise CwpsError(f"images are {images.dtype}: give uint8, or a Preparation without a mean")
+        if len(self.mean) != images.shape[-1] or len(self.deviation) != images.shape[-1]:
+            raise CwpsError(
+                f"images have {images.shape[-1]} channels, the mean {len(self.mean)} and the deviation "
+                f"{len(self.deviation)} numbers: give one for each channel"
+            )
+        deviation = np.array(self.deviation)
+        scale = (1 / (255 * deviation)).astype(np.float32)
+        offset = (np.array(self.mean) / deviation).astype(np.float32)
+        return images.astype(jnp.float32) * scale - offset
+
+    def mix(self, batch: Mapping[str, jax.Array], key: jax.Array) -> Mapping[str, jax.Array]:
+        """Returns the batch with images of neighbours mixed; the batch itself where nothing is to be mixed.
+
+        Rows 2k and 2k + 1 are partners: batches are shuffled, and neighbours live on one device. One weight
+        and one rectangle serve the whole batch, so every device and host has to be given the same key.
+
+        Args:
+            batch: "image", float (batch, height, width, channels), an even number on each device.
+            key: of this step.
+
+        Returns:
+            The batch with "image" mixed and "share", float32 (batch,), the weight of an item's own label.
+
+        Raises:
+            CwpsError: images that are not float, or an odd number of them.
+        """
+        if not (self.mixup or self.cutmix):
+            return batch
+        images = batch["image"]
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise CwpsError(f"images are {images.dtype}: normalise them before they are mixed")
+        weights, share = self._weights(key, images.shape[1], images.shape[2])
+        weights = weights.astype(images.dtype)[None, :, :, None]
+        mixed_images = weights * images + (1 - weights) * swap_pairs(images)
+        return {**batch, "image": mixed_images, "share": jnp.full(len(images), share)}
+
+    def _weights(self, key: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
+        """Returns the weight of an image's own pixels, (height, width), and that of its label."""
+        coin, beta, place = jax.random.split(key, 3)
+        cut = jax.random.bernoulli(coin) if self.mixup and self.cutmix else jnp.bool_(self.cutmix > 0)
+        alpha = jnp.where(cut, jnp.float32(self.cutmix), jnp.float32(self.mixup))
+        weight = jax.random.beta(beta, alpha, alpha)
+        size = jnp.array([height, width])
+        sides = (jnp.sqrt(1 - weight) * size.astype(jnp.float32)).astype(jnp.int32)
+        # The rectangle may reach over the border: its share is what of it lies inside.
+        first = jax.random.randint(place, (2,), 0, size) - sides // 2
+        row, column = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+        inside = (row >= first[0]) & (row < first[0] + sides[0])
+        inside &= (column >= first[1]) & (column < first[1] + sides[1])
+        own = jnp.count_nonzero(~inside).astype(jnp.float32) / (height * width)
+        return jnp.where(cut, (~inside).astype(jnp.float32), weight), jnp.where(cut, own, weight)
+
+
+def swap_pairs(array: jax.Array) -> jax.Array:
+    """Returns the array with rows 2k and 2k + 1 swapped. Raises CwpsError for an odd number of rows."""
+    if len(array) % 2:
+        raise CwpsError(
+            f"mixup and cutmix pair neighbours: {len(array)} items a device must be an even number"
+        )
+    return array.reshape(-1, 2, *array.shape[1:])[:, ::-1].reshape(array.shape)
+
+
+def mixed(loss: Loss) -> Loss:
+    """Returns the loss of mixed batches: `share * loss(own) + (1 - share) * loss(partner's fields)`.
+
+    Without "share" in a batch it is the loss itself, as in evaluation.
+    """
+
+    def of_both(outputs: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+        own = loss(outputs, batch)
+        if "share" not in batch:
+            return own
+        partners = loss(outputs, {name: swap_pairs(array) for name, array in batch.items()})
+        return batch["share"] * own + (1 - batch["share"]) * partners
+
+    return of_both
