@@ -113,6 +113,7 @@ def learn_task(
         "peak_memory_bytes": trained.peak_memory_bytes,
         "flops_per_step": trained.flops_per_step,
         "seed": config.seed,
+        "classes": data.classes,
         **(notes or {}),
     }
     version = pool.add(
@@ -182,9 +183,9 @@ def make_trainer(
 
 
 def image_shape(data: TaskData) -> jax.ShapeDtypeStruct:
-    """Returns the shape and type of a batch of one image."""
-    images = data.train["image"]
-    return jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    """Returns the shape and type of a batch of one image, as the model sees it."""
+    image = data.train.image
+    return jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
 
 
 def composite_parent(
@@ -203,6 +204,16 @@ def composite_parent(
     """
     pooled = pool.pooled()
     return _composite(pool.layout, child, pooled.models, pooled.count, search)
+
+
+def check_classes(pool: Pool, name: str, data: TaskData) -> None:
+    """Raises CwpsError where a stored task was learned for another number of classes than its data have."""
+    learned = pool.version(name).record["classes"]
+    if learned != data.classes:
+        raise CwpsError(
+            f"{pool.folder}: task {name!r} has a head for {learned} classes, its data have {data.classes}; "
+            "give it the data that it was learned from"
+        )
 
 
 def outputs_sha256(outputs: Any) -> str:

@@ -19,6 +19,14 @@ AXIS = "data"
 
 
 @dataclasses.dataclass(frozen=True)
+class Share:
+    """Which part of every batch a process reads: the `index`-th of `count` equal ones."""
+
+    index: int = 0
+    count: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Parallel:
     """How steps are spread over devices.
 
@@ -34,6 +42,11 @@ class Parallel:
     def axis_name(self) -> str | None:
         """The axis that a step has to average over: None under jit, which sees the global batch."""
         return AXIS if self.mode == "pmap" else None
+
+    @property
+    def share(self) -> Share:
+        """Which part of each batch this process reads."""
+        return Share(jax.process_index(), jax.process_count())
 
     @property
     def mesh(self) -> Mesh:
@@ -55,26 +68,27 @@ class Parallel:
 
         return jax.tree.map(place, tree)
 
-    def check_batch(self, batch_size: int) -> None:
-        """Raises CwpsError unless the devices divide the batch."""
+    def check_batch(self, batch_size: int, group: int = 1) -> None:
+        """Raises CwpsError unless the devices divide the batch, with whole groups of items on each."""
         count = len(self.devices)
-        if batch_size % count:
-            raise CwpsError(f"config.batch_size = {batch_size}: must be a multiple of the {count} devices")
+        if batch_size % (count * group):
+            wanted = f"the {count} devices" if group == 1 else f"{count * group}, {group} items a device"
+            raise CwpsError(f"config.batch_size = {batch_size}: must be a multiple of {wanted}")
 
     def split(self, batch: Any) -> Any:
-        """Returns a host batch with its leading axis split over the devices.
+        """Returns a host batch, this process's share of it, with its leading axis split over the devices.
 
         Raises:
             CwpsError: the devices do not divide the batch.
         """
-        count = len(self.devices)
+        local = len(self.devices) // self.share.count
 
         def place(leaf: Any) -> jax.Array:
             leaf = np.asarray(leaf)
-            self.check_batch(len(leaf))
+            self.check_batch(len(leaf) * self.share.count)
             if self.mode == "pmap":
-                leaf = leaf.reshape(count, len(leaf) // count, *leaf.shape[1:])
-            return jax.device_put(leaf, self._sharding(True))
+                leaf = leaf.reshape(local, len(leaf) // local, *leaf.shape[1:])
+            return jax.make_array_from_process_local_data(self._sharding(True), leaf)
 
         return jax.tree.map(place, batch)
 

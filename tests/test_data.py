@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from cwps_jax import data
+from cwps_jax.config import DataConfig
 from cwps_jax.data import digits
-from cwps_jax.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
+from cwps_jax.data.pipeline import ahead, evaluation_batches, steps_per_epoch, training_batches
+from cwps_jax.data.split import ArraySplit
 from cwps_jax.data.task import TaskData, held_out_items
 from cwps_jax.errors import CwpsError
 
@@ -16,9 +18,13 @@ def arrays(count: int, classes: int = 4, seed: int = 0) -> dict:
     return {"image": images, "label": np.arange(count, dtype=np.int32) % classes}
 
 
+def digits_task(name: str) -> TaskData:
+    return data.load(DataConfig(data="digits"), name)
+
+
 @pytest.mark.parametrize("name", list(digits.DOMAINS))
 def test_a_digits_task_is_complete(name):
-    task = data.load("digits", name, data_dir="", image_size=0)
+    task = digits_task(name)
     for split in (task.train, task.validation, task.test):
         assert split["image"].shape[1:] == (12, 12, 1) and split["image"].dtype == np.float32
         assert set(split["label"]) == set(range(task.classes))
@@ -28,7 +34,7 @@ def test_a_digits_task_is_complete(name):
 def test_no_scan_is_trained_on_in_one_task_and_tested_in_another(monkeypatch):
     """Every task is drawn as scanned, so that a scan can be recognised by its pixels."""
     monkeypatch.setattr(digits, "DOMAINS", {name: lambda images: images for name in digits.DOMAINS})
-    tasks = [digits.digits_task(name) for name in digits.DOMAINS]
+    tasks = [digits_task(name) for name in digits.DOMAINS]
     trained = {
         image.tobytes() for task in tasks for image in (*task.train["image"], *task.validation["image"])
     }
@@ -38,22 +44,22 @@ def test_no_scan_is_trained_on_in_one_task_and_tested_in_another(monkeypatch):
 
 
 def test_the_domains_differ_and_are_the_same_every_time():
-    drawn = {name: digits.digits_task(name).test["image"] for name in digits.DOMAINS if name != "loops"}
+    drawn = {name: digits_task(name).test["image"] for name in digits.DOMAINS if name != "loops"}
     for name, images in drawn.items():
-        np.testing.assert_array_equal(images, digits.digits_task(name).test["image"])
+        np.testing.assert_array_equal(images, digits_task(name).test["image"])
         others = [other for key, other in drawn.items() if key != name]
         assert all(np.abs(images - other).mean() > 0.05 for other in others)
 
 
 def test_unknown_source_and_task_are_one_line():
     with pytest.raises(CwpsError, match=r"config\.data = 'x'"):
-        data.load("x", "y", data_dir="", image_size=0)
+        data.load(DataConfig(data="x"), "y")
     with pytest.raises(CwpsError, match="no task 'birds'"):
-        data.load("digits", "birds", data_dir="", image_size=0)
+        data.load(DataConfig(), "birds")
     with pytest.raises(CwpsError, match="config.image_size = 32: the digits have 12 pixels"):
-        data.load("digits", "digits", data_dir="", image_size=32)
+        data.load(DataConfig(image_size=32), "digits")
     with pytest.raises(CwpsError, match="config.data_dir = 'x': the digits are embedded"):
-        data.load("digits", "digits", data_dir="x", image_size=0)
+        data.load(DataConfig(data_dir="x"), "digits")
 
 
 def test_validation_is_a_tenth_of_each_class_whatever_the_order():
@@ -68,7 +74,10 @@ def test_validation_is_a_tenth_of_each_class_whatever_the_order():
 
 
 def test_every_class_has_a_validation_item():
-    assert held_out_items([bytes([i]) for i in range(6)], np.array([0, 0, 0, 0, 1, 1]), 0.1).sum() == 2
+    digests = np.random.default_rng(0).integers(0, 256, (6, 32), np.uint8)
+    assert held_out_items(digests, np.array([0, 0, 0, 0, 1, 1]), 0.1).sum() == 2
+    # But one that has only one image is trained on.
+    assert not held_out_items(digests, np.array([0, 0, 0, 0, 0, 1]), 0.1)[5]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +109,7 @@ def test_malformed_arrays_are_refused(wrong, message):
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
-    split = arrays(50)
+    split = ArraySplit(arrays(50))
     whole = list(training_batches(split, 8, seed=3, start=0, stop=20))
     resumed = list(training_batches(split, 8, seed=3, start=11, stop=20))
     for one, other in zip(whole[11:], resumed, strict=True):
@@ -110,7 +119,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 
 def test_an_epoch_has_no_item_twice_and_epochs_differ():
-    split = {"image": np.arange(50), "label": np.arange(50)}
+    split = ArraySplit({"image": np.arange(50), "label": np.arange(50)})
     steps = steps_per_epoch(split, 8)
     epochs = [
         np.concatenate([b["image"] for b in training_batches(split, 8, 0, e * steps, (e + 1) * steps)])
@@ -122,7 +131,7 @@ def test_an_epoch_has_no_item_twice_and_epochs_differ():
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 23])
 def test_evaluation_counts_every_item_once(count):
-    split = {"image": np.arange(count), "label": np.arange(count)}
+    split = ArraySplit({"image": np.arange(count), "label": np.arange(count)})
     seen = np.concatenate([batch["image"][:real] for batch, real in evaluation_batches(split, 8)])
     np.testing.assert_array_equal(seen, np.arange(count))
     assert all(len(batch["image"]) == 8 for batch, _ in evaluation_batches(split, 8))
@@ -130,4 +139,15 @@ def test_evaluation_counts_every_item_once(count):
 
 def test_fewer_images_than_a_batch_is_refused():
     with pytest.raises(CwpsError, match="batch_size = 64.*only 50"):
-        steps_per_epoch(arrays(50), 64)
+        steps_per_epoch(ArraySplit(arrays(50)), 64)
+
+
+def test_what_is_ahead_is_given_in_order_and_bounded():
+    asked = []
+    items = (asked.append(number) or number for number in range(9))
+    seen = []
+    for number in ahead(items, 3):
+        seen.append(number)
+        assert len(asked) - len(seen) <= 3
+    assert seen == list(range(9)) == asked
+    assert list(ahead([1, 2], 5)) == [1, 2]

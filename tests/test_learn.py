@@ -12,7 +12,6 @@ import pytest
 from conftest import TinyModel
 
 import cwps_jax as cwps
-from cwps_jax.data.pipeline import with_classes
 
 CONFIG = cwps.TrainConfig(epochs=3, batch_size=16, learning_rate=0.05, budget=0.6)
 
@@ -73,7 +72,8 @@ def test_a_task_is_learned_measured_and_stored(pool, tiny_model, trainer):
 
 def test_a_padded_head_is_cut_to_the_tasks_own(pool, trainer):
     data = task(lambda images: brightest_third(images) % 2, classes=2)
-    data = dataclasses.replace(data, train=with_classes(data.train, 2))
+    classes = np.full(len(data.train), 2, np.int32)
+    data = dataclasses.replace(data, train=data.train.with_fields(classes=classes))
     learned = cwps.learn_task(pool, "two", TinyModel(classes=2), data, config=CONFIG, trainer=trainer)
     assert learned.variables["params"]["head"]["kernel"].shape == (8, 2)
     assert pool.effective("two")["params"]["head"]["bias"].shape == (2,)

@@ -1,26 +1,30 @@
-"""Tasks: arrays in three splits, and the batches made of them."""
+"""Tasks: images and labels in three splits, and the batches made of them."""
 
-from collections.abc import Callable
-
-from cwps_jax.data.digits import digits_task
-from cwps_jax.data.folders import folder_task
+from cwps_jax.config import DataConfig
+from cwps_jax.data import digits, folders, hugging_face, tfds_source
+from cwps_jax.data.cache import PixelCache
+from cwps_jax.data.load import load_task
+from cwps_jax.data.source import Opener
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 
 # Sources whose images have a size of their own, whatever the backbone.
 EMBEDDED = ("digits",)
-SOURCES: dict[str, Callable[..., TaskData]] = {"digits": digits_task, "folders": folder_task}
+SOURCES: dict[str, Opener] = {
+    "digits": Opener(digits.open_split, digits.split_names),
+    "folders": Opener(folders.open_split, folders.split_names),
+    "tfds": Opener(tfds_source.open_split, tfds_source.split_names),
+    "huggingface": Opener(hugging_face.open_split, hugging_face.split_names),
+}
 
 
-def load(source: str, task: str, *, data_dir: str, image_size: int) -> TaskData:
-    """Returns a task's data. Raises CwpsError for a source or task that is not known.
+def opener(settings: DataConfig) -> Opener:
+    """Returns how the config's kind of data is opened. Raises CwpsError for a kind that is not known."""
+    if settings.data not in SOURCES:
+        raise CwpsError(f"config.data = {settings.data!r} is not known; choose one of {', '.join(SOURCES)}")
+    return SOURCES[settings.data]
 
-    Args:
-        source: one of `SOURCES`.
-        task: a task of it.
-        data_dir: folder of sources that are not embedded.
-        image_size: side of the images in pixels; 0 for that of an embedded source.
-    """
-    if source not in SOURCES:
-        raise CwpsError(f"config.data = {source!r} is not known; choose one of {', '.join(SOURCES)}")
-    return SOURCES[source](task, data_dir=data_dir, image_size=image_size)
+
+def load(settings: DataConfig, task: str, *, seed: int = 0, cache: PixelCache | None = None) -> TaskData:
+    """Returns a task's data, see `load_task`."""
+    return load_task(opener(settings), settings, task, seed=seed, cache=cache)

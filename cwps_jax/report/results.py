@@ -16,7 +16,7 @@ import jax
 
 from cwps_jax.core import accounting
 from cwps_jax.data.task import TaskData
-from cwps_jax.learn import outputs_sha256
+from cwps_jax.learn import check_classes, outputs_sha256
 from cwps_jax.parallel import Parallel
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import Predictor, measure
@@ -50,6 +50,7 @@ def measure_pool(
     tasks, forgetting, predictors = [], [], {}
     for name in pool.tasks:
         data = load(name)
+        check_classes(pool, name, data)
         classes = data.classes or 0
         if classes not in predictors:
             predictors[classes] = Predictor(make_model(classes), parallel)

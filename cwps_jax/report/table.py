@@ -51,6 +51,24 @@ def show_results(results: Mapping[str, Any], console: Console) -> None:
     )
 
 
+def show_draws(results: Mapping[str, Any], console: Console) -> None:
+    """Prints a row a task with means and deviations over the draws, and the means over all tasks."""
+    what = f"{results['method']} on {results['backbone']}, {len(results['draws'])} draws"
+    table = Table(title=f"{what}: mean (deviation)", title_justify="left")
+    table.add_column("task", no_wrap=True)
+    for column in ("accuracy", "fine-tuning", "probe", "kept"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in (*results["tasks"], {"name": "mean", **results["mean"]}):
+        accuracies = (row[key] for key in ("accuracy", "finetune_accuracy", "probe_accuracy"))
+        kept = row["params_ratio"]
+        table.add_row(row["name"], *map(_percent_spread, accuracies), f"{kept['mean']:.3f}x")
+    console.print(table)
+
+
+def _percent_spread(spread: Mapping[str, float] | None) -> str:
+    return "-" if spread is None else f"{100 * spread['mean']:.1f} ({100 * spread['deviation']:.1f})"
+
+
 def _borrowed(task: Mapping[str, Any], most: int = 2) -> str:
     others = {owner: share for owner, share in task["relation"].items() if owner != task["name"]}
     largest = sorted(others, key=lambda owner: -others[owner])

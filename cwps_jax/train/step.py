@@ -13,6 +13,7 @@ from cwps_jax.config import TrainConfig
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.trees import Tree, map_with_path
+from cwps_jax.data.preparation import Preparation, mixed
 from cwps_jax.methods.method import Frozen, Stage
 from cwps_jax.modules import batch_norm_overrides
 from cwps_jax.train.objectives import Objective
@@ -39,6 +40,7 @@ def make_step(
     metric: Objective,
     axis_name: str | None = None,
     depths: Mapping[str, int] | None = None,
+    preparation: Preparation = Preparation(),
 ) -> Step:
     """Returns the step of a stage: batch -> mix -> model -> loss + lambda * sparsity -> update.
 
@@ -50,7 +52,9 @@ def make_step(
         loss, metric: functions of (outputs, batch) to one value per item.
         axis_name: the axis to average over under pmap, None under jit.
         depths: {path: depth} of every parameter, for `config.layer_decay`.
+        preparation: what is done to a batch first.
     """
+    loss = mixed(loss)
     child_rule, score_rule = child_optimizer(config, layout, depths), score_optimizer(config)
     head = set(layout.head_paths)
 
@@ -67,7 +71,7 @@ def make_step(
         if not stage.trains_backbone:
             child = map_with_path(lambda p, x: x if p in head else jax.lax.stop_gradient(x), child)
         effective, gates = stage.effective(child, masks, frozen, temperature)
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        key = step_key(state)
         norms = batch_norm_overrides(axis_name=axis_name) if axis_name else contextlib.nullcontext()
         with norms:
             outputs, changed = apply_model(
@@ -85,6 +89,9 @@ def make_step(
         return total, (task_loss, jnp.mean(metric(outputs, batch)), changed, gates)
 
     def step(state: TrainState, frozen: Frozen, plan: Plan, batch: Mapping[str, jax.Array]):
+        batch = preparation.mix(
+            {**batch, "image": preparation.normalise(batch["image"])}, jax.random.fold_in(step_key(state), 1)
+        )
         position = (state.step - plan.stage_start) % plan.steps_per_epoch
         temperature = core_masks.temperature(position, plan.steps_per_epoch, plan.max_temperature)
         lambda_, next_base, ratio = steer(state, plan)
@@ -148,8 +155,16 @@ def move_average(average: Tree, new: Tree, keep: jax.Array) -> Tree:
     return jax.tree.map(move, average, new)
 
 
+def step_key(state: TrainState) -> jax.Array:
+    """Returns the key of a step's randomness, the same on every device."""
+    return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+
 def make_norm_step(
-    stage: Stage, model: nn.Module, axis_name: str | None = None
+    stage: Stage,
+    model: nn.Module,
+    axis_name: str | None = None,
+    preparation: Preparation = Preparation(),
 ) -> Callable[[TrainState, Frozen, jax.Array, Mapping[str, jax.Array]], Tree]:
     """Returns a function that gives the model's norm statistics of one batch alone, and takes its number."""
 
@@ -165,7 +180,7 @@ def make_norm_step(
                 model,
                 effective,
                 blank,
-                batch["image"],
+                preparation.normalise(batch["image"]),
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": parallel.own_key(key, axis_name)},

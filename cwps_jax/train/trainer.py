@@ -16,8 +16,9 @@ from cwps_jax.config import TrainConfig
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.mixing import mix
 from cwps_jax.core.trees import Tree, select
-from cwps_jax.data.pipeline import steps_per_epoch, training_batches
-from cwps_jax.data.task import Arrays
+from cwps_jax.data.pipeline import ahead, steps_per_epoch, training_batches
+from cwps_jax.data.preparation import Preparation
+from cwps_jax.data.split import Arrays, Split, as_split
 from cwps_jax.methods.method import Frozen, Moment, Pooled, Stage
 from cwps_jax.parallel import Compiled, Parallel
 from cwps_jax.tracing import mode, parameter_depths
@@ -29,6 +30,9 @@ from cwps_jax.train.state import Plan, TrainState, make_plan, start_state
 from cwps_jax.train.step import make_norm_step, make_step
 
 _mix = jax.jit(mix)
+
+# Steps that the host runs ahead of the device: it never waits inside an epoch, and batches do not pile up.
+IN_FLIGHT = 3
 
 
 class Trainer:
@@ -64,7 +68,7 @@ class Trainer:
     def train(
         self,
         variables: Mapping[str, Any],
-        split: Arrays,
+        split: Split | Arrays,
         config: TrainConfig,
         pool: Pooled = Pooled({}, 0, ()),
         observe: Callable[[Progress], None] = lambda progress: None,
@@ -79,9 +83,12 @@ class Trainer:
             observe: called once an epoch.
 
         Raises:
+            CwpsError: there is not one batch of images, or the devices do not divide it.
             FloatingPointError: the loss is not finite at the end of an epoch.
         """
         began = time.perf_counter()
+        split = as_split(split)
+        self.parallel.check_batch(config.batch_size, split.preparation.group)
         method = methods.create(config)
         steps = steps_per_epoch(split, config.batch_size)
         epochs = sum(stage.epochs for stage in method.stages)
@@ -101,7 +108,7 @@ class Trainer:
             if averages:  # fetched and placed: a donated state must not hold a buffer twice
                 start = self.parallel.fetch({"params": state.child, **state.other})
                 state = dataclasses.replace(state, average=self.parallel.replicate(start))
-            step = self._step(stage, config, averages)
+            step = self._step(stage, config, averages, split.preparation)
             used.append(step)
             seconds = []
             for epoch in range(done, done + stage.epochs):
@@ -178,20 +185,22 @@ class Trainer:
         state: TrainState,
         frozen: Frozen,
         plan: Plan,
-        split: Arrays,
+        split: Split,
         config: TrainConfig,
         epoch: int,
     ) -> tuple[TrainState, dict[str, float], float]:
         """Returns the state after one epoch, the epoch's metrics, and its seconds."""
         began = time.perf_counter()
         steps = steps_per_epoch(split, config.batch_size)
-        kept = []
-        for batch in training_batches(
-            split, config.batch_size, config.seed, epoch * steps, (epoch + 1) * steps
-        ):
-            state, metrics = step(state, frozen, plan, self.parallel.split(batch))
+        kept: list[Any] = []
+        batches = training_batches(
+            split, config.batch_size, config.seed, epoch * steps, (epoch + 1) * steps, self.parallel.share
+        )
+        for batch in ahead(map(self.parallel.split, batches), split.prefetch):
+            state, metrics = step(state, frozen, plan, batch)
             kept.append(metrics)
-        # Fetched when the whole epoch is dispatched: the device never waits for the host inside it.
+            if len(kept) > IN_FLIGHT:
+                jax.block_until_ready(kept[-IN_FLIGHT])
         rows = self.parallel.fetch(kept)
         measured = {
             "loss": float(np.mean([row["loss"] for row in rows])),
@@ -208,11 +217,15 @@ class Trainer:
     def _reestimate_norms(self, stage, state, frozen, split, config, start):
         """Returns the state with norm statistics averaged over single batches of training data."""
         statistics = self._compiled(
-            ("norms", stage.effective),
-            lambda: self.parallel.compile(make_norm_step(stage, self.model, self.parallel.axis_name)),
+            ("norms", stage.effective, split.preparation),
+            lambda: self.parallel.compile(
+                make_norm_step(stage, self.model, self.parallel.axis_name, split.preparation)
+            ),
         )
         count = min(config.norm_batches, steps_per_epoch(split, config.batch_size))
-        batches = training_batches(split, config.batch_size, config.seed, start, start + count)
+        batches = training_batches(
+            split, config.batch_size, config.seed, start, start + count, self.parallel.share
+        )
         found = self.parallel.fetch(
             [
                 statistics(
@@ -231,13 +244,14 @@ class Trainer:
     def _all_depths(self) -> Mapping[str, int]:
         return parameter_depths(self.model, self.example, head=self.layout.head_paths)
 
-    def _step(self, stage: Stage, config: TrainConfig, averages: bool) -> Compiled:
-        # What a step is built from: a stage's rule, its loss and its optimizer. All else is traced.
+    def _step(self, stage: Stage, config: TrainConfig, averages: bool, preparation: Preparation) -> Compiled:
+        # What a step is built from: a stage's rule, its loss, its optimizer and how a batch is prepared. All
+        # else is traced.
         rule = (stage.effective, stage.penalised, stage.trains_backbone, averages)
         settings = ["optimizer", "momentum", "weight_decay", "layer_decay", "label_smoothing"]
         settings += ["score_optimizer", "estimator"] * stage.penalised
         loss = smoothed(self.loss, config.label_smoothing)
-        key = (*rule, *(getattr(config, name) for name in settings))
+        key = (*rule, preparation, *(getattr(config, name) for name in settings))
         return self._compiled(
             key,
             lambda: self.parallel.compile(
@@ -250,6 +264,7 @@ class Trainer:
                     self.metric,
                     self.parallel.axis_name,
                     self._depths(config),
+                    preparation,
                 ),
                 donate=(0,),
             ),

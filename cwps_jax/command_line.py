@@ -1,0 +1,101 @@
+"""What every program of the package takes: a config file, flags over its keys, errors told in one line.
+
+The config is the first argument, or ``--config=FILE``; ``FILE:VARIANT`` chooses a variant of it, and
+``--config.key=value`` sets a key. Importing this module defines the flags.
+"""
+
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from cwps_jax.config import RunConfig, run_config, unknown_key
+from cwps_jax.errors import CwpsError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")
+_CONFIG_FILE = re.compile(r"(--?config=)?(?P<file>[^-].*\.py(:.*)?)")
+
+
+def run(program: Callable[[RunConfig], int | None]) -> None:
+    """Calls a program with the config that was given and ends with its exit status.
+
+    Whatever is wrong in what was given is one line on stderr and exit status 2.
+
+    Args:
+        program: from the checked config to the exit status; None is 0.
+    """
+
+    def main(argv: Sequence[str]) -> int | None:
+        if len(argv) > 1:
+            raise CwpsError(f"{argv[1]!r} is not a flag; give the config as --config=FILE")
+        if not _DEBUG.value:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
+        return program(_read_config())
+
+    try:
+        app.run(main, flags_parser=_parse)
+    except (CwpsError, FloatingPointError) as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print("cwps:", *str(error).splitlines(), file=sys.stderr)
+        sys.exit(2)
+
+
+def config_name() -> str:
+    """Returns what the config that was given is called: "domainnet_resnet34" of domainnet.py:resnet34."""
+    file, *variant = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")
+    return "_".join([pathlib.Path(file).stem, *(re.sub(r"\W+", "_", part) for part in variant)])
+
+
+def _read_config() -> RunConfig:
+    if _CONFIG.value is None:
+        raise CwpsError("no config: give one, e.g. --config=configs/digits.py")
+    try:
+        return run_config(_CONFIG.value.to_dict())
+    except OSError as error:  # a file that could not be read fails when its first value is asked for
+        raise CwpsError(f"--config: no such file: {_given_config(sys.argv)}") from error
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; everything that can be wrong in them or in the config file is one line."""
+    program, *given = argv
+    if given and _CONFIG_FILE.fullmatch(given[0]) and not given[0].startswith("-"):
+        given[0] = f"--config={given[0]}"
+    try:
+        return flags.FLAGS([program, *given])
+    except flags.Error as error:
+        if str(error).startswith("flag --config="):  # the text has a traceback in it
+            raise CwpsError(f"--config: {_given_config(argv)}: {_cause(error)}") from error
+        early = isinstance(error, flags.UnrecognizedFlagError) and error.flagname.startswith("config.")
+        raise CwpsError(f"{error}" + ("; give a config file before it" if early else "")) from error
+    except (AttributeError, KeyError) as error:
+        raise CwpsError(_unknown(given) or f"--config: {_given_config(argv)}: {error}") from error
+    except OSError as error:
+        raise CwpsError(f"--config: no such file: {_given_config(argv)}") from error
+    except (TypeError, ValueError, SyntaxError, ImportError) as error:
+        raise CwpsError(f"--config: {_given_config(argv)}: {error}") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error if error.__context__ is None else _cause(error.__context__)
+
+
+def _unknown(given: Sequence[str]) -> str:
+    """Returns the line that refuses a flag of a key that is not there, or "" where all are."""
+    known = RunConfig.__dataclass_fields__
+    keys = [part.split("=")[0][9:] for part in given if part.startswith("--config.")]
+    for key in keys:
+        if key.split(".")[0] not in known:
+            return unknown_key(key, known)
+    nested = [f"config.{key}" for key in keys if "." in key]
+    return f"{' or '.join(nested)}: not in the config file; flags set what it has" if nested else ""
+
+
+def _given_config(argv: Sequence[str]) -> str:
+    given = (_CONFIG_FILE.fullmatch(part) for part in argv[1:])
+    return next((found["file"] for found in given if found), "?")

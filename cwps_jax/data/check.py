@@ -1,0 +1,282 @@
+"""A dry pass over a task's images before a long run: what would stop it, and what would weaken its result."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sized
+
+import numpy as np
+
+from cwps_jax.config import DataConfig
+from cwps_jax.data.load import split_roles, threads_of
+from cwps_jax.data.scan import Scan, scan
+from cwps_jax.data.source import ImageSource, Opener
+from cwps_jax.data.task import VALIDATION_SHARE, held_out_items
+from cwps_jax.errors import CwpsError
+
+ROLES = ("train", "validation", "test")
+Observe = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitReport:
+    """The images that a run would use for one purpose.
+
+    Attributes:
+        role: "train", "validation" or "test".
+        split: name of the split that they are from; the training split's where a tenth of it is held out.
+        images: how many can be decoded and have a label that is a class.
+        classes: how many classes have one.
+        all_classes: how many classes there are.
+        smallest, largest: name of the class with the fewest and the most images, and how many.
+        unreadable: images of the split that cannot be decoded; 0 for a held-out tenth.
+    """
+
+    role: str
+    split: str
+    images: int
+    classes: int
+    all_classes: int
+    smallest: tuple[str, int]
+    largest: tuple[str, int]
+    unreadable: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a task's data.
+
+    Attributes:
+        kind: what, in two or three words, always the same.
+        stops: whether it is a problem that stops a run; if not, it weakens the result.
+        text: what is wrong and where, in one line.
+        items: everything that it is about: files with the reason, classes.
+    """
+
+    kind: str
+    stops: bool
+    text: str
+    items: tuple[str, ...] = ()
+
+    def line(self, most: int = 5) -> str:
+        """Returns the text with the first of its items."""
+        more = f", and {len(self.items) - most} more" if len(self.items) > most else ""
+        return ": ".join(filter(None, (self.text, ", ".join(self.items[:most]) + more)))
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskReport:
+    """What a pass over a task's data found.
+
+    Attributes:
+        task: its name.
+        splits: those that could be read, in the order of `ROLES`.
+        findings: problems first.
+    """
+
+    task: str
+    splits: tuple[SplitReport, ...]
+    findings: tuple[Finding, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """The `rows` of a split that can be used, or some of them."""
+
+    split: str
+    source: ImageSource
+    found: Scan
+    rows: np.ndarray
+
+    def counts(self) -> np.ndarray:
+        """Returns how many images each class has."""
+        return np.bincount(self.found.labels[self.rows], minlength=len(self.source.classes))
+
+    def by_content(self) -> dict[bytes, int]:
+        """Returns {content's hash: the first row that has it}."""
+        return {self.found.digests[row].tobytes(): row for row in self.rows[::-1].tolist()}
+
+    def labelled(self, row: int) -> str:
+        return f"{self.source.describe(row)} ({self.source.classes[self.found.labels[row]]})"
+
+
+def check_task(
+    settings: DataConfig,
+    task: str,
+    opener: Opener,
+    *,
+    batch_size: int,
+    observe: Observe = lambda split, count, total: None,
+) -> TaskReport:
+    """Returns what a pass over every image of a task found; what is wrong with them is in it, never raised.
+
+    Args:
+        settings: the task's data.
+        task: its name.
+        opener: of that kind of data.
+        batch_size: of the run.
+        observe: called with a split's name, the number of its images read since the last call, and their
+            number in all.
+    """
+    read: dict[str, _Images] = {}
+    findings: list[Finding] = []
+    try:
+        names = split_roles(settings, opener.split_names(settings, task))
+    except CwpsError as error:
+        return TaskReport(task, (), (_unread(error),))
+    for role, name in zip(ROLES, names, strict=True):
+        try:
+            if name:
+                read[role] = _read(opener.open_split(settings, task, name), name, settings, observe)
+        except CwpsError as error:
+            if (finding := _unread(error)) not in findings:
+                findings.append(finding)
+    used = dict(read)
+    if "train" in read and not names[1]:
+        used["train"], used["validation"] = _hold_out(read["train"])
+    for role, images in read.items():
+        findings += _broken(role, images, settings.unreadable == "refuse")
+        findings += _other_classes(role, images, read.get("train", images))
+    for role, images in used.items():
+        findings += _missing_classes(role, images, used.get("train", images))
+    if "train" in read:
+        findings += _too_few(used["train"], settings, batch_size)
+        findings += _repeated(read["train"])
+    for one, other in itertools.combinations(read, 2):
+        findings += _shared(one, read[one], other, read[other])
+    findings += _several_labels(read.values())
+    splits = tuple(_report(role, used[role]) for role in ROLES if role in used)
+    return TaskReport(task, splits, tuple(sorted(findings, key=lambda one: not one.stops)))
+
+
+def _unread(error: CwpsError) -> Finding:
+    return Finding("cannot be read", True, str(error))
+
+
+def _read(source: ImageSource, split: str, settings: DataConfig, observe: Observe) -> _Images:
+    if not len(source):
+        raise CwpsError(f"{source.name} is empty")
+    found = scan(
+        source,
+        cache_dir=settings.cache_dir,
+        threads=threads_of(settings),
+        observe=lambda count: observe(split, count, len(source)),
+    )
+    usable = (found.labels >= 0) & (found.labels < len(source.classes))
+    usable[list(found.unreadable)] = False
+    if not usable.any():
+        raise CwpsError(f"{source.name}: none of its {len(source)} images can be used")
+    return _Images(split, source, found, np.flatnonzero(usable))
+
+
+def _hold_out(train: _Images) -> tuple[_Images, _Images]:
+    """Returns what is left to train on, and the part of it that validates."""
+    held_out = held_out_items(
+        train.found.digests[train.rows], train.found.labels[train.rows], VALIDATION_SHARE
+    )
+    kept, validation = train.rows[~held_out], train.rows[held_out]
+    found = dataclasses.replace(train.found, unreadable={})  # told of once, beside what is trained on
+    return (
+        dataclasses.replace(train, rows=kept),
+        dataclasses.replace(train, rows=validation, found=found),
+    )
+
+
+def _broken(role: str, images: _Images, refused: bool) -> Iterator[Finding]:
+    source, found = images.source, images.found
+    if found.unreadable:
+        items = tuple(f"{source.describe(row)} ({why})" for row, why in found.unreadable.items())
+        what = "cannot be decoded" + ("" if refused else " and will be skipped")
+        yield Finding("unreadable", refused, f"{role}: {_count(items, 'image')} {what}", items)
+    classes = len(source.classes)
+    wrong = np.flatnonzero((found.labels < 0) | (found.labels >= classes)).tolist()
+    if wrong:
+        items = tuple(f"{source.describe(row)} (label {found.labels[row]})" for row in wrong)
+        text = f"{role}: {_count(items, 'label')} not from 0 to {classes - 1}"
+        yield Finding("label out of range", True, text, items)
+
+
+def _other_classes(role: str, images: _Images, train: _Images) -> Iterator[Finding]:
+    classes, expected = list(images.source.classes), list(train.source.classes)
+    if classes != expected:
+        items = tuple(sorted(set(classes) ^ set(expected)))
+        text = f"{role}: {len(classes)} classes where train has {len(expected)}, or in another order"
+        yield Finding("other classes", True, text, items)
+
+
+def _missing_classes(role: str, images: _Images, train: _Images) -> Iterator[Finding]:
+    absent = images.counts() == 0
+    if images is not train and train.source.classes == images.source.classes:
+        absent &= train.counts() > 0  # those that train lacks too are told of once
+    missing = tuple(images.source.classes[label] for label in np.flatnonzero(absent).tolist())
+    if missing:
+        text = f"{role}: {_count(missing, 'class', 'classes')} without an image"
+        yield Finding("class without images", False, text, missing)
+
+
+def _too_few(train: _Images, settings: DataConfig, batch_size: int) -> Iterator[Finding]:
+    counts, images = train.counts(), len(train.rows)
+    if not settings.shots and images < batch_size:
+        yield Finding(
+            "fewer than a batch",
+            True,
+            f"train: config.batch_size = {batch_size}: only {images} images to train on; take a smaller one",
+        )
+    few = np.flatnonzero((counts > 0) & (counts < settings.shots)).tolist()
+    if few:
+        items = tuple(f"{train.source.classes[label]} ({counts[label]})" for label in few)
+        text = f"train: config.shots = {settings.shots}: {_count(items, 'class', 'classes')} with fewer"
+        yield Finding("fewer than shots", True, f"{text} images beside those for validation", items)
+
+
+def _repeated(train: _Images) -> Iterator[Finding]:
+    first = train.by_content()
+    pairs = ((row, first[train.found.digests[row].tobytes()]) for row in train.rows.tolist())
+    items = tuple(_same(train, row, train, other) for row, other in pairs if row != other)
+    if items:
+        yield Finding("duplicates", False, f"train: {_count(items, 'image')} stored more than once", items)
+
+
+def _shared(role: str, images: _Images, other_role: str, other: _Images) -> Iterator[Finding]:
+    first = images.by_content()
+    rows = ((row, first.get(other.found.digests[row].tobytes())) for row in other.rows.tolist())
+    items = tuple(_same(other, row, images, same) for row, same in rows if same is not None)
+    if items:
+        text = f"{other_role}: {len(items)} of {_count(other.rows, 'image')} also in {role}"
+        yield Finding("shared images", False, text, items)
+
+
+def _several_labels(read: Iterable[_Images]) -> Iterator[Finding]:
+    first: dict[bytes, tuple[_Images, int]] = {}
+    clashes: dict[bytes, str] = {}
+    for images in read:
+        for row in images.rows.tolist():
+            digest = images.found.digests[row].tobytes()
+            one, same = first.setdefault(digest, (images, row))
+            if one.found.labels[same] != images.found.labels[row]:
+                clashes.setdefault(digest, f"{one.labelled(same)} = {images.labelled(row)}")
+    if clashes:
+        items = tuple(clashes.values())
+        yield Finding("several labels", False, f"{_count(items, 'image')} of more than one class", items)
+
+
+def _same(images: _Images, row: int, other: _Images, same: int) -> str:
+    return f"{images.source.describe(row)} = {other.source.describe(same)}"
+
+
+def _report(role: str, images: _Images) -> SplitReport:
+    counts, classes = images.counts(), images.source.classes
+    smallest, largest = int(counts.argmin()), int(counts.argmax())
+    return SplitReport(
+        role,
+        images.split,
+        len(images.rows),
+        int((counts > 0).sum()),
+        len(classes),
+        (classes[smallest], int(counts[smallest])),
+        (classes[largest], int(counts[largest])),
+        len(images.found.unreadable),
+    )
+
+
+def _count(things: Sized, one: str, many: str = "") -> str:
+    return f"{len(things):,} {one if len(things) == 1 else many or one + 's'}"

@@ -1,0 +1,190 @@
+"""Splits: what training and evaluation ask of data, whether it is in memory or has to be decoded."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from cwps_jax.data.cache import PixelCache
+from cwps_jax.data.decode import Undecodable
+from cwps_jax.data.preparation import Preparation
+from cwps_jax.data.source import Box, ImageSource
+from cwps_jax.data.transforms import Transform
+from cwps_jax.errors import CwpsError
+
+Arrays = Mapping[str, np.ndarray]
+Batch = dict[str, np.ndarray]
+
+
+class Split(Protocol):
+    """Items with an image each and other fields, usually a label.
+
+    Attributes:
+        fields: {name: (n, ...)} of what losses and metrics need.
+        preparation: what the device does with a batch of it before the model sees it.
+        image: shape and type of one image as the model sees it.
+        threads: threads that read batches ahead; 0 where reading costs nothing.
+        prefetch: batches that are ready ahead of the step.
+    """
+
+    @property
+    def fields(self) -> Arrays: ...
+
+    @property
+    def preparation(self) -> Preparation: ...
+
+    @property
+    def image(self) -> jax.ShapeDtypeStruct: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def prefetch(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: np.ndarray, generators: Iterable[np.random.Generator] | None) -> Batch:
+        """Returns a batch: "image", (rows, height, width, channels), and all fields.
+
+        Args:
+            rows: which items, (rows,).
+            generators: of each item's augmentation; None for images as evaluation takes them.
+        """
+        ...
+
+    def with_fields(self, **fields: np.ndarray) -> "Split":
+        """Returns the split with more fields, each (n, ...)."""
+        ...
+
+    def take(self, rows: np.ndarray) -> "Split":
+        """Returns the split of some of its items."""
+        ...
+
+
+class ArraySplit:
+    """Arrays in memory, with "image" as the model takes it. ``split["label"]`` is one of them.
+
+    Args:
+        arrays: {name: (n, ...)}.
+        preparation: see `Split`.
+    """
+
+    threads = 0
+    prefetch = 2
+
+    def __init__(self, arrays: Arrays, preparation: Preparation = Preparation()) -> None:
+        self.fields = dict(arrays)
+        self.preparation = preparation
+
+    def __len__(self) -> int:
+        return len(self.fields["image"])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.fields[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.fields
+
+    def keys(self) -> Iterable[str]:
+        """Returns the names of the arrays, so that ``{**split}`` is a dict of them."""
+        return self.fields.keys()
+
+    @property
+    def image(self) -> jax.ShapeDtypeStruct:
+        images = self.fields["image"]
+        return jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+
+    def read(self, rows: np.ndarray, generators: Iterable[np.random.Generator] | None) -> Batch:
+        return {name: array[rows] for name, array in self.fields.items()}
+
+    def with_fields(self, **fields: np.ndarray) -> "ArraySplit":
+        return ArraySplit({**self.fields, **fields}, self.preparation)
+
+    def take(self, rows: np.ndarray) -> "ArraySplit":
+        return ArraySplit({name: array[rows] for name, array in self.fields.items()}, self.preparation)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSplit:
+    """Images of a source, decoded and transformed when they are asked for.
+
+    Attributes:
+        source: where they are.
+        items: (n,), which of the source's items are in the split.
+        keys: (n, bytes) uint8, what each one's pixels depend on: the hash of its content, and its box.
+        fields: {"label": (n,), ...}.
+        transform: what is done to each on the host.
+        preparation: what is done to a batch on the device.
+        cache: of decoded images, or None.
+        threads, prefetch: see `Split`.
+    """
+
+    source: ImageSource
+    items: np.ndarray
+    keys: np.ndarray
+    fields: Arrays
+    transform: Transform
+    preparation: Preparation
+    cache: PixelCache | None = None
+    threads: int = 1
+    prefetch: int = 2
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def image(self) -> jax.ShapeDtypeStruct:
+        side = self.transform.image_size
+        return jax.ShapeDtypeStruct((side, side, 3), np.float32)
+
+    def read(self, rows: np.ndarray, generators: Iterable[np.random.Generator] | None) -> Batch:
+        drawn = [None] * len(rows) if generators is None else list(generators)
+        images = [self._image(int(row), generator) for row, generator in zip(rows, drawn, strict=True)]
+        return {**{name: array[rows] for name, array in self.fields.items()}, "image": np.stack(images)}
+
+    def with_fields(self, **fields: np.ndarray) -> "ImageSplit":
+        return dataclasses.replace(self, fields={**self.fields, **fields})
+
+    def take(self, rows: np.ndarray) -> "ImageSplit":
+        fields = {name: array[rows] for name, array in self.fields.items()}
+        return dataclasses.replace(self, items=self.items[rows], keys=self.keys[rows], fields=fields)
+
+    def _image(self, row: int, generator: np.random.Generator | None) -> np.ndarray:
+        image, box = self._pixels(row)
+        try:
+            if generator is None:
+                return self.transform.evaluation(image, box)
+            return self.transform.training(image, box, generator)
+        except Undecodable as error:
+            raise self._changed(row, error) from error
+
+    def _pixels(self, row: int) -> tuple[bytes | np.ndarray, Box | None]:
+        """Returns the image as it is stored, or as the cache has it, then cut to its box already."""
+        if self.cache is None:
+            record = self.source[int(self.items[row])]
+            return record.image, record.box
+        key = hashlib.sha256(self.keys[row].tobytes() + self.transform.stored_as.encode()).digest()
+        pixels = self.cache.get(key)
+        if pixels is None:
+            record = self.source[int(self.items[row])]
+            try:
+                pixels = self.transform.stored(record.image, record.box)
+            except Undecodable as error:
+                raise self._changed(row, error) from error
+            self.cache.put(key, pixels)
+        return pixels, None
+
+    def _changed(self, row: int, error: Undecodable) -> CwpsError:
+        where = self.source.describe(int(self.items[row]))
+        return CwpsError(
+            f"{where}: not a readable image any more ({error}); put back what was there, or run again"
+        )
+
+
+def as_split(split: Split | Arrays) -> Split:
+    """Returns the split itself, or an `ArraySplit` of a dict of arrays."""
+    return ArraySplit(split) if isinstance(split, Mapping) else split
