@@ -15,7 +15,10 @@ def get_config():
     config = default_config()
 
     config.data = "folders"
+    # The largest square in the middle of each image, without augmentation.
     config.image_size = 32
+    config.resize = config.get_ref("image_size")
+    config.interpolation = "bicubic"
     config.tasks = ("art_painting", "cartoon", "photo", "sketch", "mnist", "Greek")
     config.backbone = "resnet20_cifar"
     config.weights = config.get_ref("data_dir") + "/weights/resnet20_cifar10.safetensors"
