@@ -146,6 +146,40 @@ def speed_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def input_table(result: dict[str, Any]) -> str:
+    """Returns the table of benchmarks/input.py."""
+    settings, versions, speeds = result["settings"], result["versions"], result["images_per_second"]
+    ratios = {
+        name: "{:.2f}x ({:.2f} to {:.2f})".format(ratio, *result["quartiles"][name])
+        for name, ratio in result["ratios"].items()
+    }
+    lines = [
+        f"| images a second, and over the bare decoder's {speeds['decoder']:,.0f} | from files | "
+        "from the cache in memory | from the cache on disk |",
+        "|---|---|---|---|",
+    ]
+    for crop, name in (("random_resized", "random resized crop"), ("random", "random crop")):
+        cells = [
+            f"{speeds[f'{kind}_{crop}']:,.0f}: {ratios[f'{kind}_{crop}_over_decoder']}"
+            for kind in ("files", "memory_cache", "disk_cache")
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    whose = "own images" if settings["own_images"] else "scikit-learn's photos, 500 x 375"
+    lines += [
+        "",
+        f"{settings['images']} JPEG ({whose}), {settings['mean_bytes'] / 1000:.0f} kB on average, to "
+        f"{settings['size']} px with flips; batches of {settings['batch']}, {settings['threads']} threads, "
+        f"{result['device']}, pillow {versions['pillow']}, opencv {versions['opencv-python-headless']}, "
+        f"grain {versions['grain']}, commit {result['commit']}. Median and quartiles of "
+        f"{settings['repeats']} interleaved turns. A fine-tuning "
+        f"step of {settings['backbone']} (batch {settings['step_batch']}, {settings['step_size']} px, "
+        f"{result['step_seconds']['resident']:.2f} s on a batch that stays on the device) takes "
+        f"{ratios['step_with_files_over_resident']} with the loader reading files and "
+        f"{ratios['step_with_memory_cache_over_resident']} with the cache in memory.",
+    ]
+    return "\n".join(lines)
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
