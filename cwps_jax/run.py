@@ -63,10 +63,11 @@ def _learn_draw(
     config: RunConfig, workdir: pathlib.Path, console: Console, trainer: Trainer | None
 ) -> Trainer:
     cache = _open_cache(config)
-    tasks = {name: load_task(config, name, cache) for name in config.tasks}
-    source = None
-    if config.source and not config.weights:
-        source = load_task(dataclasses.replace(config, shots=0), config.source, cache)
+    with console.status("looking through the data"):
+        tasks = {name: load_task(config, name, cache) for name in config.tasks}
+        source = None
+        if not config.weights:
+            source = load_task(dataclasses.replace(config, shots=0), config.source, cache)
     make_model = _model_maker(config)
     # One head size for all, so that all tasks share compiled steps; each keeps its own part of it.
     everything = [*tasks.values(), *([source] if source else [])]
@@ -84,7 +85,7 @@ def _learn_draw(
     epochs = {name: settings[name].epochs * (1 + len(compared)) for name in tasks}
 
     # Before anything is written: a file of weights that does not fit leaves no workdir behind.
-    variables = load_weights(config, trainer) if config.weights and pool is None else None
+    variables = load_weights(config, trainer) if config.weights and not pool else {}
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", {"config": dataclasses.asdict(config), "versions": versions()})
     source_epochs = config.source_epochs * (source is not None)
@@ -94,19 +95,15 @@ def _learn_draw(
                 progress.say(f"config.overrides.{name}: not among the tasks of this run")
         for name, task in tasks.items():
             _tell(progress, config, name, task, settings[name])
-        if pool is None:
+        if pool:
+            progress.skip(source_epochs)
+        else:
             if source is not None:
-                observe = functools.partial(progress.epoch, config.source)
-                variables, scores = pretrain(
-                    config, _padded(source), trainer, make_model(source.classes or 0), observe
-                )
-                progress.say(f"pre-trained model: {config.source}, accuracy {scores['accuracy']:.3f}")
+                variables, scores = _pretrain(config, source, make_model, trainer, progress)
                 record = {**record, **scores}
             pool = Pool.create(
-                workdir / "pool", variables or {}, trainer.layout, backbone=config.backbone, record=record
+                workdir / "pool", variables, trainer.layout, backbone=config.backbone, record=record
             )
-        else:
-            progress.skip(source_epochs)
         for name, task in tasks.items():
             if name in pool.tasks:
                 progress.say(f"{name} is in the pool already: skipped")
@@ -181,6 +178,19 @@ def _tell(progress: RunProgress, config: RunConfig, name: str, task: TaskData, s
                 f"{name}: config.{key} = {getattr(settings, key)} instead of {getattr(given, key)}, for "
                 f"{len(task.train)} training images"
             )
+
+
+def _pretrain(
+    config: RunConfig,
+    source: TaskData,
+    make_model: Callable[[int], nn.Module],
+    trainer: Trainer,
+    progress: RunProgress,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    observe = functools.partial(progress.epoch, config.source)
+    found = pretrain(config, _padded(source), trainer, make_model(source.classes or 0), observe)
+    progress.say(f"pre-trained model: {config.source}, accuracy {found[1]['accuracy']:.3f}")
+    return found
 
 
 def _learn_one(

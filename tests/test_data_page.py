@@ -4,6 +4,7 @@ import itertools
 import pathlib
 import re
 
+import numpy as np
 import pytest
 from test_check import png
 
@@ -38,7 +39,9 @@ def test_its_code_runs_as_it_stands(capsys):
         # What is remembered of DATA belongs to the test.
         exec(block.replace('data_dir="DATA", ', 'data_dir="DATA", cache_dir="", '), names)
         tasks += [names["task"]] if "task = " in block else []
-    arrays, photos = tasks
+    arrays, pixels, photos = tasks
+    batch = pixels.train.read(np.arange(4), map(np.random.default_rng, range(4)))
+    assert batch["image"].shape == (4, 32, 32, 3) and pixels.classes == 4
     assert isinstance(arrays, cwps.TaskData) and len(arrays.train) + len(arrays.validation) == 80
     assert capsys.readouterr().out == "2 36 4 10\n" and photos.classes == 2
     made = run_config(config.to_dict())

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cwps_jax.config import DataConfig
 from cwps_jax.data.cache import open_cache
-from cwps_jax.data.load import load_task
+from cwps_jax.data.load import load_sources, load_task
 from cwps_jax.data.scan import scan
 from cwps_jax.data.source import ArraySource, Opener, Record
 from cwps_jax.data.split import ArraySplit, ImageSplit
@@ -185,7 +185,9 @@ def test_real_numbers_go_into_the_model_as_they_are():
 def test_arrays_of_bytes_go_through_the_transforms():
     images = np.random.default_rng(0).integers(0, 256, (30, 16, 8, 3), np.uint8)
     source = ArraySource(images, np.arange(30) % 3, CLASSES)
-    task = load_task(opener(train=source, test=source), SETTINGS, "t")
+    task = load_sources({"train": source, "test": source}, SETTINGS)
+    with pytest.raises(CwpsError, match="mine has no split 'test', only train"):
+        load_sources({"train": source}, SETTINGS, name="mine")
     batch = task.test.read(np.arange(30), None)
     np.testing.assert_array_equal(batch["image"], images[:, 4:12])
 

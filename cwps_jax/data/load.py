@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +58,26 @@ def load_task(
     if settings.shots:
         note += f"; {len(rows)} to train on, {settings.shots} a class drawn by seed {seed}"
     return TaskData(train.split.take(rows), validation.split, test.split, len(train.classes), note)
+
+
+def load_sources(
+    sources: Mapping[str, ImageSource], settings: DataConfig, *, name: str = "task", seed: int = 0
+) -> TaskData:
+    """Returns a task of your own sources, such as `ArraySource`; see `load_task`.
+
+    Args:
+        sources: {name of a split: its source}; "train" and "test", unless the settings name others.
+        settings: what is done to the images; where they come from has no part in it.
+        name: of the task, for messages.
+        seed: of the draw where `settings.shots` is set.
+    """
+
+    def open_split(settings: DataConfig, task: str, split: str) -> ImageSource:
+        if split not in sources:
+            raise CwpsError(f"{task} has no split {split!r}, only {', '.join(sources)}")
+        return sources[split]
+
+    return load_task(Opener(open_split, lambda settings, task: tuple(sources)), settings, name, seed=seed)
 
 
 def split_roles(settings: DataConfig, names: Sequence[str]) -> tuple[str, str, str]:
