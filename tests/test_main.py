@@ -29,8 +29,9 @@ def main(
         environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
     command = [sys.executable, "-m", "cwps_jax.main", "--config", config, f"--workdir={workdir}"]
     cache = f"--config.compilation_cache={os.environ['CWPS_TEST_CACHE']}"
+    data_cache = f"--config.cache_dir={workdir.parent / 'cache'}"
     return subprocess.run(
-        [*command, cache, *flags], capture_output=True, text=True, cwd=ROOT, env=environment
+        [*command, cache, data_cache, *flags], capture_output=True, text=True, cwd=ROOT, env=environment
     )
 
 
