@@ -5,8 +5,9 @@ Data:       DATA/<alphabet>/<train or test>/<character>/<file>, or zip archives 
             15 of each character's 20 drawings to train on. The other 45 alphabets work the same: name them in
             config.tasks
 Weights:    DATA/weights/resnet20_cifar10.safetensors, in torchvision's key names
-Run time:   not yet run
-Reached:    not yet run
+Run time:   10 minutes on two CPU cores that other work shared, fine-tuning and probe included
+Reached:    88.4% in the mean over the tasks with 0.45x of a backbone each; fine-tuned 88.8%, probed 55.8%
+            (docs/results/omniglot_seed0.json, one seed); not yet run on a GPU or TPU
 """
 
 from cwps_jax.config import default_config
