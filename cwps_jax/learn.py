@@ -24,9 +24,6 @@ from cwps_jax.train.objectives import Objective, accuracy, cross_entropy
 from cwps_jax.train.records import Progress, Trained
 from cwps_jax.train.trainer import Trainer
 
-# Compiled as one: operation by operation, every shape of every layer would be a program.
-_composite = jax.jit(composite, static_argnames=("layout", "search"))
-
 Observe = Callable[[Progress], None]
 
 
@@ -202,8 +199,7 @@ def composite_parent(
         The parent, a nested dict of the layers' leaves, and {path of a kernel: `Source`}, whose `model`
         counts ``pool.pooled().names``.
     """
-    pooled = pool.pooled()
-    return _composite(pool.layout, child, pooled.models, pooled.count, search)
+    return composite(pool.layout, child, pool.pooled().stored(pool.layout), search)
 
 
 def check_classes(pool: Pool, name: str, data: TaskData) -> None:

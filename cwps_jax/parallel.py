@@ -121,8 +121,8 @@ class Compiled:
     """A jitted function that is compiled ahead of its first call, so that its costs can be read.
 
     Attributes:
-        flops: floating-point operations of one call, by XLA's count, or None before the first.
-        peak_bytes: bytes of arguments, results and temporaries of one call, by XLA's own analysis.
+        flops: floating-point operations of the last call, by XLA's count, or None before the first.
+        peak_bytes: bytes of arguments, results and temporaries of the last call, by XLA's own analysis.
         compilations: how many programs were compiled: one for each set of shapes.
     """
 
@@ -146,16 +146,17 @@ class Compiled:
         signature = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if signature not in self._programs:
             program = self.lower(*args).compile()
-            self._programs[signature] = program
-            self.flops = (program.cost_analysis() or {}).get("flops")
             memory = program.memory_analysis()
-            self.peak_bytes = memory and (
+            peak_bytes = memory and (
                 memory.argument_size_in_bytes
                 + memory.output_size_in_bytes
                 + memory.temp_size_in_bytes
                 - memory.alias_size_in_bytes
             )
-        return self._programs[signature]
+            flops = (program.cost_analysis() or {}).get("flops")
+            self._programs[signature] = program, flops, peak_bytes
+        program, self.flops, self.peak_bytes = self._programs[signature]
+        return program
 
     def __call__(self, *args: Any) -> Any:
         return self.prepare(*args)(*args)

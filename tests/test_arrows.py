@@ -15,6 +15,7 @@ RANKS = {
     "version": 0,
     "core": 0,
     "tracing": 0,
+    "active_gradient": 1,
     "config": 1,
     "modules": 1,
     "parallel": 1,

@@ -55,8 +55,8 @@ def step_of(tiny_model, tiny_layout, tiny_variables):
 def test_decay_and_momentum_never_move_a_closed_channel(
     optimizer, step_of, tiny_layout, tiny_variables, moved, batch
 ):
-    config = TrainConfig(epochs=4, optimizer=optimizer, momentum=0.9, weight_decay=0.1, learning_rate=0.1)
-    step, state, plan = step_of(config, HARD)
+    settings = dict(momentum=0.9, weight_decay=0.1, learning_rate=0.1, hard_form="dense")
+    step, state, plan = step_of(TrainConfig(epochs=4, optimizer=optimizer, **settings), HARD)
     # Moments of the soft stage, in which every channel was open.
     state = dataclasses.replace(state, child_optimizer=jax.tree.map(jnp.ones_like, state.child_optimizer))
     is_open = zoo.random_gates(tiny_layout, 0)

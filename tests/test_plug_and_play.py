@@ -257,7 +257,7 @@ def test_the_parent_takes_the_channels_of_an_earlier_task_where_it_is_nearest(jo
     # Nine tenths of the way from the pre-trained model to the first task, wherever that has moved.
     child = unflatten({path: start[path] + np.float32(0.9) * (first[path] - start[path]) for path in start})
     search = cwps.Search(distance="l2")
-    parent, sources = jax.jit(lambda child: cwps.composite_parent(child, pool, search))(child)
+    parent, sources = cwps.composite_parent(child, pool, search)
     assert pool.pooled().names == ("pretrained", "first", "second")
     moved = journey.changed_channels(start, first)
     assert any(np.any(channels) for channels in moved.values())

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import zoo
 
+from cwps_jax.core import candidates, nearest
 from cwps_jax.core.channels import layout_from_axes
+from cwps_jax.core.recent import Recent
 from cwps_jax.core.search import Search, composite
+from cwps_jax.core.stored import StoredModels, model_rows, whole_models
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.errors import CwpsError
 
-PADDED = 5  # models on the leading axis; how many are real is traced
 OPTIONS = [
     Search(distance, granularity, candidates)
     for distance, (granularity, candidates) in itertools.product(
@@ -25,24 +27,13 @@ SHAPES = {"a": {"kernel": (16, 6), "bias": (6,)}, "b": {"kernel": (3, 3, 2, 5)},
 AXES = {"a/kernel": (-1,), "a/bias": (-1,), "b/kernel": (-1,), "c/kernel": (-2, -1)}
 LAYOUT = layout_from_axes(unflatten({path: np.zeros(shape) for path, shape in flatten(SHAPES).items()}), AXES)
 
-traced = []
-
-
-def counted(layout, child, models, count, search):
-    traced.append(search)
-    return composite(layout, child, models, count, search)
-
-
-searched = jax.jit(counted, static_argnums=(0, 4))
-
 
 def find(child, models, search):
-    """Searches under jit with padding; returns the parent and {path: (models, channels)}."""
-    stacked = {
-        path: np.stack([model[path] for model in models] + [child[path]] * (PADDED - len(models)))
-        for path in AXES
-    }
-    parent, sources = searched(LAYOUT, unflatten(child), stacked, len(models), search)
+    """Searches whole models, or stored rows; returns the parent and {path: (models, channels)}."""
+    if isinstance(models, list):
+        stacked = {path: np.stack([model[path] for model in models]) for path in AXES}
+        models = whole_models(LAYOUT, stacked, len(models))
+    parent, sources = composite(LAYOUT, unflatten(child), models, search)
     found = {path: (np.asarray(one.model), np.asarray(one.channel)) for path, one in sources.items()}
     return flatten(parent), found
 
@@ -177,23 +168,176 @@ def test_ties_go_to_the_oldest_model(search):
 
 @pytest.mark.parametrize("search", OPTIONS, ids=names)
 def test_padding_is_never_chosen_though_it_is_nearest(search):
-    # `find` pads with the child itself: distance zero.
+    # Rows are padded with zeros: nothing is nearer to a child of next to nothing.
     rng = np.random.default_rng(5)
-    start = random_params(rng)
-    child = random_params(rng, start, 0.3)
+    start, child = random_params(rng), random_params(rng, scale=1e-3)
     for models in ([start], [start, random_params(rng, start, 0.3)]):
         _, found = find(child, models, search)
-        assert all(np.all(model < len(models)) for model, _ in found.values())
+        assert_found(found, reference(child, models, search))
 
 
-def test_a_growing_pool_does_not_compile_again():
+def test_a_growing_pool_does_not_compile_again(monkeypatch):
+    monkeypatch.setattr(candidates, "CHUNK_BYTES", 1024)
     rng = np.random.default_rng(6)
     start = random_params(rng)
-    search = OPTIONS[0]
-    find(start, [start], search)
-    before = len(traced)
-    find(start, [start] * 3, search)
-    assert len(traced) == before
+    models = [start] + [random_params(rng, start, 0.3) for _ in range(12)]
+    find(start, models[:10], OPTIONS[0])
+    programs = nearest._products, candidates._measured, nearest._changes
+    compiled = [program._cache_size() for program in programs]
+    assert min(compiled) > 0
+    for count in (11, 12, 13):
+        find(start, models[:count], OPTIONS[0])
+    assert [program._cache_size() for program in programs] == compiled
+
+
+class SharedRows:
+    """Models that borrow of each other, with rows that are stored twice, never moved, or nearly equal.
+
+    Attributes:
+        stored: the models as stored rows.
+        models: the same, each whole.
+        reads: owners in the order in which they were read.
+    """
+
+    def __init__(self, rng, tasks, search, keep):
+        self.reads = []
+        whole = [rows(random_params(rng))]
+        owner, row = ({path: [np.zeros(len(own), int)] for path, own in whole[0].items()} for _ in range(2))
+        packed = [{}]
+        for path, own in whole[0].items():
+            row[path][0] = np.arange(len(own))
+        for task in range(1, tasks + 1):
+            whole.append({})
+            packed.append({})
+            for path, start in whole[0].items():
+                channels = np.arange(len(start))
+                lender, scattered = rng.integers(task), 1.0 if search.candidates == "any" else 0.2
+                lent = rng.permutation(channels) if rng.random() < scattered else channels
+                owner[path].append(owner[path][lender][lent])
+                row[path].append(row[path][lender][lent])
+                values = whole[lender][path][lent].copy()
+                active = rng.random(len(start)) < 0.4
+                for channel in np.flatnonzero(active):
+                    values[channel] = self._row(rng, start[channel], whole, path, channel, search)
+                owner[path][-1] = np.where(active, task, owner[path][-1])
+                row[path][-1] = np.where(active, np.cumsum(active) - 1, row[path][-1])
+                whole[task][path] = values.astype(np.float32).astype(np.float64)
+                packed[task][path] = whole[task][path][active]
+        self.models = [from_rows(model) for model in whole]
+        self.stored = StoredModels(
+            *({path: np.stack(each) for path, each in values.items()} for values in (owner, row)),
+            lambda number: self._read(number, packed),
+            Recent(keep),
+        )
+
+    def _row(self, rng, start, whole, path, channel, search):
+        kind, other = rng.integers(4), whole[rng.integers(len(whole) - 1)][path][channel]
+        if kind == 0:
+            return start  # stored, and never moved
+        if kind == 1:
+            return other  # stored twice
+        if kind == 2 and search.candidates == "aligned":
+            # Of moves of 0.3. Near 1, a cosine in float32 tells less apart than a distance.
+            return other + (1e-2 if search.distance == "change" else 1e-4) * rng.standard_normal(start.shape)
+        return start + 0.3 * rng.standard_normal(start.shape)
+
+    def _read(self, number, packed):
+        self.reads.append(number)
+        if number == 0:
+            return model_rows(LAYOUT, self.models[0])
+        stored = {path: own.astype(np.float32) for path, own in packed[number].items()}
+        kernel = stored["a/kernel"]
+        return {**stored, "a/kernel": kernel[:, :-1], "a/bias": kernel[:, -1:]}
+
+
+@pytest.mark.parametrize("search", OPTIONS, ids=names)
+@pytest.mark.parametrize("limits", [(1 << 30, 1 << 24, 1 << 30), (700, 512, 1)], ids=["whole", "streamed"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_models_that_share_rows_are_searched_as_if_each_were_whole(search, limits, seed, monkeypatch):
+    block, chunk, keep = limits
+    monkeypatch.setattr(candidates, "BLOCK_BYTES", block)
+    monkeypatch.setattr(candidates, "CHUNK_BYTES", chunk)
+    rng = np.random.default_rng(seed)
+    pool = SharedRows(rng, 12, search, keep)
+    near = rows(pool.models[7])
+    child = {path: own + 0.1 * rng.standard_normal(own.shape) for path, own in near.items()}
+    for path, own in child.items():
+        own[0], own[1] = near[path][0], rows(pool.models[0])[path][1]  # equal to a stored row; never moved
+    child = from_rows(child)
+    parent, found = find(child, pool.stored, search)
+    assert_found(found, reference(child, pool.models, search))
+    for layer in LAYOUT.layers:
+        for index, (model, channel) in enumerate(zip(*found[layer.path], strict=True)):
+            wanted = zoo.rows_of(layer, pool.models[model])[channel]
+            assert zoo.rows_of(layer, parent)[index].tobytes() == wanted.tobytes()
+
+
+def test_rows_that_were_kept_serve_a_pool_without_a_task_too():
+    search = Search("l2")
+    pool = SharedRows(np.random.default_rng(1), 6, search, 1 << 30)
+    child = from_rows({path: own + 0.01 for path, own in rows(pool.models[2]).items()})
+    find(child, pool.stored, search)
+    left = [0, 1, 3, 4, 5, 6]
+    owner, row = (
+        {path: each[left] for path, each in values.items()} for values in (pool.stored.owner, pool.stored.row)
+    )
+    _, found = find(child, StoredModels(owner, row, pool.stored.read, pool.stored.kept), search)
+    assert_found(found, reference(child, [pool.models[number] for number in left], search))
+
+
+def test_a_stored_row_is_compared_once_however_many_models_borrow_it():
+    search = Search("l2")
+    pool = SharedRows(np.random.default_rng(0), 12, search, 1 << 30)
+    find(pool.models[3], pool.stored, search)
+    tables = candidates.tables_of(LAYOUT, pool.stored, "changes")
+    blocks = candidates.blocks(tables, pool.stored, "changes")
+    compared = sum(len(part.slots) for block in blocks for part in block.values())
+    used = [
+        (path, channel, owner, row)
+        for path, owners in pool.stored.owner.items()
+        for (model, channel), owner in np.ndenumerate(owners)
+        for row in [pool.stored.row[path][model, channel]]
+        if owner > 0 or row != channel  # the pre-trained model's own channels need no comparison
+    ]
+    assert compared == len(set(used)) < 0.7 * len(used)
+    # What was compared stays: another search reads rows for its parent alone, each owner once.
+    pool.reads.clear()
+    find(pool.models[3], pool.stored, search)
+    assert len(pool.reads) == len(set(pool.reads))
+
+
+@pytest.mark.parametrize("search", [Search("l2"), Search("l2", "layer")], ids=names)
+def test_what_rounding_leaves_open_is_compared_weight_by_weight(search):
+    rng = np.random.default_rng(11)
+    start = random_params(rng)
+    far = random_params(rng, start, 1.0)
+    models = [start] + [random_params(rng, far, 1e-5) for _ in range(6)]
+    child = models[4]
+    _, found = find(child, models, search)
+    assert all(np.all(model == 4) for model, _ in found.values())
+    # Products alone miss some of them.
+    missed = 0
+    for path, own in rows(child).items():
+        changes = [np.float32(rows(model)[path] - rows(start)[path]) for model in models]
+        own = np.float32(own - rows(start)[path])
+        cost = [np.sum(one * one, axis=1) - 2 * np.einsum("cs,cs->c", one, own) for one in changes]
+        missed += np.count_nonzero(np.argmin(cost, axis=0) != 4)
+    assert missed
+
+
+def test_recent_keeps_no_more_than_its_limit():
+    made = []
+
+    def get(key, count=10):
+        return recent.get(key, lambda: made.append(key) or [np.full(count, key, np.uint8)])
+
+    recent = Recent(25)
+    for key in (1, 2, 1, 3):
+        assert get(key)[0][0] == key
+    assert made == [1, 2, 3] and recent.bytes == 20
+    get(1), get(2)  # 2 was the one used longest ago
+    assert made == [1, 2, 3, 2]
+    assert len(get(4, 99)[0]) == 99 and recent.bytes == 99
 
 
 def test_agreement_by_chance_goes_to_the_pre_trained_model():
@@ -248,3 +392,9 @@ def test_a_small_move_finds_its_model_among_nearly_equal_ones(search, move):
 def test_a_search_that_does_not_exist_is_refused(wrong):
     with pytest.raises(CwpsError, match="search"):
         Search(**wrong)
+
+
+def test_a_search_under_jit_is_refused():
+    start = random_params(np.random.default_rng(0))
+    with pytest.raises(CwpsError, match="outside of jit"):
+        jax.jit(lambda child: find(child, [start], Search())[0])(start)

@@ -161,6 +161,22 @@ def random_gates(layout: Layout, seed: int, share: float = 0.5) -> dict:
     return unflatten({layer.path: rng.random(layer.gate_shape) < share for layer in layout.layers})
 
 
+def share_open(layout: Layout, seed: int, share: float = 0.4) -> dict:
+    """Returns hard gates of which exactly that share of every layer's channels, rounded down, is open."""
+    rng = np.random.default_rng(seed)
+    gates = {}
+    for layer in layout.layers:
+        is_open = np.arange(layer.channels) < int(share * layer.channels)
+        gates[layer.path] = rng.permutation(is_open).reshape(layer.gate_shape)
+    return unflatten(gates)
+
+
+def room(layout: Layout, gates: Mapping) -> dict[str, int]:
+    """Returns a capacity for the open channels of every layer, and for one more where there is one."""
+    opened = {path: int(np.sum(gate)) for path, gate in flatten(gates).items()}
+    return {layer.path: min(layer.channels, opened[layer.path] + 1) for layer in layout.layers}
+
+
 def kernel_channels(layer, leaf_path: str, leaf: np.ndarray) -> np.ndarray:
     """Returns a leaf as (channels, rest), by plain NumPy: an independent `to_rows`."""
     if leaf.ndim == len(layer.gate_shape):

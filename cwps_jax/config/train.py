@@ -41,6 +41,9 @@ class TrainConfig:
         score_optimizer: "sgd", or "adam", which does not depend on how many channels there are.
         score_learning_rate: peak rate of the scores.
         warm_up_share, hard_share: shares of the epochs; the soft stage has the rest.
+        hard_form: "compact" trains the open channels alone in the hard stage: gradients, moments and weight
+            gradients' work for them only. "dense" keeps the whole child and holds what is closed: the same
+            numbers up to rounding, slower.
         norm_batches: training batches from which norm statistics are re-estimated after hardening.
         search_distance, search_granularity, search_candidates, search_z: see `core.search.Search`.
         head: name of the model's head.
@@ -72,6 +75,7 @@ class TrainConfig:
     score_learning_rate: float = 0.01
     warm_up_share: float = 0.25
     hard_share: float = 0.25
+    hard_form: Literal["compact", "dense"] = "compact"
     norm_batches: int = 20
     search_distance: Distance = "change"
     search_granularity: Granularity = "channel"

@@ -6,12 +6,12 @@ import jax
 
 from cwps_jax.config import TrainConfig
 from cwps_jax.core import masks as core_masks
+from cwps_jax.core.compact import unpack
 from cwps_jax.core.mixing import mix
 from cwps_jax.core.search import composite
 from cwps_jax.core.trees import Tree
 from cwps_jax.methods.method import Effective, Frozen, Method, Moment, Stage, all_open, whole_child
 
-_composite = jax.jit(composite, static_argnames=("layout", "search"))
 _hardened = jax.jit(core_masks.harden, static_argnames=("layout", "budget", "estimator"))
 
 
@@ -21,12 +21,14 @@ def cwps(config: TrainConfig) -> Method:
     hard = max(1, round(config.epochs * config.hard_share))
     soft = max(1, config.epochs - warm_up - hard)
     soft_rule = _soft_rule(config.estimator, config.compensate, config.max_temperature)
+    compact = config.hard_form == "compact"
+    hard_rule = _compact_rule if compact else _dense_rule
     return Method(
         "cwps",
         (
             Stage("warm-up", warm_up, whole_child, all_open),
             Stage("soft", soft, soft_rule, _search, penalised=True),
-            Stage("hard", hard, _hard_rule, _harden, reestimates_norms=True),
+            Stage("hard", hard, hard_rule, _harden, reestimates_norms=True, compact=compact),
         ),
     )
 
@@ -42,14 +44,19 @@ def _soft_rule(estimator: core_masks.Estimator, compensate: bool, maximum: float
     return soft
 
 
-def _hard_rule(child: Tree, masks: Tree, frozen: Frozen, temperature: jax.Array) -> tuple[Tree, Tree | None]:
+def _dense_rule(child: Tree, masks: Tree, frozen: Frozen, temperature: jax.Array) -> tuple[Tree, Tree | None]:
     return mix(frozen.parent, child, frozen.gates), frozen.gates
 
 
+def _compact_rule(
+    child: Tree, masks: Tree, frozen: Frozen, temperature: jax.Array
+) -> tuple[Tree, Tree | None]:
+    return unpack(child, frozen.parent, frozen.gates, frozen.placed), frozen.gates
+
+
 def _search(moment: Moment) -> tuple[Tree, Frozen]:
-    parent, sources = _composite(
-        moment.layout, moment.child, moment.pool.models, moment.pool.count, moment.config.search
-    )
+    models = moment.pool.stored(moment.layout)
+    parent, sources = composite(moment.layout, moment.child, models, moment.config.search)
     scores = core_masks.init_scores(moment.layout, moment.config.estimator)
     return scores, Frozen(parent=parent, sources=sources)
 

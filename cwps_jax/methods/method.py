@@ -9,7 +9,9 @@ import jax
 from cwps_jax.config import TrainConfig
 from cwps_jax.core import masks
 from cwps_jax.core.channels import Layout
+from cwps_jax.core.compact import Placement
 from cwps_jax.core.search import Source
+from cwps_jax.core.stored import StoredModels, whole_models
 from cwps_jax.core.trees import Tree
 
 
@@ -22,11 +24,13 @@ class Frozen:
         parent: nested dict, the layers' leaves of the (composite) parent.
         gates: nested dict, hard gates.
         sources: {path of a kernel: `Source`}, where the parent's channels came from.
+        placed: {path of a leaf: `Placement`}, where a packed child's channels belong; empty for a whole one.
     """
 
     parent: Tree = dataclasses.field(default_factory=dict)
     gates: Tree = dataclasses.field(default_factory=dict)
     sources: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+    placed: Mapping[str, Placement] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +38,21 @@ class Pooled:
     """The models that exist so far, as a stage may see them.
 
     Attributes:
-        models: flat dict of the layers' leaves, the models stacked on a leading axis, oldest first and the
-            pre-trained model at 0, padded so that a growing pool seldom recompiles.
+        models: the models, oldest first and the pre-trained one at 0: a pool's, or a flat dict of the
+            layers' leaves, stacked on a leading axis.
         count: number of models.
         names: their names, as the pool knows them.
     """
 
-    models: Mapping[str, Any]
+    models: StoredModels | Mapping[str, Any]
     count: int
     names: tuple[str, ...]
+
+    def stored(self, layout: Layout) -> StoredModels:
+        """Returns the models as the search reads them."""
+        if isinstance(self.models, StoredModels):
+            return self.models
+        return whole_models(layout, self.models, self.count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +93,8 @@ class Stage:
         penalised: whether lambda * sparsity is added to the loss.
         trains_backbone: False trains the head alone, with norms in inference mode.
         reestimates_norms: whether norm statistics are estimated anew before the first step.
+        compact: whether the child is packed when the stage begins, so that only the channels whose gates are
+            open are parameters; see `core.compact`.
     """
 
     name: str
@@ -92,6 +104,7 @@ class Stage:
     penalised: bool = False
     trains_backbone: bool = True
     reestimates_norms: bool = False
+    compact: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,6 @@ never follows a chain. What is written is never changed.
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -27,15 +26,18 @@ import numpy as np
 
 from cwps_jax.config import check_task_name
 from cwps_jax.core import accounting, packing
-from cwps_jax.core.channels import Layer, Layout, from_rows, to_rows
+from cwps_jax.core.channels import Layer, Layout
+from cwps_jax.core.recent import Recent
 from cwps_jax.core.search import Source
-from cwps_jax.core.trees import Tree, flatten, select, unflatten
+from cwps_jax.core.stored import KEPT_BYTES, StoredModels, gather, model_rows
+from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.method import Pooled
 from cwps_jax.store import arrays
 from cwps_jax.store.index import Index, Version
 
 PRETRAINED = "pretrained"
+LOADED_BYTES = 1 << 30  # stored trees that stay in memory, the last used ones
 
 Ownership = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -51,7 +53,9 @@ class Pool:
     def __init__(self, folder: pathlib.Path, index: Index) -> None:
         self.folder = folder
         self.index = index
-        self._loaded: dict[int, dict[str, Any]] = {}
+        self._loaded = Recent(LOADED_BYTES)
+        self._compared = Recent(KEPT_BYTES)
+        self._ownerships: dict[int, Ownership] = {}
         self._pooled: tuple[Any, Pooled] | None = None  # the newest alone: every method of a task asks for it
 
     @classmethod
@@ -137,11 +141,8 @@ class Pool:
         version = self.version(task)
         packed = self._packed(version)
         ownership = self.ownership(version)
-        leaves = flatten(packed.get("own", {}))
-        for layer in self.layout.layers:
-            owner, row = ownership[layer.path]
-            for leaf, shape in zip(layer.leaves, layer.shapes, strict=True):
-                leaves[leaf] = self._gather(layer, leaf, shape, owner, row)
+        owner, row = ({path: pair[one] for path, pair in ownership.items()} for one in (0, 1))
+        leaves = {**flatten(packed.get("own", {})), **gather(self.layout, owner, row, self._rows)}
         return {"params": unflatten(leaves), **packed.get("other", {})}
 
     def gates(self, task: str) -> dict[str, np.ndarray]:
@@ -151,18 +152,20 @@ class Pool:
 
     def ownership(self, version: Version) -> Ownership:
         """Returns {path of a kernel: (id of each channel's owner, its row there)}."""
+        if version.id in self._ownerships:
+            return self._ownerships[version.id]
         packed = self._packed(version)
         bits = flatten(packed["masks"])
         owners, rows = flatten(packed.get("owner", {})), flatten(packed.get("row", {}))
         found: Ownership = {}
         for layer in self.layout.layers:
             active = _unpack_bits(layer, bits[layer.path]).ravel()
-            owner = np.full(layer.channels, version.id, np.int64)
-            row = np.cumsum(active, dtype=np.int64) - 1
+            owner = np.full(layer.channels, version.id, np.int32)
+            row = np.cumsum(active, dtype=np.int32) - 1
             if not active.all():
                 owner[~active], row[~active] = owners[layer.path], rows[layer.path]
             found[layer.path] = owner, row
-        return found
+        return self._ownerships.setdefault(version.id, found)
 
     def relation(self, task: str) -> dict[str, float]:
         """Returns the share of a task's channels that each owner stores, weighted by parameters."""
@@ -187,7 +190,7 @@ class Pool:
         )
 
     def pooled(self, without: str | None = None) -> Pooled:
-        """Returns the pre-trained model's and every task's newest layers, stacked, oldest first.
+        """Returns the pre-trained model and every task's newest one, oldest first, as rows that are stored.
 
         Args:
             without: a task to leave out.
@@ -195,23 +198,17 @@ class Pool:
         names = (PRETRAINED, *(task for task in self.tasks if task != without))
         stored = tuple(version.id for version in self.index.versions), names
         if self._pooled is None or self._pooled[0] != stored:
-            self._pooled = stored, self._stack(names)
+            self._pooled = stored, Pooled(self._models(names), len(names), names)
         return self._pooled[1]
 
-    def _stack(self, names: tuple[str, ...]) -> Pooled:
-        models = [flatten(select(self.effective(name)["params"], self.layout.layer_paths)) for name in names]
-        # A power of two: a pool that grows by one seldom recompiles the search.
-        padding = (1 << (len(models) - 1).bit_length()) - len(models)
-        stacked = {
-            path: np.concatenate(
-                [
-                    np.stack([model[path] for model in models]),
-                    np.zeros((padding, *models[0][path].shape), models[0][path].dtype),
-                ]
-            )
-            for path in self.layout.layer_paths
-        }
-        return Pooled(stacked, len(models), names)
+    def _models(self, names: tuple[str, ...]) -> StoredModels:
+        ownerships = [self.ownership(self.version(name)) for name in names[1:]]
+        owner, row = {}, {}
+        for layer in self.layout.layers:
+            own = np.zeros(layer.channels, np.int32), np.arange(layer.channels, dtype=np.int32)
+            pairs = [own, *(ownership[layer.path] for ownership in ownerships)]
+            owner[layer.path], row[layer.path] = (np.stack(one) for one in zip(*pairs, strict=True))
+        return StoredModels(owner, row, self._rows, self._compared)
 
     def add(
         self,
@@ -280,32 +277,23 @@ class Pool:
             "other": dict(other),
         }
 
-    def _gather(
-        self, layer: Layer, leaf: str, shape: tuple[int, ...], owner: np.ndarray, row: np.ndarray
-    ) -> np.ndarray:
-        shared = flatten(self._shared()["params"])[leaf]
-        filled = np.empty((layer.channels, math.prod(shape) // layer.channels), shared.dtype)
-        for identity in np.unique(owner):
-            if identity == 0:
-                stored = to_rows(shared, layer.gate_shape)
-            else:
-                stored = flatten(self._packed(self._by_id(int(identity)))["active"])[leaf]
-            filled[owner == identity] = stored[row[owner == identity]]
-        return np.ascontiguousarray(from_rows(filled, layer.gate_shape, shape))
+    def _rows(self, identity: int) -> dict[str, np.ndarray]:
+        """Returns the rows that an owner stores, {path of a leaf: (rows, fan-in)}."""
+        if identity == 0:
+            shared = lambda: model_rows(self.layout, flatten(self._shared()["params"]))
+            return self._loaded.get(PRETRAINED, shared)
+        return flatten(self._packed(self._by_id(identity)).get("active", {}))
 
     def _by_id(self, identity: int) -> Version:
         return next(version for version in self.index.versions if version.id == identity)
 
     def _packed(self, version: Version) -> dict[str, Any]:
-        if version.id not in self._loaded:
-            folder = self.folder / "tasks" / version.name
-            self._loaded[version.id] = arrays.load(folder, version.sha256)
-        return self._loaded[version.id]
+        folder = self.folder / "tasks" / version.name
+        return self._loaded.get(version.id, lambda: arrays.load(folder, version.sha256))
 
     def _shared(self) -> dict[str, Any]:
-        if 0 not in self._loaded:
-            self._loaded[0] = arrays.load(self.folder / PRETRAINED, self.index.pretrained_sha256)
-        return self._loaded[0]
+        sha256 = self.index.pretrained_sha256
+        return self._loaded.get(0, lambda: arrays.load(self.folder / PRETRAINED, sha256))
 
 
 def _unpack_bits(layer: Layer, bits: np.ndarray) -> np.ndarray:

@@ -1,14 +1,17 @@
 """What a step carries, and what it is told."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cwps_jax.config import TrainConfig
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.compact import Capacity, pack, placements
 from cwps_jax.core.trees import Tree
-from cwps_jax.methods.method import Stage
+from cwps_jax.methods.method import Frozen, Stage
 
 RATED_STAGES = ("warm-up", "soft", "hard")  # those of config.stage_rates, in their order
 
@@ -20,7 +23,7 @@ class TrainState:
 
     Attributes:
         step: int32, steps since the task's beginning.
-        child: nested dict, the child's parameters, float32.
+        child: nested dict, the child's parameters, float32; packed in a compact stage.
         masks: nested dict, the scores; empty outside the soft stage.
         other: the model's other collections, such as batch_stats.
         average: moving averages of the child, as "params", and of `other`, in the last stage with
@@ -106,3 +109,27 @@ def start_state(child: Tree, other: Tree, child_optimizer: Any, config: TrainCon
         lambda_base=jnp.float32(config.lambda_ if config.budget == 1 else 0.0),
         key=jax.random.key_data(jax.random.key(config.seed)),
     )
+
+
+def compact_state(
+    state: TrainState, frozen: Frozen, layout: Layout, capacity: Capacity
+) -> tuple[TrainState, Frozen]:
+    """Returns a state whose child and moments hold open channels alone, and where those belong.
+
+    Args:
+        state: on the host, with a whole child.
+        frozen: with the hard gates.
+        layout: the backbone's layout.
+        capacity: {path of a kernel: channels that there is room for}.
+    """
+    placed = placements(layout, frozen.gates, capacity)
+    gates = jax.device_get(frozen.gates)
+
+    def packed(leaf: Any) -> Any:
+        return pack(leaf, gates, placed) if is_tree(leaf) else leaf
+
+    # In an optax state, what is a dict has the child's structure: momentum, or Adam's moments.
+    is_tree = lambda leaf: isinstance(leaf, Mapping)
+    moments = jax.tree.map(packed, state.child_optimizer, is_leaf=is_tree)
+    state = dataclasses.replace(state, child=packed(state.child), child_optimizer=moments)
+    return state, dataclasses.replace(frozen, placed=placed)

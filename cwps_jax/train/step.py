@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cwps_jax import parallel, tracing
+from cwps_jax.active_gradient import active_gradients
 from cwps_jax.config import TrainConfig
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.channels import Layout
@@ -72,8 +73,11 @@ def make_step(
             child = map_with_path(lambda p, x: x if p in head else jax.lax.stop_gradient(x), child)
         effective, gates = stage.effective(child, masks, frozen, temperature)
         key = step_key(state)
-        norms = batch_norm_overrides(axis_name=axis_name) if axis_name else contextlib.nullcontext()
-        with norms:
+        with contextlib.ExitStack() as overrides:
+            if axis_name:
+                overrides.enter_context(batch_norm_overrides(axis_name=axis_name))
+            if stage.compact:
+                overrides.enter_context(active_gradients(effective, child, frozen.gates, frozen.placed))
             outputs, changed = apply_model(
                 model,
                 effective,
@@ -105,13 +109,14 @@ def make_step(
         )
         schedule = rate(state.step, plan.total_steps, plan.warmup_steps, jnp.float32(1))
 
+        held = None if stage.compact else gates  # what is packed is all the task's own
         updates, child_state = child_rule.update(
-            child_gradient, state.child_optimizer, state.child, gates=gates
+            child_gradient, state.child_optimizer, state.child, gates=held
         )
         if not stage.trains_backbone:
             updates = map_with_path(lambda p, u: u if p in head else jnp.zeros_like(u), updates)
-        if gates is not None:
-            updates = core_masks.hold_closed(updates, gates)
+        if held is not None:
+            updates = core_masks.hold_closed(updates, held)
         step_size = plan.learning_rate * schedule
         child = jax.tree.map(lambda p, u: p - step_size * u, state.child, updates)
 

@@ -10,11 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cwps_jax import methods
+from cwps_jax.active_gradient import gradient_work
 from cwps_jax.config import TrainConfig
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.mixing import mix
+from cwps_jax.core.compact import Capacity, choose_capacity
 from cwps_jax.core.trees import Tree, select
 from cwps_jax.data.pipeline import ahead, steps_per_epoch, training_batches
 from cwps_jax.data.preparation import Preparation
@@ -26,10 +28,12 @@ from cwps_jax.train.evaluation import Predictor
 from cwps_jax.train.objectives import Objective, accuracy, cross_entropy, smoothed
 from cwps_jax.train.optimizer import child_optimizer, score_optimizer
 from cwps_jax.train.records import Progress, Trained
-from cwps_jax.train.state import Plan, TrainState, make_plan, start_state
+from cwps_jax.train.state import Plan, TrainState, compact_state, make_plan, start_state
 from cwps_jax.train.step import make_norm_step, make_step
 
-_mix = jax.jit(mix)
+# What the optimizers are built from.
+CHILD_SETTINGS = ("optimizer", "momentum", "weight_decay", "layer_decay")
+SCORE_SETTINGS = ("score_optimizer", "momentum")
 
 # Steps that the host runs ahead of the device: it never waits inside an epoch, and batches do not pile up.
 IN_FLIGHT = 3
@@ -63,6 +67,7 @@ class Trainer:
         self.parallel = parallel or Parallel()
         self.example = example
         self._steps: dict[Any, Compiled] = {}
+        self._capacities: list[Capacity] = []
         self._predictors: dict[int, Predictor] = {}
 
     def train(
@@ -93,9 +98,7 @@ class Trainer:
         steps = steps_per_epoch(split, config.batch_size)
         epochs = sum(stage.epochs for stage in method.stages)
         other = {collection: tree for collection, tree in variables.items() if collection != "params"}
-        # One program for all of its zeros, where op by op would compile one for each shape.
-        rule = child_optimizer(config, self.layout, self._depths(config))
-        optimizer = jax.jit(rule.init)(variables["params"])
+        optimizer = self._moments(config, CHILD_SETTINGS, self._child_optimizer)(variables["params"])
         state = self.parallel.replicate(start_state(variables["params"], other, optimizer, config))
         frozen, done, used = Frozen(), 0, []
         for stage in method.stages:
@@ -129,7 +132,7 @@ class Trainer:
         state = self.parallel.fetch(state)
         final = state.average or {"params": state.child, **state.other}
         child, other = final["params"], {collection: final[collection] for collection in other}
-        params = _mix(frozen.parent, child, frozen.gates) if frozen.parent else child
+        params, _ = jax.jit(method.stages[-1].effective)(child, {}, frozen, jnp.float32(1))
         return Trained(
             params=jax.device_get(params),
             other=other,
@@ -175,8 +178,10 @@ class Trainer:
         host = self.parallel.fetch(state)
         moment = Moment(self.layout, pool, config, host.child, host.masks, frozen)
         masks, frozen = stage.begin(moment)
-        scores = jax.jit(score_optimizer(config).init)(masks) if masks else ()
+        scores = self._moments(config, SCORE_SETTINGS, score_optimizer)(masks) if masks else ()
         host = dataclasses.replace(host, masks=masks, score_optimizer=scores)
+        if stage.compact:
+            host, frozen = compact_state(host, frozen, self.layout, self._capacity(frozen.gates))
         return self.parallel.replicate(host), frozen
 
     def _epoch(
@@ -237,8 +242,33 @@ class Trainer:
         average = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float32), *found)
         return dataclasses.replace(state, other={**state.other, **self.parallel.replicate(average)})
 
+    def _child_optimizer(self, config: TrainConfig) -> optax.GradientTransformation:
+        return child_optimizer(config, self.layout, self._depths(config))
+
+    def _moments(
+        self,
+        config: TrainConfig,
+        settings: tuple[str, ...],
+        rule: Callable[[TrainConfig], optax.GradientTransformation],
+    ) -> Callable[[Tree], Any]:
+        """Returns what makes an optimizer's state before its first step."""
+        # One program for all of its zeros, where op by op would compile one for each shape.
+        key = ("moments", *((name, getattr(config, name)) for name in settings))
+        return self._compiled(key, lambda: Compiled(jax.jit(rule(config).init)))
+
+    def _capacity(self, gates: Tree) -> Capacity:
+        """Returns the room for open channels, the same for as many tasks as may share a compiled step."""
+        capacity = choose_capacity(self.layout, jax.device_get(gates), self._capacities, self._work)
+        if capacity not in self._capacities:
+            self._capacities.append(capacity)
+        return capacity
+
     def _depths(self, config: TrainConfig) -> Mapping[str, int]:
         return self._all_depths if config.layer_decay < 1 else {}
+
+    @functools.cached_property
+    def _work(self) -> Mapping[str, float]:
+        return gradient_work(self.model, self.example, self.layout)
 
     @functools.cached_property
     def _all_depths(self) -> Mapping[str, int]:
@@ -248,8 +278,8 @@ class Trainer:
         # What a step is built from: a stage's rule, its loss, its optimizer and how a batch is prepared. All
         # else is traced.
         rule = (stage.effective, stage.penalised, stage.trains_backbone, averages)
-        settings = ["optimizer", "momentum", "weight_decay", "layer_decay", "label_smoothing"]
-        settings += ["score_optimizer", "estimator"] * stage.penalised
+        settings: tuple[str, ...] = (*CHILD_SETTINGS, "label_smoothing")
+        settings += (*SCORE_SETTINGS, "estimator") * stage.penalised
         loss = smoothed(self.loss, config.label_smoothing)
         key = (*rule, preparation, *(getattr(config, name) for name in settings))
         return self._compiled(

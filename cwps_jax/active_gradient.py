@@ -1,0 +1,173 @@
+"""Weight gradients of active channels alone, in the layers of any Linen model.
+
+A weight gradient is a third of a layer's work in training, and each output channel's is its own: one
+that takes only the active channels of the output's gradient does their share of the work.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.compact import Placement
+from cwps_jax.core.trees import Tree, flatten
+from cwps_jax.tracing import mode
+
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+
+# Each class with the operation that it multiplies by, and the field that replaces it.
+_OPERATIONS: dict[type[nn.Module], tuple[str, Callable[..., jax.Array]]] = {
+    nn.Conv: ("conv_general_dilated", jax.lax.conv_general_dilated),
+    nn.Dense: ("dot_general", jax.lax.dot_general),
+    nn.DenseGeneral: ("dot_general", jax.lax.dot_general),
+}
+
+
+@contextlib.contextmanager
+def active_gradients(
+    effective: Tree, packed: Tree, gates: Tree, placed: Mapping[str, Placement]
+) -> Iterator[None]:
+    """Within it, Dense and Conv layers compute the weight gradient of their open channels alone.
+
+    It goes straight to the packed kernels; values are the plain layer's. What is not a plain layer with
+    a kernel of `effective` itself (grouped and transposed convolutions, scanned or rematerialised blocks,
+    a user's own layers) computes the whole kernel's gradient, which `unpack` takes the open channels of.
+
+    Args:
+        effective: the parameters that the model is applied to, see `core.compact.unpack`.
+        packed: the child that they were computed from.
+        gates: nested dict of hard gates.
+        placed: see `core.compact.placements`.
+    """
+    kernels, columns, flat_gates = flatten(effective), flatten(packed), flatten(gates)
+
+    def intercept(next_function, args, kwargs, context):
+        module = context.module
+        path = _kernel_path(module, context.method_name)
+        if path not in flat_gates or not 0 < columns[path].shape[1] < flat_gates[path].size:
+            return next_function(*args, **kwargs)
+        # Only this very array: a lifted module sees a slice or a copy, whose gradient is another.
+        itself = module.scope.get_variable("params", "kernel") is kernels[path]
+        if not itself or flat_gates[path].shape != _feature_gate_shape(module, kernels[path].shape):
+            return next_function(*args, **kwargs)
+        field, operation = _OPERATIONS[type(module)]
+        active = functools.partial(
+            _active, operation, columns[path], placed[path].channels, _feature_axes(module)
+        )
+        layer: Any = module.clone(parent=module.scope, **{field: active})
+        return layer(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        yield
+
+
+def gradient_work(model: nn.Module, example: jax.ShapeDtypeStruct, layout: Layout) -> dict[str, float]:
+    """Returns {path of a kernel: multiplications of one channel's weight gradient}, for one image.
+
+    Args:
+        model: the plain backbone with its head.
+        example: shape and type of a batch of one image.
+        layout: its layout.
+
+    Layers that `active_gradients` leaves alone are not in it.
+    """
+    found: dict[str, float] = {}
+    gate_shapes = {layer.path: layer.gate_shape for layer in layout.layers}
+
+    def record(next_function, args, kwargs, context):
+        outputs = next_function(*args, **kwargs)
+        path = _kernel_path(context.module, context.method_name)
+        if path in gate_shapes:
+            kernel = context.module.scope.get_variable("params", "kernel").shape
+            gate = _feature_gate_shape(context.module, kernel)
+            if gate == gate_shapes[path]:
+                places, fan_in = outputs.size // math.prod(gate), math.prod(kernel) // math.prod(gate)
+                found[path] = found.get(path, 0.0) + places * fan_in
+        return outputs
+
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda images: model.init(keys, images, **mode(model, train=False)), example)
+    return found
+
+
+def _kernel_path(module: nn.Module, method_name: str) -> str | None:
+    """Returns the path of the kernel that a plain layer multiplies by, or None for other modules."""
+    if type(module) not in _OPERATIONS or method_name != "__call__" or module.scope is None:
+        return None
+    layer: Any = module
+    field = _OPERATIONS[type(module)][0]
+    plain = (
+        getattr(layer, field) is None
+        and getattr(layer, f"{field}_cls") is None
+        and layer.promote_dtype is nn.dtypes.promote_dtype
+        and getattr(layer, "feature_group_count", 1) == 1
+        and getattr(layer, "mask", None) is None
+        and not getattr(layer, "batch_dims", ())
+    )
+    return "/".join((*module.path, "kernel")) if plain else None
+
+
+def _feature_gate_shape(module: Any, kernel_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of a layer's gate if its channels are its features, in their order."""
+    fan_in = len(kernel_shape) - _feature_axes(module)
+    return (1,) * fan_in + kernel_shape[fan_in:]
+
+
+def _feature_axes(module: Any) -> int:
+    return 1 if isinstance(module.features, int) else len(module.features)
+
+
+def _active(
+    operation: Callable[..., jax.Array],
+    packed: jax.Array,
+    channels: jax.Array,
+    features: int,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    *args: Any,
+    **kwargs: Any,
+) -> jax.Array:
+    """Stands for a layer's operation; the kernel's gradient goes to the packed kernel alone."""
+    # Cast as the layer casts its kernel: the gradient gets the plain step's precision.
+    packed = packed.astype(kernel.dtype)
+    product = lambda x, k: operation(x, k, *args, **kwargs)
+    return _multiply(product, features, inputs, jax.lax.stop_gradient(kernel), packed, channels)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _multiply(
+    product: Product,
+    features: int,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    packed: jax.Array,
+    channels: jax.Array,
+) -> jax.Array:
+    return product(inputs, kernel)
+
+
+def _multiply_forward(product, features, inputs, kernel, packed, channels):
+    return product(inputs, kernel), (inputs, kernel, channels)
+
+
+def _multiply_backward(product, features, residuals, gradient):
+    inputs, kernel, channels = residuals
+    (of_inputs,) = jax.linear_transpose(lambda x: product(x, kernel), inputs)(gradient)
+    total = math.prod(kernel.shape[-features:])
+    gradient = gradient.reshape(*gradient.shape[:-features], total)
+    # Padding is zeroed in the result, which is smaller than the activations.
+    chosen = jnp.take(gradient, channels, axis=-1, mode="clip")
+    narrow = jax.ShapeDtypeStruct((*kernel.shape[:-features], len(channels)), kernel.dtype)
+    (of_kernel,) = jax.linear_transpose(lambda k: product(inputs, k), narrow)(chosen)
+    of_packed = of_kernel.reshape(-1, len(channels))
+    return of_inputs, None, jnp.where(channels < total, of_packed, 0), None
+
+
+_multiply.defvjp(_multiply_forward, _multiply_backward)
