@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PARITY ?= .venv-parity
 
-.PHONY: demo test test-slow lint format benchmark parity parity-fixtures build clean
+.PHONY: demo test test-slow lint format benchmark benchmark-gpu peers parity parity-fixtures build clean
 
 # Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
@@ -25,9 +25,20 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The CPU column of docs/performance.md; what needs PyTorch is left to `make peers`. Hours on two cores.
 benchmark: $(VENV)/demo
-	$(BIN)/python benchmarks/step.py --out benchmarks/results/step_cpu.json
+	$(BIN)/python benchmarks/all.py --device cpu --out benchmarks/results $(ARGS)
 	$(BIN)/python benchmarks/render.py
+
+# Its GPU column, in an environment that has jax[cuda12], torch and timm already: make benchmark-gpu PYTHON=...
+benchmark-gpu:
+	$(PYTHON) benchmarks/all.py --device gpu --out benchmarks/results $(ARGS)
+	PYTHONPATH=. $(PYTHON) benchmarks/render.py
+
+# Fine-tuning, CWPS and TAPS, here and in PyTorch.
+peers: $(PARITY)/ready
+	$(PARITY)/bin/python benchmarks/all.py --device cpu --only peers backbone --out benchmarks/results $(ARGS)
+	$(PARITY)/bin/python benchmarks/render.py
 
 # Every backbone's logits against independent PyTorch models, and what `make test` checks of that without torch.
 parity: $(PARITY)/ready

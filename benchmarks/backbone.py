@@ -5,37 +5,39 @@
 
 It needs torch and timm beside cwps_jax, as in the environment that `make parity` makes. Each framework has a
 process of its own, and they take turns call by call, so that a machine whose speed drifts is fair to both.
-PyTorch runs channels-last, with autocast, and through torch.compile where that works. The training step is
-the library's own fine-tuning step (SGD with momentum, cross-entropy, norm statistics); so does PyTorch's.
+PyTorch runs channels-last, with autocast, eager or through torch.compile, whichever is faster. The training
+step is the library's own fine-tuning step (SGD with momentum, cross-entropy, norm statistics); PyTorch's too.
 
-Ratios are medians of PyTorch's seconds over JAX's, turn by turn: above 1 JAX is faster. Transposes are
-counted in the program that we hand to XLA and in what XLA made of it for this device.
+Ratios are medians of JAX's seconds over PyTorch's, turn by turn: below 1 JAX is faster; speed_over_pytorch is
+the other way about. Transposes are counted in the program that we hand to XLA and in what XLA made of it for
+this device.
 """
 
 import argparse
-import json
-import os
 import pathlib
 import re
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+from measurement import interleaved, medians, parse, parser, provenance, publish, ratios
+from workers import Calls, both, serve
+
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-CALLS = ("forward", "train")
+RATIOS = {"forward": "forward_over_torch", "train": "finetune_over_torch"}
+CALLS = tuple(RATIOS)
+QUICK = {"backbone": "resnet18", "size": 32, "batch": 4, "repeats": 4, "torch_compile": False}
 # Bytes that a training step of 256 images moves when convolutions and norms are not fused, over an H200's
 # memory bandwidth.
 BOUND = {"device": "NVIDIA H200", "backbone": "resnet50", "batch": 256, "size": 224, "train_seconds": 0.0182}
 
 
-def jax_calls(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
+def jax_calls(arguments: argparse.Namespace) -> tuple[Calls, dict[str, Any]]:
     """Returns JAX's two calls, compiled, and what was found on the way."""
     import jax
-    from step import Turn, provenance
+    from turn import Turn
 
     from cwps_jax.models import create
     from cwps_jax.train.step import apply_model
@@ -76,167 +78,71 @@ def _activation_transposes(program: str, pattern: str) -> int:
     return sum(bool(four_axes.search(line)) for line in program.splitlines() if re.search(pattern, line))
 
 
-def torch_calls(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
+def torch_calls(arguments: argparse.Namespace) -> tuple[Calls, dict[str, Any]]:
     """Returns PyTorch's two calls, warmed up, and what was found on the way."""
-    import torch
+    import pytorch
 
-    from parity.timm_alone import timm
+    side = pytorch.Side(arguments)
+    model = side.model()
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.benchmark = True
-    torch.manual_seed(0)
-    model = timm.create_model(arguments.backbone, num_classes=10)
-    model = model.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-    shape = (arguments.batch, 3, arguments.size, arguments.size)
-    images = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, shape[:1], device=device)
-    half = arguments.dtype == "bfloat16"
+    def calls_of(prepare: Callable[[Any], Any]) -> Calls:
+        prepared = prepare(model)
+        return {"forward": side.forward(prepared), "train": side.train(prepared, weight_decay=1e-4)}
 
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    def calls_of(model: Any) -> dict[str, Callable[[], Any]]:
-        def forward() -> None:
-            model.eval()
-            with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=half):
-                model(images)
-            wait()
-
-        def train() -> None:
-            model.train()
-            with torch.autocast(device, torch.bfloat16, enabled=half):
-                loss = torch.nn.functional.cross_entropy(model(images), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            wait()
-
-        return {"forward": forward, "train": train}
-
-    def warm_up(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-        seconds = {}
-        for name in CALLS:
-            began = time.perf_counter()
-            calls[name]()
-            seconds[name] = time.perf_counter() - began
-            calls[name]()
-        return seconds
-
-    calls, compiled, why = calls_of(model), False, "not asked for"
-    if arguments.torch_compile:
-        try:
-            compiled_calls = calls_of(torch.compile(model))
-            seconds = warm_up(compiled_calls)
-            calls, compiled, why = compiled_calls, True, ""
-        except (
-            Exception
-        ) as error:  # whatever its compiler raises: the eager model is measured, and it is said
-            why = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-    if not compiled:
-        seconds = warm_up(calls)
-    told = {"torch": torch.__version__, "compiled": compiled, "first_call_seconds": seconds}
-    return calls, told if compiled else {**told, "not_compiled_because": why}
+    return pytorch.fastest(calls_of, arguments.torch_compile)
 
 
-class Worker:
-    """One framework in a process of its own, which runs one call when it is told to."""
-
-    def __init__(self, framework: str, flags: list[str]) -> None:
-        command = [sys.executable, __file__, *flags, "--worker", framework]
-        # Both share one GPU: JAX must not take all of its memory at the start.
-        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.told = self._answer()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        raise SystemExit(f"a worker stopped with code {self._process.wait()}")
-
-    def run(self, call: str) -> float:
-        """Returns the seconds of one call."""
-        assert self._process.stdin
-        print(call, file=self._process.stdin, flush=True)
-        return self._answer()["seconds"]
-
-    def stop(self) -> None:
-        self._process.communicate("")
-
-
-def serve(calls: dict[str, Callable[[], Any]], told: dict[str, Any]) -> None:
-    """Answers on standard output: first what was found, then the seconds of each call that is asked for."""
-    print(json.dumps(told), flush=True)
-    for line in sys.stdin:
-        began = time.perf_counter()
-        calls[line.strip()]()
-        print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
-
-
-def measure(arguments: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns ratios, seconds, and what they were measured on."""
-    workers = {framework: Worker(framework, flags) for framework in ("jax", "torch")}
-    seconds: dict[str, dict[str, list[float]]] = {call: {name: [] for name in workers} for call in CALLS}
+    workers = both(__file__)
+    seconds: dict[str, list[float]] = {}
     for call in CALLS:
-        for worker in workers.values():
-            worker.run(call)
-        for _ in range(arguments.repeats):
-            for framework, worker in workers.items():
-                seconds[call][framework].append(worker.run(call))
+        turns = {
+            f"{framework} {call}": lambda worker=worker, call=call: worker.run(call)
+            for framework, worker in workers.items()
+        }
+        seconds |= interleaved(turns, arguments.repeats)
     for worker in workers.values():
         worker.stop()
-    ratios, quartiles = {}, {}
-    for call, measured in seconds.items():
-        paired = [theirs / ours for theirs, ours in zip(measured["torch"], measured["jax"], strict=True)]
-        low, middle, high = statistics.quantiles(paired, n=4)
-        ratios[call], quartiles[call] = middle, [low, high]
-    medians = {
-        call: {name: statistics.median(values) for name, values in measured.items()}
-        for call, measured in seconds.items()
-    }
+    speeds = ratios(seconds, {call: (f"torch {call}", f"jax {call}") for call in CALLS})
+    over = ratios(seconds, {RATIOS[call]: (f"jax {call}", f"torch {call}") for call in CALLS})
+    found = medians(seconds)
+    in_seconds = {call: {name: found[f"{name} {call}"] for name in workers} for call in CALLS}
     result = {
-        "benchmark": "backbone",
-        "speed_over_pytorch": ratios,
-        "quartiles": quartiles,
-        "seconds": medians,
+        "ratios": over["ratios"],
+        "speed_over_pytorch": speeds["ratios"],
+        "quartiles": {**over["quartiles"], **speeds["quartiles"]},
+        "seconds": in_seconds,
         "images_per_second": {
             call: {name: arguments.batch / value for name, value in measured.items()}
-            for call, measured in medians.items()
-        },
-        "settings": {
-            key: getattr(arguments, key) for key in ("backbone", "size", "batch", "dtype", "repeats")
+            for call, measured in in_seconds.items()
         },
         "pytorch": workers["torch"].told,
         **workers["jax"].told,
     }
-    settings = result["settings"]
     if BOUND["device"] in result["device"] and all(
-        settings[key] == BOUND[key] for key in ("backbone", "batch", "size")
+        getattr(arguments, key) == BOUND[key] for key in ("backbone", "batch", "size")
     ):
-        result["share_of_bandwidth_bound"] = BOUND["train_seconds"] / medians["train"]["jax"]
+        result["ratios"]["finetune_over_bandwidth_bound"] = (
+            in_seconds["train"]["jax"] / BOUND["train_seconds"]
+        )
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--backbone", default="resnet50")
-    parser.add_argument("--size", type=int, default=224, help="pixels of an image's side")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--no-torch-compile", dest="torch_compile", action="store_false")
-    parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--worker", choices=("jax", "torch"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    made = parser(__doc__)
+    made.add_argument("--backbone", default="resnet50")
+    made.add_argument("--size", type=int, default=224, help="pixels of an image's side")
+    made.add_argument("--batch", type=int, default=8)
+    made.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    made.add_argument("--torch-compile", action=argparse.BooleanOptionalAction, default=True)
+    made.add_argument("--worker", choices=("jax", "torch"), help=argparse.SUPPRESS)
+    arguments = parse(made, QUICK)
     if arguments.worker:
         serve(*(jax_calls if arguments.worker == "jax" else torch_calls)(arguments))
         return
-    result = measure(arguments, sys.argv[1:])
+    result = measure(arguments)
+    publish("backbone", result, arguments)
     for call in CALLS:
         ours, theirs = (result["images_per_second"][call][name] for name in ("jax", "torch"))
         print(
@@ -244,11 +150,6 @@ def main() -> None:
             f"({ours:.1f} against {theirs:.1f} images/s), compiled in {result['compile_seconds'][call]:.1f} s"
         )
     print(f"transposes of activations and kernels: {result['transposes']}")
-    if "share_of_bandwidth_bound" in result:
-        print(f"training step at {result['share_of_bandwidth_bound']:.2f} of the memory-bandwidth bound")
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

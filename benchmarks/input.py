@@ -32,8 +32,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from measurement import interleaved, provenance
 from PIL import Image
-from step import Turn, provenance
+from turn import Turn
 
 from cwps_jax.config import DataConfig
 from cwps_jax.data.cache import DiskCache, MemoryCache, PixelCache
@@ -140,7 +141,8 @@ def rates(arguments: argparse.Namespace, files: Files, folder: pathlib.Path) -> 
         return turn() / (time.perf_counter() - began)
 
     with ThreadPoolExecutor(threads) as pool:
-        return interleaved({name: functools.partial(timed, turn) for name, turn in turns.items()}, arguments)
+        calls = {name: functools.partial(timed, turn) for name, turn in turns.items()}
+        return interleaved(calls, arguments.repeats)
 
 
 def step_seconds(arguments: argparse.Namespace, files: Files) -> dict[str, list[float]]:
@@ -173,23 +175,7 @@ def step_seconds(arguments: argparse.Namespace, files: Files) -> dict[str, list[
         "memory_cache": batches(MemoryCache(1 << 40)),
     }
     turns = {name: functools.partial(timed, stream) for name, stream in streams.items()}
-    return interleaved(turns, arguments)
-
-
-def interleaved(
-    turns: dict[str, Callable[[], float]], arguments: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Returns what each turn gives, again and again, after a first one that does not count."""
-    values: dict[str, list[float]] = {name: [] for name in turns}
-    names = list(turns)
-    for repeat in range(-1, arguments.repeats):
-        # The order rotates: none always comes after the same other one.
-        first = repeat % len(names)
-        for name in names[first:] + names[:first]:
-            value = turns[name]()
-            if repeat >= 0:
-                values[name].append(value)
-    return values
+    return interleaved(turns, arguments.repeats)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

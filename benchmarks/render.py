@@ -10,10 +10,12 @@ import statistics
 import sys
 from typing import Any
 
+from targets import ratios_table, targets_table
+
 from cwps_jax import BACKBONES
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ("README.md", "docs/backbones.md", "docs/experiments.md")
+PAGES = ("README.md", "docs/backbones.md", "docs/data.md", "docs/experiments.md", "docs/performance.md")
 
 
 def task_rows(run: dict[str, Any]) -> list[str]:
@@ -45,6 +47,29 @@ def run_table(run: dict[str, Any]) -> str:
             f"{_changed([run])}.",
         ]
     )
+
+
+def draws_table(run: dict[str, Any]) -> str:
+    """Returns the table of several draws: means and deviations over them."""
+    lines = [
+        f"| task | accuracy | fine-tuning | linear probe | parameters kept ({run['backbone']}) |",
+        "|---|---|---|---|---|",
+    ]
+    for task in [*run["tasks"], {"name": "mean", **run["mean"]}]:
+        spreads = (task[key] for key in ("accuracy", "finetune_accuracy", "probe_accuracy"))
+        accuracies = " | ".join(
+            f"{100 * spread['mean']:.1f} ({100 * spread['deviation']:.1f})" for spread in spreads
+        )
+        lines.append(f"| {task['name']} | {accuracies} | {task['params_ratio']['mean']:.3f}x |")
+    total = statistics.mean(draw["total_params_ratio"] for draw in run["draws"])
+    seeds = ", ".join(str(draw["seed"]) for draw in run["draws"])
+    where = f"{run['versions']['device']}, jax {run['versions']['jax']}"
+    lines += [
+        "",
+        f"Mean and deviation over the draws with seeds {seeds}, on {where}. Together with the pre-trained "
+        f"model {total:.2f}x a backbone, where fine-tuning keeps {1 + len(run['tasks'])}x.",
+    ]
+    return "\n".join(lines)
 
 
 def _changed(runs: list[dict[str, Any]]) -> int:
@@ -134,7 +159,9 @@ def speed_table(result: dict[str, Any]) -> str:
             f"{result['compile_seconds'][call]:.1f} s |"
         )
     transposes = result["transposes"]
-    how = "through torch.compile" if pytorch["compiled"] else "eager"
+    # Of each call the faster form; a file of before says it of both at once.
+    forms = pytorch.get("forms") or {"both": "torch.compile" if pytorch["compiled"] else "eager"}
+    how = " and ".join(dict.fromkeys(forms.values())).replace("torch.compile", "through torch.compile")
     lines += [
         "",
         f"{settings['backbone']}, {settings['dtype']}, batch {settings['batch']}, {settings['size']} px, "
@@ -214,8 +241,16 @@ def tables_of(path: str) -> dict[str, str]:
         }
     if path == "docs/backbones.md":
         return {"backbones": backbones_table(_read("parity/results.json")[0])}
+    if path == "docs/data.md":
+        return {"input": input_table(_read("benchmarks/results/input_cpu.json")[0])}
+    if path == "docs/performance.md":
+        files = (ROOT / "benchmarks" / "results").glob("*.json")
+        results = {file.name: json.loads(file.read_text()) for file in files}
+        return {"targets": targets_table(results), "ratios": ratios_table(results)}
     return {
         "pacs": run_table(_read("docs/results/pacs_seed0.json")[0]),
+        "fewshot": draws_table(_read("docs/results/pacs_10_shots.json")[0]),
+        "omniglot": run_table(_read("docs/results/omniglot_seed0.json")[0]),
         "vit": run_table(_read("docs/results/digits_vit_seed0.json")[0]),
     }
 

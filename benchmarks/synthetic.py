@@ -1,0 +1,116 @@
+"""A pool, and tasks to learn, without pre-training: random weights, random images."""
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from measurement import seconds_of
+from turn import CLASSES, random_variables, share_open
+
+from cwps_jax.config import TrainConfig
+from cwps_jax.core import masks
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.mixing import mix
+from cwps_jax.core.trees import Tree, map_with_path
+from cwps_jax.data.task import TaskData
+from cwps_jax.learn import learn_task, make_trainer, train_task
+from cwps_jax.models import create
+from cwps_jax.store.pool import PRETRAINED, Pool
+
+BUDGET = 0.4  # of a task that is learned
+
+
+def stored_pool(
+    folder: pathlib.Path, variables: dict[str, Any], layout: Layout, tasks: int, active: float
+) -> Pool:
+    """Returns a pool of tasks that each own the same share of every layer, moved at random by a tenth."""
+    pool = Pool.create(folder, variables, layout)
+    other = {name: tree for name, tree in variables.items() if name != "params"}
+    for number in range(tasks):
+        rng = np.random.default_rng(number)
+        gates = masks.harden(share_open(layout, active, rng), layout, 1.0)
+        child = moved(variables["params"], rng)
+        params = jax.device_get(mix(variables["params"], child, gates))
+        pool.add(f"task{number}", params, other, jax.device_get(gates), {}, (PRETRAINED,), {})
+    return pool
+
+
+def moved(params: Tree, rng: np.random.Generator) -> dict[str, Any]:
+    """Returns parameters with noise of a tenth of each leaf's deviation."""
+
+    def move(path: str, leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        return leaf + rng.normal(0, 0.1 * (leaf.std() or 1), leaf.shape).astype(leaf.dtype)
+
+    return map_with_path(move, params)
+
+
+def random_task(size: int, items: int, classes: int, seed: int) -> TaskData:
+    """Returns a task of random images whose mean brightness tells the class."""
+    rng = np.random.default_rng(seed)
+
+    def split(count: int) -> dict[str, np.ndarray]:
+        label = np.arange(count, dtype=np.int32) % classes
+        image = rng.normal(label[:, None, None, None] / classes, 1, (count, size, size, 3))
+        real = np.full(count, classes, np.int32)  # of a head that has more
+        return {"image": image.astype(np.float32), "label": label, "classes": real}
+
+    return TaskData(split(items), split(classes), split(classes), classes)
+
+
+def learner(folder: pathlib.Path, arguments: argparse.Namespace) -> Callable[..., float]:
+    """Returns a function that learns random tasks into one pool by one trainer, and gives their seconds.
+
+    It takes a name, items, classes, and `method` and `store`. All tasks share compiled steps, with a head of
+    `CLASSES` outputs of which a task uses its own number.
+    """
+    config = TrainConfig(
+        epochs=arguments.epochs,
+        batch_size=arguments.batch,
+        learning_rate=1e-3,
+        budget=BUDGET,
+        norm_batches=1,
+    )
+
+    def model_of(classes: int) -> Any:
+        return create(arguments.backbone, classes, dtype=jnp.dtype(arguments.dtype))
+
+    widest = random_task(arguments.size, arguments.batch, CLASSES, 0)
+    trainer = make_trainer(model_of(CLASSES), widest, config=config)
+    variables = random_variables(trainer.model, trainer.example, np.random.default_rng(0))
+    pool = Pool.create(folder / "pool", variables, trainer.layout)
+
+    def learn(name: str, items: int, classes: int, method: str = "cwps", store: bool = True) -> float:
+        data, model = random_task(arguments.size, items, classes, seed=items), model_of(classes)
+        settings = dataclasses.replace(config, method=method)
+        if store:
+            return seconds_of(lambda: learn_task(pool, name, model, data, config=settings, trainer=trainer))
+        return seconds_of(lambda: train_task(pool, model, data, settings, trainer))
+
+    return learn
+
+
+class CountCompilations:
+    """Counts the programs that XLA compiles inside a `with`.
+
+    Attributes:
+        count: so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._heard)
+
+    def _heard(self, event: str, seconds: float, **_: Any) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"

@@ -1,0 +1,120 @@
+"""`Turn`: one stage's training step with a state of its own, ready to be timed or only compiled."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from measurement import seconds_of
+
+from cwps_jax import methods
+from cwps_jax.config import TrainConfig
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.masks import init_scores
+from cwps_jax.core.trees import select, unflatten
+from cwps_jax.data.preparation import Preparation
+from cwps_jax.methods.method import Frozen, Pooled
+from cwps_jax.models import create
+from cwps_jax.modules import channel_layout
+from cwps_jax.parallel import Compiled
+from cwps_jax.train.optimizer import child_optimizer
+from cwps_jax.train.state import make_plan, start_state
+from cwps_jax.train.trainer import Trainer
+
+CLASSES = 10
+ACTIVE = 0.3  # share of open channels in the hard step
+
+
+class Turn:
+    """One kind of step with its own state.
+
+    Args:
+        stage: "finetune", or a stage of cwps: "soft" or "hard".
+        arguments: with `backbone` and `dtype`.
+        size, batch: pixels of an image's side, images a step.
+        active: share of each layer's channels that are open in the hard step.
+        training: fields of `TrainConfig`.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        arguments: argparse.Namespace,
+        size: int,
+        batch: int,
+        active: float = ACTIVE,
+        **training: Any,
+    ) -> None:
+        model = create(arguments.backbone, CLASSES, dtype=jnp.dtype(arguments.dtype))
+        shape = (batch, size, size, 3)
+        example = jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32)
+        layout = channel_layout(model, example)
+        method = "finetune" if stage == "finetune" else "cwps"
+        config = TrainConfig(method=method, weight_decay=1e-4, **training)
+        stages = {one.name: one for one in methods.create(config).stages}
+        rng = np.random.default_rng(0)
+        variables = random_variables(model, example, rng)
+        child = variables.pop("params")
+        state = start_state(child, variables, child_optimizer(config, layout).init(child), config)
+        frozen = Frozen(parent=select(child, layout.layer_paths))
+        begun = stages[stage]
+        if stage == "soft":  # without a search: every parent channel is the pre-trained one
+            begun = dataclasses.replace(begun, begin=lambda moment: (init_scores(layout), moment.frozen))
+        elif stage == "hard":
+            state = dataclasses.replace(state, masks=share_open(layout, active, rng))
+        # The trainer's own way into a stage, so that what is timed is what a user's task runs.
+        trainer = Trainer(model, layout, example)
+        self.parallel, self.layout = trainer.parallel, layout
+        state = self.parallel.replicate(state)
+        self.state, frozen = trainer._begin(begun, state, frozen, Pooled({}, 0, ()), config)
+        plan = make_plan(config, begun, first_epoch=0, epochs=30, steps_per_epoch=100)
+        self.frozen, self.plan = self.parallel.replicate((frozen, plan))
+        self.batch = self.parallel.split(
+            {
+                "image": rng.normal(size=shape).astype(np.float32),
+                "label": rng.integers(0, CLASSES, batch).astype(np.int32),
+            }
+        )
+        self.step: Compiled = trainer._step(begun, config, False, Preparation())
+
+    def prepare(self) -> Compiled:
+        """Compiles the step without running it, and returns it."""
+        self.step.prepare(self.state, self.frozen, self.plan, self.batch)
+        return self.step
+
+    def run(self, steps: int = 1) -> float:
+        """Takes steps, waits for the last one alone, and returns the seconds of one."""
+
+        def take() -> None:
+            for _ in range(steps):
+                self.state, metrics = self.step(self.state, self.frozen, self.plan, self.batch)
+            jax.block_until_ready((self.state, metrics))
+
+        return seconds_of(take) / steps
+
+    def channel_optimizer_bytes(self) -> int:
+        """Returns the bytes of optimizer state that belong to layers with output channels."""
+        paths, total = set(self.layout.layer_paths), 0
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(self.state.child_optimizer):
+            path = "/".join(key.key for key in keys if isinstance(key, jax.tree_util.DictKey))
+            total += leaf.nbytes * (path in paths)
+        return total
+
+
+def random_variables(model: Any, example: jax.ShapeDtypeStruct, rng: np.random.Generator) -> dict[str, Any]:
+    """Returns variables of a model without running its initialisers: small random parameters, ones else."""
+    shapes = dict(jax.eval_shape(model.init, jax.random.key(0), example))
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.05, leaf.shape).astype(leaf.dtype), shapes["params"])
+    rest = {name: tree for name, tree in shapes.items() if name != "params"}
+    return {"params": params, **jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), rest)}
+
+
+def share_open(layout: Layout, active: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Returns scores of which the same share of every layer's channels, drawn at random, is above zero."""
+    scores = {}
+    for layer in layout.layers:
+        order = rng.permutation(layer.channels).reshape(layer.gate_shape)
+        scores[layer.path] = np.where(order < round(active * layer.channels), 1, -1).astype(np.float32)
+    return unflatten(scores)
