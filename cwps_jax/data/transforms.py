@@ -1,7 +1,7 @@
 """What is done to an image on the host: cut to its box, resized, cropped, augmented.
 
 Sizes and places are torchvision's (Resize, CenterCrop, RandomCrop, RandomResizedCrop). Whole images are
-resized by Pillow, random parts by OpenCV, which is several times as fast.
+resized by Pillow; random parts and mirror images are OpenCV's, which is several times as fast.
 """
 
 import dataclasses
@@ -101,7 +101,7 @@ class Transform:
         else:
             pixels = self.evaluation(image, box)
         if self.flip and draws[4 * TRIES] < 0.5:
-            pixels = mirrored(pixels)
+            pixels = _opencv().flip(pixels, 1)  # where NumPy takes seven times as long
         if self.randaugment_layers or any(self.color_jitter):
             picture = Image.fromarray(pixels)
             picture = randaugment(
@@ -168,14 +168,6 @@ def random_part(width: int, height: int, areas: tuple[float, ...], draws: np.nda
     wide = min(width, round(height * ASPECTS[1]))
     high = min(height, round(width / ASPECTS[0]))
     return Part((width - wide) // 2, (height - high) // 2, wide, high)
-
-
-def mirrored(pixels: np.ndarray) -> np.ndarray:
-    """Returns pixels (height, width, channels) with left and right swapped."""
-    out = np.empty(pixels.shape, pixels.dtype)
-    for channel in range(pixels.shape[2]):  # NumPy copies a plane five times as fast as reversed triples
-        out[:, :, channel] = pixels[:, ::-1, channel]
-    return out
 
 
 @functools.cache
