@@ -164,9 +164,9 @@ def test_a_source_that_has_not_changed_is_looked_through_once(tmp_path, splits):
     source.fingerprint = "two"
     scan(source, cache_dir=str(tmp_path), threads=1)
     assert source.reads == 2 * reads
-    for stored in tmp_path.rglob("*.npz"):
+    for stored in tmp_path.rglob("*.safetensors"):
         stored.write_bytes(stored.read_bytes()[:-30])
-    with pytest.raises(CwpsError, match=r"\.npz: cannot be read .*; remove it"):
+    with pytest.raises(CwpsError, match=r"\.safetensors: cannot be read .*; remove it"):
         scan(source, cache_dir=str(tmp_path))
 
 

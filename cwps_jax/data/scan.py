@@ -2,19 +2,21 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from cwps_jax.data.decode import Undecodable, open_image, to_rgb
 from cwps_jax.data.source import Box, ImageSource
 from cwps_jax.errors import CwpsError
 
-FORMAT = 2
+FORMAT = 3
 CHUNK = 1024  # items that are read ahead at most
 NO_BOX = (float("nan"),) * 4
 
@@ -54,7 +56,7 @@ def scan(
     remembered = None
     if cache_dir and source.fingerprint:
         name = hashlib.sha256(f"{FORMAT} {source.fingerprint}".encode()).hexdigest()
-        remembered = pathlib.Path(cache_dir).expanduser() / "scans" / f"{name}.npz"
+        remembered = pathlib.Path(cache_dir).expanduser() / "scans" / f"{name}.safetensors"
         if remembered.is_file():
             return _load(remembered)
 
@@ -104,22 +106,17 @@ def scan(
 def _save(path: pathlib.Path, found: Scan) -> None:
     """Writes what was found; a reader sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez(
-        partial,
-        labels=found.labels,
-        digests=found.digests,
-        boxes=found.boxes,
-        unreadable=np.array(list(found.unreadable), np.int64),
-        reasons=np.array(list(found.unreadable.values()), str),
-    )
+    partial = path.with_suffix(f".{os.getpid()}")
+    arrays = {"labels": found.labels, "digests": found.digests, "boxes": found.boxes}
+    save_file(arrays, partial, {"unreadable": json.dumps(list(found.unreadable.items()))})
     partial.replace(path)
 
 
 def _load(path: pathlib.Path) -> Scan:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            reasons = dict(zip(stored["unreadable"].tolist(), stored["reasons"].tolist(), strict=True))
-            return Scan(stored["labels"], stored["digests"], stored["boxes"], reasons)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        with safe_open(path, "numpy") as stored:
+            unreadable = dict(json.loads(stored.metadata()["unreadable"]))
+            labels, digests, boxes = map(stored.get_tensor, ("labels", "digests", "boxes"))
+            return Scan(labels, digests, boxes, unreadable)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CwpsError(f"{path}: cannot be read ({error}); remove it, and the data is read anew") from error
