@@ -87,6 +87,40 @@ def trace_parameters(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[
     return unfreeze(variables["params"]), owners
 
 
+def cast_types(model: nn.Module, example: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    """Returns {path: dtype} of the parameters that a model in training reads only to cast them to that type.
+
+    Such a parameter may be given in that type to begin with: the model computes the same to the bit.
+
+    Args:
+        model: any Linen module.
+        example: shape and type of a batch of one image.
+    """
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    init = lambda images: model.init(keys, images, **mode(model, train=False))
+    other = dict(jax.eval_shape(init, example))
+    params = other.pop("params")
+
+    def forward(params, other, images):
+        variables, told = {"params": params, **other}, mode(model, train=True)
+        return model.apply(variables, images, mutable=list(other), rngs=keys, **told)
+
+    program = jax.make_jaxpr(forward)(params, other, example).jaxpr
+    uses: dict[int, set[Any]] = {id(variable): {None} for variable in program.outvars}
+    for equation in program.eqns:
+        # Only in the model itself: what a scan or a remat does with its arguments is not looked into.
+        cast = equation.primitive.name == "convert_element_type"
+        for variable in equation.invars:
+            uses.setdefault(id(variable), set()).add(equation.params["new_dtype"] if cast else None)
+    found = {}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (keys_of, leaf), variable in zip(leaves, program.invars[: len(leaves)], strict=True):
+        types = uses.get(id(variable), {None})
+        if len(types) == 1 and None not in types and leaf.dtype not in types:
+            found[jax.tree_util.keystr(keys_of, simple=True, separator="/")] = types.pop()
+    return found
+
+
 def parameter_depths(
     model: nn.Module, *args: Any, head: Collection[str] = (), **kwargs: Any
 ) -> dict[str, int]:

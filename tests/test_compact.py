@@ -1,6 +1,7 @@
 """The compact hard stage: open channels alone are parameters, and nothing else is different."""
 
 import dataclasses
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -14,8 +15,9 @@ import cwps_jax as cwps
 from cwps_jax import CwpsError, TrainConfig, Trainer, channel_layout, mix
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.core.compact import choose_capacity, pack, placements, unpack
+from cwps_jax.core.stored import whole_models
 from cwps_jax.core.trees import flatten
-from cwps_jax.methods.method import Pooled
+from cwps_jax.methods.method import Frozen, Pooled
 from cwps_jax.parallel import Parallel
 from cwps_jax.train.state import TrainState
 
@@ -63,26 +65,33 @@ class Wide(nn.Module):
     """Enough channels for capacities between none and all; with norms and a head."""
 
     classes: int = 3
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, images, train: bool = False):
-        x = nn.Conv(24, (3, 3), use_bias=False, name="conv1")(images)
+        x = nn.Conv(24, (3, 3), use_bias=False, dtype=self.dtype, name="conv1")(images)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x))
-        x = nn.relu(nn.Conv(40, (3, 3), strides=2, name="conv2")(x))
-        x = nn.relu(nn.Dense(32, name="dense")(x.mean((1, 2))))
+        x = nn.relu(nn.Conv(40, (3, 3), strides=2, dtype=self.dtype, name="conv2")(x))
+        x = nn.relu(nn.Dense(32, dtype=self.dtype, name="dense")(x.mean((1, 2))))
         return nn.Dense(self.classes, name="head")(x)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording(Parallel):
-    """Keeps the states that were fetched, and what was compiled."""
+    """Keeps the states that were fetched, what stages read, and what was compiled."""
 
     states: list = dataclasses.field(default_factory=list)
+    read: list = dataclasses.field(default_factory=list)
     programs: list = dataclasses.field(default_factory=list)
 
     def fetch(self, tree, **options):
         tree = super().fetch(tree, **options)
         self.states.extend([tree] if isinstance(tree, TrainState) else [])
+        return tree
+
+    def replicate(self, tree):
+        tree = super().replicate(tree)
+        self.read.extend([tree[0]] if isinstance(tree, tuple) and isinstance(tree[0], Frozen) else [])
         return tree
 
     def compile(self, function, **options):
@@ -206,6 +215,25 @@ def test_a_task_whose_open_channels_fit_compiles_nothing(run, one_device):
     opened = [[int(np.sum(gate)) for gate in jax.tree.leaves(one.gates)] for one in (trained, other)]
     assert opened[0] != opened[1]
     assert one_device.compilations == before
+
+
+def test_a_parent_is_held_in_the_type_that_the_model_casts_it_to(wide, monkeypatch):
+    model, layout = Wide(dtype=jnp.bfloat16), wide[1]
+    start = flatten(wide[2]["params"])
+    models = whole_models(layout, {path: start[path][None] for path in layout.layer_paths}, 1)
+    example, trained = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32), []
+    for types in (None, {}):
+        parallel = Recording(devices=tuple(jax.devices()[:1]))
+        trainer = Trainer(model, layout, example, parallel=parallel)
+        if types is not None:
+            monkeypatch.setattr(trainer, "_cast_types", types)
+        pooled = Pooled(models, 1, ("pretrained",))
+        trained.append(trainer.train(wide[2], bright_corners(64, 0), CONFIG, pooled))
+        of_each_stage = [{leaf.dtype for leaf in jax.tree.leaves(read.parent)} for read in parallel.read]
+        whole = np.dtype(np.float32)
+        assert of_each_stage == [set(), {whole}, {np.dtype(jnp.bfloat16) if types is None else whole}]
+    for one, other in zip(*(jax.tree.leaves((each.params, each.other)) for each in trained), strict=True):
+        assert_same_bits(one, other)
 
 
 def test_a_learned_task_is_stored_and_read_back_to_the_bit(wide, tmp_path):

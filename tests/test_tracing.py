@@ -9,7 +9,7 @@ import zoo
 
 from cwps_jax import CwpsError, TrainConfig, channel_layout
 from cwps_jax.core.trees import flatten
-from cwps_jax.tracing import parameter_depths
+from cwps_jax.tracing import cast_types, parameter_depths
 from cwps_jax.train.optimizer import child_optimizer, scale_by_depth
 
 
@@ -169,3 +169,23 @@ def test_layer_decay_scales_the_whole_update_of_each_depth(optimizer):
 def test_a_leaf_without_a_depth_is_refused():
     with pytest.raises(CwpsError, match="^b: layer_decay = 0.5 needs its depth"):
         scale_by_depth(0.5, {"a": 1}).update({"a": jnp.ones(1), "b": jnp.ones(1)}, ())
+
+
+class Casting(nn.Module):
+    """Kernels that are cast and nothing else, and kernels that are read in another way."""
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        half = jnp.bfloat16
+        x = nn.Conv(4, (3, 3), dtype=half, name="cast")(images).mean((1, 2))
+        kept = nn.Dense(4, dtype=half, name="read_twice")
+        x = kept(x) @ kept.variables["params"]["kernel"]
+        x = nn.LayerNorm(dtype=half, name="norm")(nn.Dense(4, name="whole")(x))
+        x = nn.remat(nn.Dense)(4, dtype=half, name="lifted")(x)
+        return nn.Dense(3, dtype=half, name="head")(x)
+
+
+def test_only_what_a_model_casts_and_never_reads_otherwise_has_a_cast_type():
+    types = cast_types(Casting(), jax.ShapeDtypeStruct((1, 5, 5, 3), jnp.float32))
+    assert set(types.values()) == {jnp.dtype(jnp.bfloat16)}
+    assert sorted(types) == ["cast/bias", "cast/kernel", "head/bias", "head/kernel", "read_twice/bias"]

@@ -126,7 +126,7 @@ def unpack(packed: Tree, parent: Tree, gates: Tree, placed: Mapping[str, Placeme
                 f"{path}: shape {leaf.shape} is not the packed form of its layer; see compact.pack"
             )
         theirs = jax.lax.stop_gradient(parents[path]).astype(leaf.dtype)
-        flat[path] = _scatter(leaf, theirs, gate, placed[path]) if leaf.shape[1] else theirs
+        flat[path] = merge(leaf, theirs, gate, placed[path]) if leaf.shape[1] else theirs
     return unflatten(flat)
 
 
@@ -135,14 +135,15 @@ def _fan_in(gate: jax.Array, leaf: jax.Array) -> int:
 
 
 @jax.custom_vjp
-def _scatter(packed: jax.Array, parent: jax.Array, gate: jax.Array, placement: Placement) -> jax.Array:
+def merge(packed: jax.Array, parent: jax.Array, gate: jax.Array, placement: Placement) -> jax.Array:
+    """Returns one leaf of `unpack`: open channels from the packed leaf, the others from the parent's."""
     # A gather by each channel's column, which fuses with the choice, where a scatter is a pass of its own.
     columns = jnp.take(packed, placement.columns, axis=1, mode="clip")
     return jnp.where(gate, from_columns(columns, gate.shape, parent.shape), parent)
 
 
 def _scatter_forward(packed, parent, gate, placement):
-    return _scatter(packed, parent, gate, placement), (gate, placement)
+    return merge(packed, parent, gate, placement), (gate, placement)
 
 
 def _scatter_backward(residuals, gradient):
@@ -151,7 +152,7 @@ def _scatter_backward(residuals, gradient):
     return jnp.take(columns, placement.channels, axis=1, mode="fill", fill_value=0), None, None, None
 
 
-_scatter.defvjp(_scatter_forward, _scatter_backward)
+merge.defvjp(_scatter_forward, _scatter_backward)
 
 
 def choose_capacity(

@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cwps_jax.config import TrainConfig
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.compact import Capacity, pack, placements
-from cwps_jax.core.trees import Tree
+from cwps_jax.core.trees import Tree, map_with_path
 from cwps_jax.methods.method import Frozen, Stage
 
 RATED_STAGES = ("warm-up", "soft", "hard")  # those of config.stage_rates, in their order
@@ -133,3 +134,16 @@ def compact_state(
     moments = jax.tree.map(packed, state.child_optimizer, is_leaf=is_tree)
     state = dataclasses.replace(state, child=packed(state.child), child_optimizer=moments)
     return state, dataclasses.replace(frozen, placed=placed)
+
+
+def in_cast_types(frozen: Frozen, types: Mapping[str, Any]) -> Frozen:
+    """Returns what a compact stage reads with the parent in the types that the model casts it to.
+
+    Selection commutes with a cast, so that the stage computes the same to the bit from half the bytes.
+
+    Args:
+        frozen: on the host.
+        types: {path: dtype}, see `tracing.cast_types`.
+    """
+    cast = lambda path, leaf: np.asarray(leaf).astype(types[path]) if path in types else leaf
+    return dataclasses.replace(frozen, parent=map_with_path(cast, frozen.parent))

@@ -77,7 +77,9 @@ def make_step(
             if axis_name:
                 overrides.enter_context(batch_norm_overrides(axis_name=axis_name))
             if stage.compact:
-                overrides.enter_context(active_gradients(effective, child, frozen.gates, frozen.placed))
+                overrides.enter_context(
+                    active_gradients(effective, child, frozen.parent, frozen.gates, frozen.placed)
+                )
             outputs, changed = apply_model(
                 model,
                 effective,

@@ -23,12 +23,12 @@ from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
 from cwps_jax.methods.method import Frozen, Moment, Pooled, Stage
 from cwps_jax.parallel import Compiled, Parallel
-from cwps_jax.tracing import mode, parameter_depths
+from cwps_jax.tracing import cast_types, mode, parameter_depths
 from cwps_jax.train.evaluation import Predictor
 from cwps_jax.train.objectives import Objective, accuracy, cross_entropy, smoothed
 from cwps_jax.train.optimizer import child_optimizer, score_optimizer
 from cwps_jax.train.records import Progress, Trained
-from cwps_jax.train.state import Plan, TrainState, compact_state, make_plan, start_state
+from cwps_jax.train.state import Plan, TrainState, compact_state, in_cast_types, make_plan, start_state
 from cwps_jax.train.step import make_norm_step, make_step
 
 # What the optimizers are built from.
@@ -104,7 +104,8 @@ class Trainer:
         for stage in method.stages:
             state, frozen = self._begin(stage, state, frozen, pool, config)
             plan = make_plan(config, stage, first_epoch=done, epochs=epochs, steps_per_epoch=steps)
-            held, told = self.parallel.replicate((frozen, plan))
+            read = in_cast_types(frozen, self._cast_types) if stage.compact else frozen
+            held, told = self.parallel.replicate((read, plan))
             if stage.reestimates_norms and "batch_stats" in other:
                 state = self._reestimate_norms(stage, state, held, split, config, done * steps)
             averages = config.ema > 0 and stage is method.stages[-1]
@@ -269,6 +270,10 @@ class Trainer:
     @functools.cached_property
     def _work(self) -> Mapping[str, float]:
         return gradient_work(self.model, self.example, self.layout)
+
+    @functools.cached_property
+    def _cast_types(self) -> Mapping[str, Any]:
+        return cast_types(self.model, self.example)
 
     @functools.cached_property
     def _all_depths(self) -> Mapping[str, int]:
