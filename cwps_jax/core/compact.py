@@ -137,9 +137,11 @@ def _fan_in(gate: jax.Array, leaf: jax.Array) -> int:
 @jax.custom_vjp
 def merge(packed: jax.Array, parent: jax.Array, gate: jax.Array, placement: Placement) -> jax.Array:
     """Returns one leaf of `unpack`: open channels from the packed leaf, the others from the parent's."""
-    # A gather by each channel's column, which fuses with the choice, where a scatter is a pass of its own.
+    # A gather by each channel's column, which fuses with the choice, where a scatter is a pass of its own;
+    # on matrices, since a compiler's loop over a kernel's own axes divides for every element.
     columns = jnp.take(packed, placement.columns, axis=1, mode="clip")
-    return jnp.where(gate, from_columns(columns, gate.shape, parent.shape), parent)
+    merged = jnp.where(gate.reshape(1, -1), columns, to_columns(parent, gate.shape))
+    return from_columns(merged, gate.shape, parent.shape)
 
 
 def _scatter_forward(packed, parent, gate, placement):
