@@ -20,8 +20,8 @@ from measurement import interleaved, medians, parse, parser, publish, ratios, se
 from synthetic import stored_pool
 from turn import ACTIVE, CLASSES, random_variables
 
-from cwps_jax.core import packing
-from cwps_jax.core.channels import Layout
+from cwps_jax.core.channels import Layout, to_rows
+from cwps_jax.core.compact import pack, placements, unpack
 from cwps_jax.core.trees import flatten, select, unflatten
 from cwps_jax.models import create
 from cwps_jax.modules import channel_layout
@@ -34,24 +34,24 @@ class Swap:
     """A resident model that two tasks take turns in."""
 
     def __init__(self, layout: Layout, first: Any, second: Any) -> None:
-        self._layout = layout
-        self._tasks = [jax.device_put(select(task, layout.layer_paths)) for task in (first, second)]
+        tasks = [select(task, layout.layer_paths) for task in (first, second)]
         gates = differing(layout, first, second)
         self.share = float(np.mean([np.mean(gate) for gate in flatten(gates).values()]))
-        self._gates = jax.device_put(gates)
-        self._rows = [packing.pack(layout, task, gates) for task in self._tasks]
+        placed = placements(layout, gates, {path: int(np.sum(gate)) for path, gate in flatten(gates).items()})
+        self._packed = [jax.device_put(pack(task, gates, placed)) for task in tasks]
+        self._gates, self._placed, self._tasks = jax.device_put((gates, placed, tasks))
         self.resident = jax.tree.map(jnp.copy, self._tasks[0])
         self._at = 0
-        self._write = jax.jit(self._written, donate_argnums=0)
+        self._write = jax.jit(
+            lambda resident, packed, *where: unpack(packed, resident, *where), donate_argnums=0
+        )
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-
-    def _written(self, resident: Any, rows: Any, gates: Any) -> Any:
-        return packing.unpack(self._layout, rows, resident, gates)
 
     def swap(self) -> None:
         """Writes the other task's channels into the resident model."""
         self._at = 1 - self._at
-        self.resident = jax.block_until_ready(self._write(self.resident, self._rows[self._at], self._gates))
+        self.resident = self._write(self.resident, self._packed[self._at], self._gates, self._placed)
+        jax.block_until_ready(self.resident)
 
     def copy(self) -> None:
         """Copies all of a task's layers."""
@@ -69,7 +69,7 @@ def differing(layout: Layout, first: Any, second: Any) -> dict[str, Any]:
     for layer in layout.layers:
         gate = np.zeros(layer.channels, bool)
         for leaf in layer.leaves:
-            rows = [packing.to_rows(np.asarray(tree[leaf]), layer.gate_shape) for tree in (one, other)]
+            rows = [to_rows(np.asarray(tree[leaf]), layer.gate_shape) for tree in (one, other)]
             gate |= np.any(np.asarray(rows[0] != rows[1]), axis=1)
         gates[layer.path] = gate.reshape(layer.gate_shape)
     return unflatten(gates)
