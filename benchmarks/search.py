@@ -4,10 +4,10 @@
 
 A pool of synthetic tasks, each with its own rows in a share of every layer's channels, is stored without
 training and searched from memory, as every search after the first is. search_over_pass: seconds to find the
-composite parent over seconds to add up all stored rows; compared_over_pass: the same of comparing the rows
-alone, which grows with the pool, without turning the child into rows and rows into the parent, which does
-not; naive_over_search: seconds of NumPy's cosine, model by model and channel by channel, over seconds of the
-search. `seconds` tells the first search too, with reading from disk and compiling.
+composite parent over seconds to put what the search reads on the device and add it up: the tasks' stored
+rows, the child, and the pre-trained model; naive_over_search: seconds of NumPy's cosine, model by model and
+channel by channel, over seconds of the search. `seconds` tells the first search too, with reading from disk
+and compiling.
 """
 
 import argparse
@@ -23,11 +23,10 @@ from measurement import interleaved, medians, parse, parser, publish, ratios, se
 from synthetic import moved, stored_pool
 from turn import ACTIVE, CLASSES, random_variables
 
-from cwps_jax.core import candidates, nearest
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.search import Search, composite
-from cwps_jax.core.stored import Rows, StoredModels, model_rows
-from cwps_jax.core.trees import flatten
+from cwps_jax.core.stored import Rows, copied, model_rows
+from cwps_jax.core.trees import flatten, select
 from cwps_jax.learn import composite_parent
 from cwps_jax.models import create
 from cwps_jax.modules import channel_layout
@@ -48,48 +47,40 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         pool = stored_pool(
             pathlib.Path(folder) / "pool", variables, layout, arguments.tasks, arguments.active
         )
-        child = moved(variables["params"], rng)
+        # As a trainer hands it over: fetched from the device.
+        child = jax.device_get(jax.device_put(moved(variables["params"], rng)))
         search = Search(arguments.distance)
-        models = pool.pooled().stored(layout)
+        models = pool.pooled().models
         models.kept.limit = MEMORY
         first = seconds_of(lambda: composite_parent(child, pool, search))
         rows = {number: models.read(number) for number in range(arguments.tasks + 1)}
         names = (PRETRAINED, *pool.tasks)
         whole = [model_rows(layout, flatten(pool.effective(name)["params"])) for name in names]
-    models = dataclasses.replace(models, read=rows.__getitem__)
-    stored = [jax.device_put(dict(rows[number])) for number in range(1, arguments.tasks + 1)]
-    tables = candidates.tables_of(layout, models, "changes")
-    start = candidates.starts(tables, models, "changes")
-    changes = {name: jnp.ones_like(rows) for name, rows in start.items()}
+        pretrained = models.pretrained()
+    models = dataclasses.replace(models, read=rows.__getitem__, pretrained=lambda: pretrained)
+    # Where a CPU device takes them without a copy, as it does what the search reads.
+    read = [copied(tree) for tree in (*rows.values(), flatten(select(child, layout.layer_paths)))]
     total = jax.jit(lambda tree: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(tree)))
 
     def one_pass() -> None:
-        jax.block_until_ready([total(tree) for tree in stored])
+        jax.block_until_ready([total(jax.device_put(tree)) for tree in read])
 
     calls = {
         "pass": one_pass,
         "search": lambda: composite(layout, child, models, search),
-        "compared": lambda: compare(tables, models, changes),
         "naive": lambda: naive(layout, model_rows(layout, flatten(child)), whole),
     }
     turns = {name: lambda call=call: seconds_of(call) for name, call in calls.items()}
     seconds = interleaved(turns, arguments.repeats)
     pairs = {
         "search_over_pass": ("search", "pass"),
-        "compared_over_pass": ("compared", "pass"),
         "naive_over_search": ("naive", "search"),
     }
     return {
         **ratios(seconds, pairs),
         "seconds": {**medians(seconds), "first": first},
-        "stored_bytes": sum(leaf.nbytes for tree in stored for leaf in tree.values()),
+        "read_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(read)),
     }
-
-
-def compare(tables: candidates.Tables, models: StoredModels, changes: candidates.Starts) -> None:
-    """Compares all stored rows with a child's changes."""
-    blocks = candidates.blocks(tables, models, "changes")
-    jax.block_until_ready([nearest.products(block, changes) for block in blocks])
 
 
 def naive(layout: Layout, child: Rows, models: list[Rows]) -> dict[str, np.ndarray]:

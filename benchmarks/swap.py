@@ -20,7 +20,7 @@ from measurement import interleaved, medians, parse, parser, publish, ratios, se
 from synthetic import stored_pool
 from turn import ACTIVE, CLASSES, random_variables
 
-from cwps_jax.core.channels import Layout, to_rows
+from cwps_jax.core.channels import Layout, to_columns
 from cwps_jax.core.compact import pack, placements, unpack
 from cwps_jax.core.trees import flatten, select, unflatten
 from cwps_jax.models import create
@@ -69,8 +69,8 @@ def differing(layout: Layout, first: Any, second: Any) -> dict[str, Any]:
     for layer in layout.layers:
         gate = np.zeros(layer.channels, bool)
         for leaf in layer.leaves:
-            rows = [to_rows(np.asarray(tree[leaf]), layer.gate_shape) for tree in (one, other)]
-            gate |= np.any(np.asarray(rows[0] != rows[1]), axis=1)
+            columns = [to_columns(np.asarray(tree[leaf]), layer.gate_shape) for tree in (one, other)]
+            gate |= np.any(np.asarray(columns[0] != columns[1]), axis=0)
         gates[layer.path] = gate.reshape(layer.gate_shape)
     return unflatten(gates)
 
@@ -124,7 +124,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--backbone", default="resnet18")
-    made.add_argument("--size", type=int, default=64, help="pixels of an image's side")
+    made.add_argument("--size", type=int, default=96, help="pixels of an image's side")
     made.add_argument("--batch", type=int, default=16)
     made.add_argument("--dtype", default="float32")
     made.add_argument("--active", type=float, default=ACTIVE, help="share of a task's own channels")

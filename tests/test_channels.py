@@ -61,8 +61,10 @@ def test_one_channel_of_the_weights_is_one_channel_of_the_output(name):
         return flatten(captured["intermediates"])
 
     def perturbed(layer, moves):
-        rows = channels.layer_rows(layer, flat)
-        leaves = channels.split_rows(layer, rows + 1.5 * moves[:, None])
+        moved = lambda leaf, shape: channels.from_columns(
+            channels.to_columns(flat[leaf], layer.gate_shape) + 1.5 * moves, layer.gate_shape, shape
+        )
+        leaves = {leaf: moved(leaf, shape) for leaf, shape in zip(layer.leaves, layer.shapes, strict=True)}
         owner = layer.path.rpartition("/")[0]
         output = outputs(leaves)[f"{owner}/__call__".lstrip("/")][0]
         axes = kind.channel_axes[layer.path]
@@ -88,18 +90,14 @@ def test_one_channel_of_the_weights_is_one_channel_of_the_output(name):
 
 
 @pytest.mark.parametrize("name", zoo.KINDS)
-def test_rows_are_the_channels_and_go_back_to_the_leaves(name):
+def test_columns_are_the_channels_and_go_back_to_the_leaves(name):
     layout = zoo.layout(name)
     flat = flatten(zoo.random_params(layout, 0))
     for layer in layout.layers:
         for leaf, shape in zip(layer.leaves, layer.shapes, strict=True):
-            rows = channels.to_rows(flat[leaf], layer.gate_shape)
-            np.testing.assert_array_equal(rows, zoo.kernel_channels(layer, leaf, flat[leaf]))
-            np.testing.assert_array_equal(channels.from_rows(rows, layer.gate_shape, shape), flat[leaf])
-        rows = channels.layer_rows(layer, flat)
-        assert rows.shape == (layer.channels, layer.channel_parameters)
-        for leaf, value in channels.split_rows(layer, rows).items():
-            np.testing.assert_array_equal(value, flat[leaf])
+            columns = channels.to_columns(flat[leaf], layer.gate_shape)
+            np.testing.assert_array_equal(columns.T, zoo.kernel_channels(layer, leaf, flat[leaf]))
+            np.testing.assert_array_equal(channels.from_columns(columns, layer.gate_shape, shape), flat[leaf])
 
 
 @pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated")

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zoo
+from stored_models import whole_models
 
 import cwps_jax as cwps
 from cwps_jax import CwpsError, TrainConfig, Trainer, channel_layout, mix
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.core.compact import choose_capacity, pack, placements, unpack
-from cwps_jax.core.stored import whole_models
 from cwps_jax.core.trees import flatten
 from cwps_jax.methods.method import Frozen, Pooled
 from cwps_jax.parallel import Parallel
@@ -148,7 +148,7 @@ def run(wide):
     """Returns a function (trainer or its parallel, changes to the config) -> what was trained."""
     model, layout, variables = wide
     start = flatten(variables["params"])
-    pooled = Pooled({path: start[path][None] for path in layout.layer_paths}, 1, ("pretrained",))
+    pooled = Pooled(whole_models(layout, [start]), ("pretrained",))
     example = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
     trainers = {}
 
@@ -220,14 +220,14 @@ def test_a_task_whose_open_channels_fit_compiles_nothing(run, one_device):
 def test_a_parent_is_held_in_the_type_that_the_model_casts_it_to(wide, monkeypatch):
     model, layout = Wide(dtype=jnp.bfloat16), wide[1]
     start = flatten(wide[2]["params"])
-    models = whole_models(layout, {path: start[path][None] for path in layout.layer_paths}, 1)
+    models = whole_models(layout, [start])
     example, trained = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32), []
     for types in (None, {}):
         parallel = Recording(devices=tuple(jax.devices()[:1]))
         trainer = Trainer(model, layout, example, parallel=parallel)
         if types is not None:
             monkeypatch.setattr(trainer, "_cast_types", types)
-        pooled = Pooled(models, 1, ("pretrained",))
+        pooled = Pooled(models, ("pretrained",))
         trained.append(trainer.train(wide[2], bright_corners(64, 0), CONFIG, pooled))
         of_each_stage = [{leaf.dtype for leaf in jax.tree.leaves(read.parent)} for read in parallel.read]
         whole = np.dtype(np.float32)

@@ -186,6 +186,15 @@ def test_names_that_cannot_be_a_tasks(pool, tiny_variables, moved, name):
     assert Pool.open(pool.folder).tasks == ()
 
 
+def test_a_search_of_a_pool_leaves_nothing_on_the_devices(pool, tiny_variables, moved):
+    stored = [add_task(pool, name, tiny_variables, moved, seed) for seed, name in enumerate("ab")]
+    child = jax.device_get(stored[1]["params"])
+    before = jax.live_arrays()  # referred to here, so that none of them goes
+    parent, _ = composite_parent(child, pool, Search("l2"))
+    assert all(isinstance(leaf, np.ndarray) for leaf in flatten(parent).values())
+    assert sum(leaf.nbytes for leaf in jax.live_arrays()) == sum(leaf.nbytes for leaf in before)
+
+
 def test_the_search_sees_every_stored_model(pool, tiny_variables, moved):
     """A child that equals a stored model finds its channels there, borrowed ones at their owner."""
     add_task(pool, "a", tiny_variables, moved, 1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stored_models import whole_models
 
 from cwps_jax import TrainConfig, Trainer, channel_layout
 from cwps_jax.core.accounting import count
@@ -90,9 +91,9 @@ def trainer(tiny_model, tiny_layout, recording):
 
 @pytest.fixture(scope="module")
 def pooled(tiny_layout, tiny_variables):
-    """A pool of the pre-trained model alone, padded to two."""
+    """A pool of the pre-trained model alone."""
     start = flatten(tiny_variables["params"])
-    return Pooled({path: np.stack([start[path]] * 2) for path in tiny_layout.layer_paths}, 1, ("pretrained",))
+    return Pooled(whole_models(tiny_layout, [start]), ("pretrained",))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import TinyModel
+from stored_models import whole_models
 
 from cwps_jax import CwpsError, TrainConfig, Trainer, channel_layout, cross_entropy
 from cwps_jax.core.trees import flatten
@@ -86,7 +87,7 @@ def split():
 def train(tiny_model, tiny_layout, tiny_variables, split):
     """Returns a function (changes to `CONFIG`) -> its `Run`; all runs of one door share a trainer."""
     start = flatten(tiny_variables["params"])
-    pooled = Pooled({path: np.stack([start[path]] * 2) for path in tiny_layout.layer_paths}, 1, ("start",))
+    pooled = Pooled(whole_models(tiny_layout, [start]), ("start",))
     trainers = {}
 
     def run(**changes):

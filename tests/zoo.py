@@ -178,7 +178,7 @@ def room(layout: Layout, gates: Mapping) -> dict[str, int]:
 
 
 def kernel_channels(layer, leaf_path: str, leaf: np.ndarray) -> np.ndarray:
-    """Returns a leaf as (channels, rest), by plain NumPy: an independent `to_rows`."""
+    """Returns a leaf as (channels, rest), by plain NumPy: an independent `to_columns`, turned."""
     if leaf.ndim == len(layer.gate_shape):
         axes = [axis for axis, size in enumerate(layer.gate_shape) if size == leaf.shape[axis] and size > 1]
         rest = [axis for axis in range(leaf.ndim) if axis not in axes]

@@ -172,45 +172,29 @@ def gates_by_leaf(gates: Tree, params: Tree) -> dict[str, jax.Array]:
     return found
 
 
-def to_rows(leaf: Any, gate_shape: Shape) -> Any:
-    """Returns a layer's leaf channel-major: shape (channels, fan-in). NumPy stays NumPy."""
-    numpy = leaf.__array_namespace__()
-    channels = math.prod(gate_shape)
-    if len(leaf.shape) == len(gate_shape):
-        axes = [axis for axis, size in enumerate(gate_shape) if size != 1]
-        leaf = numpy.moveaxis(leaf, axes, range(len(axes)))
-    return numpy.reshape(leaf, (channels, -1))
-
-
-def from_rows(rows: Any, gate_shape: Shape, leaf_shape: Shape) -> Any:
-    """Inverse of `to_rows`: returns the leaf in the backbone's own shape."""
-    numpy = rows.__array_namespace__()
-    if len(leaf_shape) != len(gate_shape):
-        return numpy.reshape(rows, leaf_shape)
-    axes = [axis for axis, size in enumerate(gate_shape) if size != 1]
-    rest = [size for axis, size in enumerate(leaf_shape) if axis not in axes]
-    moved = numpy.reshape(rows, [leaf_shape[axis] for axis in axes] + rest)
-    return numpy.moveaxis(moved, range(len(axes)), axes)
-
-
-def layer_rows(layer: Layer, params: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the layer's channels, bias last: shape (channels, parameters of a channel).
+def to_columns(leaf: Any, gate_shape: Shape) -> Any:
+    """Returns a layer's leaf as a matrix, (fan-in, channels). NumPy stays NumPy.
 
     Args:
-        layer: the layer.
-        params: flat dict of leaves that has the layer's.
+        leaf: a kernel or bias.
+        gate_shape: the layer's.
     """
-    return jnp.concatenate([to_rows(params[leaf], layer.gate_shape) for leaf in layer.leaves], axis=1)
+    numpy = leaf.__array_namespace__()
+    axes = [axis for axis, size in enumerate(gate_shape) if size != 1]
+    if leaf.ndim == len(gate_shape):
+        leaf = numpy.moveaxis(leaf, axes, range(leaf.ndim - len(axes), leaf.ndim))
+    return numpy.reshape(leaf, (-1, math.prod(gate_shape)))
 
 
-def split_rows(layer: Layer, rows: jax.Array) -> dict[str, jax.Array]:
-    """Inverse of `layer_rows`: returns {path of a leaf: the leaf}, from all the layer's channels."""
-    leaves, start = {}, 0
-    for path, shape in zip(layer.leaves, layer.shapes, strict=True):
-        stop = start + math.prod(shape) // layer.channels
-        leaves[path] = from_rows(rows[:, start:stop], layer.gate_shape, shape)
-        start = stop
-    return leaves
+def from_columns(columns: Any, gate_shape: Shape, leaf_shape: Shape) -> Any:
+    """Inverse of `to_columns`: returns the leaf in the backbone's own shape."""
+    numpy = columns.__array_namespace__()
+    if len(leaf_shape) != len(gate_shape):
+        return numpy.reshape(columns, leaf_shape)
+    axes = [axis for axis, size in enumerate(gate_shape) if size != 1]
+    rest = [size for axis, size in enumerate(leaf_shape) if axis not in axes]
+    moved = numpy.reshape(columns, rest + [leaf_shape[axis] for axis in axes])
+    return numpy.moveaxis(moved, range(len(rest), len(leaf_shape)), axes)
 
 
 def layout_from_axes(params: Tree, axes: Mapping[str, Axes | None], *, head: Sequence[str] = ()) -> Layout:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwps_jax.core.channels import Layer, Layout, gates_by_leaf
+from cwps_jax.core.channels import Layer, Layout, from_columns, gates_by_leaf, to_columns
 from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
 
@@ -36,28 +36,6 @@ class Placement:
 
     channels: Any
     columns: Any
-
-
-def to_columns(leaf: Any, gate_shape: Sequence[int]) -> Any:
-    """Returns a layer's leaf as a matrix, (fan-in, channels). NumPy stays NumPy.
-
-    Args:
-        leaf: a kernel or bias.
-        gate_shape: its shape with 1 on every fan-in axis.
-    """
-    numpy = leaf.__array_namespace__()
-    axes = [axis for axis, size in enumerate(gate_shape) if size != 1]
-    moved = numpy.moveaxis(leaf, axes, range(leaf.ndim - len(axes), leaf.ndim))
-    return numpy.reshape(moved, (-1, int(np.prod(gate_shape))))
-
-
-def from_columns(columns: Any, gate_shape: Sequence[int], leaf_shape: Sequence[int]) -> Any:
-    """Inverse of `to_columns`: returns the leaf in the backbone's own shape."""
-    numpy = columns.__array_namespace__()
-    axes = [axis for axis, size in enumerate(gate_shape) if size != 1]
-    rest = [size for axis, size in enumerate(leaf_shape) if axis not in axes]
-    moved = numpy.reshape(columns, rest + [leaf_shape[axis] for axis in axes])
-    return numpy.moveaxis(moved, range(len(rest), len(leaf_shape)), axes)
 
 
 def placements(layout: Layout, gates: Tree, capacity: Capacity) -> dict[str, Placement]:

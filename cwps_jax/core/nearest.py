@@ -5,17 +5,21 @@ cannot tell apart are compared again, weight by weight.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwps_jax.core.candidates import Chunk, Form, Part, Slots, Starts, blocks, starts, tables_of, whole
-from cwps_jax.core.channels import Layout
-from cwps_jax.core.stored import StoredModels, model_rows
+from cwps_jax.core.candidates import Form, Part, Slots, blocks, channel_rows, direction, slots_of
+from cwps_jax.core.channels import Layout, Shape, to_columns
+from cwps_jax.core.stored import StoredModels
+
+EXACT_ROWS = 256  # that are compared weight by weight at a time
+NOWHERE = np.iinfo(np.int32).max  # the place of a filling row
 
 Found = dict[str, tuple[np.ndarray, np.ndarray]]  # {path of a kernel: (model, channel)}
 
@@ -39,137 +43,96 @@ def aligned(
         by_layer: one model a layer.
     """
     form: Form = "directions" if distance == "cosine" else "changes"
-    tables = tables_of(layout, models, form)
-    own = whole(tables, model_rows(layout, child), form)
-    changes, lengths = _changes(own, starts(tables, models, form))
-    compared = {
-        name: _Compared(table, lengths[name], distance, z, by_layer) for name, table in tables.items()
-    }
-    for block in blocks(tables, models, form):
-        found = products(block, changes)
-        for name, part in block.items():
-            compared[name].fill(part, found[name])
-    best = {name: one.nearest() for name, one in compared.items()}
-    unclear = [name for name, one in compared.items() if len(one.open)]
-    if unclear:
-        for block in blocks(tables, models, form):
-            for name in block.keys() & unclear:
-                compared[name].fill_exactly(block[name], changes[name])
-        best |= {name: compared[name].nearest_exactly() for name in unclear}
-    return {
-        layer.path: (best[name][first : first + layer.channels], np.arange(layer.channels))
-        for name, table in tables.items()
-        for layer, first in zip(table.layers, table.first, strict=True)
-    }
-
-
-def products(block: Mapping[str, Part], changes: Starts) -> dict[str, list[jax.Array]]:
-    """Returns the inner products of every row of a block with the child's channel.
-
-    Args:
-        block: one of `blocks`.
-        changes: the child's changes, {table: float32 (channels, size)}.
-
-    Returns:
-        {table: float32 (groups, width) for each of its chunks}.
-    """
-    return {name: [_products(chunk, changes[name]) for chunk in part.chunks] for name, part in block.items()}
+    changes, every = _own(layout, form, child, models.read(0)), slots_of(layout, models)
+    compared = {path: _Compared(slots, distance, z, by_layer) for path, slots in every.items()}
+    channels = lambda path, slots, part: part.channel
+    for path, slots, part, products in _on_devices(layout, models, form, changes, channels, _products):
+        compared[path].fill(slots, part, np.concatenate([one.ravel() for one in products]))
+    own = jax.device_get(changes)
+    opened = {path: one.opened(own[path]) for path, one in compared.items()}
+    if any(each.any() for each in opened.values()):
+        for path, one in compared.items():
+            wanted = np.flatnonzero(opened[path] & every[path].unchanged)
+            one.fill_exactly(wanted, np.zeros((1, own[path].shape[1])), np.zeros_like(wanted), own[path])
+        for block in blocks(layout, models, form):
+            for path, slots, part in block:
+                wanted, rows = opened[path][slots], part.rows.reshape(-1, part.rows.shape[-1])
+                compared[path].fill_exactly(slots[wanted], rows, part.place[wanted], own[path])
+    return {path: (compared[path].nearest(), np.arange(one.layer.channels)) for path, one in every.items()}
 
 
 class _Compared:
-    """The slots of one table, compared with the child's channels.
+    """The slots of one layer, compared with the child's channels.
 
-    Attributes:
-        open: the slots that only a comparison weight by weight can tell apart, in order.
+    A candidate is a slot, for a channel; by layer, it is a model with all of its slots.
     """
 
-    def __init__(self, table: Slots, length: jax.Array, distance: str, z: float, by_layer: bool) -> None:
-        count = len(table.channel)
-        self.table, self.distance, self.z, self.by_layer = table, distance, z, by_layer
-        self.length = np.asarray(length)  # of the child's changes, squared
-        self.product, self.squared, self.exact = (np.zeros(count, np.float32) for _ in range(3))
-        self.moved = np.zeros(count, bool)
-        self.open = np.zeros(0, np.int64)
+    def __init__(self, slots: Slots, distance: str, z: float, by_layer: bool) -> None:
+        self.slots, self.distance, self.z, self.by_layer = slots, distance, z, by_layer
+        self.product, self.squared, self.exact = np.zeros((3, len(slots.channel)))
+        self.model, self.group = slots.model, slots.channel
+        if by_layer:
+            # Of models that have the very same slots the oldest is the candidate.
+            self.model = np.sort(np.unique(slots.index, axis=1, return_index=True)[1])
+            self.group = np.zeros_like(self.model)
+        self.first = np.flatnonzero(self.model == 0)
 
-    def fill(self, part: Part, products: Sequence[jax.Array]) -> None:
+    def fill(self, slots: np.ndarray, part: Part, products: np.ndarray) -> None:
         """Notes the products of a part's rows and the child's changes."""
-        found = np.concatenate([np.asarray(product).ravel() for product in products])
-        self.product[part.slots] = found[part.place]
-        self.squared[part.slots] = part.squared
-        self.moved[part.slots] = part.moved
+        self.product[slots] = products[part.place]
+        self.squared[slots] = part.squared
+
+    def opened(self, own: np.ndarray) -> np.ndarray:
+        """Returns bool (slots,), those that only a comparison weight by weight can tell apart."""
+        layer = self.slots.layer
+        self.length = np.einsum("cs,cs->c", own, own)[self.slots.channel].astype(np.float64)
+        rounding = layer.channel_parameters * float(np.finfo(np.float32).eps)
+        product, squared = self._sum(self.product), self._sum(self.squared)
+        slack = 2 * rounding * self._sum(np.sqrt(self.length * self.squared))
+        if self.distance == "change":
+            norm = np.sqrt(self._sum(self.length) * squared)
+            parameters = layer.parameters if self.by_layer else layer.channel_parameters
+            self.scale = math.sqrt(parameters) / np.where(norm > 0, norm, np.inf)
+            low, high = self._disagreement(product + slack), self._disagreement(product - slack)
+        else:
+            cost, slack = squared - 2 * product, slack + rounding * squared
+            low, high = cost - slack, cost + slack
+        self.near = low <= np.minimum.reduceat(high, self.first)[self.group]
+        unclear = self.near & (np.add.reduceat(self.near, self.first, dtype=int) > 1)[self.group]
+        if not self.by_layer:
+            return unclear
+        found = np.zeros(len(self.product), bool)
+        found[self.slots.index[:, self.model[unclear]]] = True
+        return found
+
+    def fill_exactly(self, slots: np.ndarray, rows: np.ndarray, place: np.ndarray, own: np.ndarray) -> None:
+        """Compares slots weight by weight; their rows stand at these places."""
+        for first in range(0, len(slots), EXACT_ROWS):
+            some = slice(first, first + EXACT_ROWS)
+            ours, theirs = own[self.slots.channel[slots[some]]], rows[place[some]]
+            if self.distance != "change":
+                ours = theirs = ours - theirs
+            # In float64 without a cast inside the sum: equal rows cost the same to the bit.
+            self.exact[slots[some]] = np.multiply(ours, theirs, dtype=np.float64).sum(axis=1)
 
     def nearest(self) -> np.ndarray:
-        """Returns each channel's model, int (channels,), and finds out which slots are open."""
-        index = self.table.index
-        rounding = self.table.size * float(np.finfo(np.float32).eps)
-        length = self.length[self.table.channel]
-        slack = rounding * np.sqrt(length.astype(np.float64) * self.squared)
-        # A channel's cost is a slot's; a layer's is that of all its channels together.
-        values = [self.product, self.squared, slack, self.moved]
-        if self.by_layer:
-            values, length = [self._sum(one[index]) for one in values], self._sum(self.length[None])
-        product, squared, slack, moved = values
+        """Returns each channel's model, int (channels,): ties go to the oldest."""
+        cost = self._sum(self.exact)
         if self.distance == "change":
-            low, high = (
-                self._disagreement(product + side * slack, squared, length, moved) for side in (2, -2)
-            )
-        else:
-            cost, slack = squared - 2 * product, 2 * slack + rounding * squared
-            low, high = cost - slack, cost + slack
-        if not self.by_layer:
-            low, high = low[index], high[index]
-        self.best = np.argmin(high, axis=0)
-        self.near = low <= high.min(axis=0)
-        chosen = index[self._spread(self.best), np.arange(index.shape[1])]
-        self.unclear = np.any(self.near & (self._sum(index != chosen) > 0), axis=0)
-        self.open = np.unique(index[self._spread(self.near & self.unclear)])
-        return self._spread(self.best)
+            cost = self._disagreement(cost)
+        cost = np.where(self.near, cost, np.inf)
+        lowest = np.flatnonzero(cost == np.minimum.reduceat(cost, self.first)[self.group])
+        oldest = lowest[np.searchsorted(self.group[lowest], np.arange(len(self.first)))]
+        return np.broadcast_to(self.model[oldest], self.slots.layer.channels)
 
-    def fill_exactly(self, part: Part, changes: jax.Array) -> None:
-        """Compares the part's open slots weight by weight."""
-        wanted = np.flatnonzero(np.isin(part.slots, self.open))
-        groups, width, _ = part.chunks[0].rows.shape
-        chunk_of, place = np.divmod(part.place[wanted], groups * width)
-        for number in np.unique(chunk_of):
-            mine = chunk_of == number
-            count = int(mine.sum())
-            # A power of two: few programs, whatever the number.
-            places = np.zeros(max(64, 1 << (count - 1).bit_length()), np.int32)
-            places[:count] = place[mine]
-            found = _exact(part.chunks[number], changes, places, self.distance == "change")
-            self.exact[part.slots[wanted[mine]]] = np.asarray(found)[:count]
-
-    def nearest_exactly(self) -> np.ndarray:
-        """Returns each channel's model, with the open slots' distances weight by weight."""
-        index, length = self.table.index, self.length[None]
-        change = self.distance == "change"
-        cost = self._sum(np.where(self.moved[index], self.exact[index], 0 if change else length))
-        if change:
-            squared, moved = self._sum(self.squared[index]), self._sum(self.moved[index])
-            cost = self._disagreement(cost, squared, self._sum(length), moved)
-        exact = np.argmin(np.where(self.near, cost, np.inf), axis=0)
-        return self._spread(np.where(self.unclear, exact, self.best))
-
-    def _disagreement(
-        self, product: np.ndarray, squared: np.ndarray, length: np.ndarray, moved: np.ndarray
-    ) -> np.ndarray:
-        """Returns the cost of "change": minus an agreement above z, else 0 for what never changed, else 1."""
-        parameters = [layer.parameters for layer in self.table.layers] if self.by_layer else self.table.size
-        norm = np.sqrt(squared.astype(np.float64) * length)
-        agreement = product / np.where(norm > 0, norm, np.inf) * np.sqrt(parameters)
-        return np.where(agreement > self.z, -agreement, np.where(moved > 0, 1.0, 0.0))
+    def _disagreement(self, product: np.ndarray) -> np.ndarray:
+        """Returns the cost of "change": minus an agreement above z, else 0 for what never moved, else 1."""
+        agreement = product * self.scale
+        return np.where(agreement > self.z, -agreement, self._sum(self.squared) > 0)
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
-        """Returns (models, channels) as they are, or by layer: summed over its channels, in float64."""
-        if not self.by_layer:
-            return values
-        return np.add.reduceat(values.astype(np.float64), self.table.first, axis=1)
-
-    def _spread(self, values: np.ndarray) -> np.ndarray:
-        """Returns (..., channels) as they are, or by layer: (..., layers) for each of its channels."""
-        if not self.by_layer:
-            return values
-        return np.repeat(values, [layer.channels for layer in self.table.layers], axis=-1)
+        """Returns the candidates' values: the slots', or by layer the sums over each model's slots."""
+        return values[self.slots.index[:, self.model]].sum(axis=0) if self.by_layer else values
 
 
 def of_any(layout: Layout, child: Mapping[str, Any], models: StoredModels, distance: str, z: float) -> Found:
@@ -182,71 +145,102 @@ def of_any(layout: Layout, child: Mapping[str, Any], models: StoredModels, dista
         distance: as in `Search`.
         z: as in `Search`.
     """
-    tables = tables_of(layout, models, "rows")
-    own, start = whole(tables, model_rows(layout, child), "rows"), starts(tables, models, "rows")
-    channels = {name: table.index.shape[1] for name, table in tables.items()}
-    best = {
-        name: (np.full(count, np.inf, np.float32), np.zeros(count, np.int32))
-        for name, count in channels.items()
+    every, start = slots_of(layout, models), models.read(0)
+    rows = _own(layout, "rows", child, start)
+    own = {
+        path: (rows[path], channel_rows(one.layer, start, slice(None), "rows")) for path, one in every.items()
     }
-    for block in blocks(tables, models, "rows"):
-        for name, part in block.items():
-            table = tables[name]
-            # Ties go to the oldest model, then to the lowest channel: to a slot's first place in `index`.
-            first = np.full(len(table.channel), table.index.size)
-            np.minimum.at(first, table.index.ravel(), np.arange(table.index.size))
-            groups, width, _ = part.chunks[0].rows.shape
-            place = np.full((len(part.chunks), groups * width), -1, np.int32)
-            place.ravel()[part.place] = first[part.slots]
-            for chunk, places in zip(part.chunks, place, strict=True):
-                best[name] = _nearer(chunk, places, own[name], start[name], best[name], distance, z)
-    return {name: np.divmod(np.asarray(place), channels[name]) for name, (_, place) in best.items()}
+    cost = {path: np.full(one.layer.channels, np.inf, np.float32) for path, one in every.items()}
+    best = {path: np.zeros(one.layer.channels, np.int32) for path, one in every.items()}
+
+    def places(path: str, slots: np.ndarray, part: Part) -> np.ndarray:
+        # Ties go to the oldest model, then to the lowest channel.
+        one, place = every[path], np.full(part.rows.shape[:3], NOWHERE, np.int32)
+        place.ravel()[part.place] = (one.model * one.layer.channels + one.channel)[slots]
+        return place
+
+    nearest = functools.partial(_nearest, distance=distance, z=z)
+    for path, _, _, found in _on_devices(layout, models, "rows", own, places, nearest):
+        for lowest, place in found:
+            nearer = (lowest < cost[path]) | ((lowest == cost[path]) & (place < best[path]))
+            cost[path], best[path] = np.where(nearer, lowest, cost[path]), np.where(nearer, place, best[path])
+    return {path: np.divmod(place, every[path].layer.channels) for path, place in best.items()}
+
+
+def _on_devices(
+    layout: Layout,
+    models: StoredModels,
+    form: Form,
+    own: Mapping[str, Any],
+    beside: Callable[[str, np.ndarray, Part], np.ndarray],
+    compare: Callable[[Any, jax.Array, jax.Array], Any],
+) -> Iterator[tuple[str, np.ndarray, Part, list[Any]]]:
+    """Yields every part of the pool, as `blocks` does, and what `compare` gave for its chunks.
+
+    Args:
+        layout: the backbone's layout.
+        models: the pool's models.
+        form: as in `blocks`.
+        own: {path: what every chunk of this layer is compared with}.
+        beside: (path, slots, part) to what else `compare` takes, stacked over the part's chunks.
+        compare: (a layer's own, a chunk's rows, what is beside them) to arrays. All are on one device, and
+            the chunks on all devices in turn.
+    """
+    devices = jax.local_devices()
+    placed = functools.cache(lambda path, device: jax.device_put(own[path], device))
+    for block in blocks(layout, models, form):
+        begun = []
+        for layer, (path, slots, part) in enumerate(block):
+            for chunk, each in enumerate(zip(part.rows, beside(path, slots, part), strict=True)):
+                # By its number, so that a pool that grows compiles no program for another device.
+                device = devices[(layer + chunk) % len(devices)]
+                begun.append(compare(placed(path, device), *jax.device_put(each, device)))
+        found = iter(jax.device_get(begun))
+        for path, slots, part in block:
+            yield path, slots, part, list(itertools.islice(found, len(part.rows)))
+
+
+def _own(
+    layout: Layout, form: Form, child: Mapping[str, Any], start: Mapping[str, np.ndarray]
+) -> dict[str, jax.Array]:
+    """Returns the child's channels of every layer in a form, (channels, size)."""
+    own = {}
+    for layer in layout.layers:
+        leaves, before = ([tree[leaf] for leaf in layer.leaves] for tree in (child, start))
+        own[layer.path] = _own_layer(leaves, before, layer.gate_shape, form)
+    return own
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _own_layer(leaves: list[jax.Array], start: list[jax.Array], gate_shape: Shape, form: Form) -> jax.Array:
+    # By columns: to turn a matrix is faster than to move one axis of four.
+    turned = [to_columns(leaf, gate_shape).T for leaf in leaves]
+    rows, before = (jnp.concatenate(each, axis=1, dtype=jnp.float32) for each in (turned, start))
+    if form == "directions":
+        rows, before = direction(rows), direction(before)
+    return rows if form == "rows" else rows - before
 
 
 @jax.jit
-def _changes(
-    child: Mapping[str, jax.Array], start: Starts
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Returns the child's changes of every table, (channels, size), and their squared norms."""
-    changes = {name: child[name] - start[name] for name in start}
-    return changes, {name: jnp.sum(rows**2, axis=-1) for name, rows in changes.items()}
+def _products(own: jax.Array, rows: jax.Array, channel: jax.Array) -> jax.Array:
+    """Returns the inner products of a chunk's rows and their channels, (groups, width)."""
+    return jnp.einsum("gws,gs->gw", rows, own[channel], precision=jax.lax.Precision.HIGHEST)
 
 
-@jax.jit
-def _products(chunk: Chunk, changes: jax.Array) -> jax.Array:
-    highest = jax.lax.Precision.HIGHEST
-    return jnp.einsum("gws,gs->gw", chunk.rows, changes[chunk.channel], precision=highest)
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _exact(chunk: Chunk, changes: jax.Array, places: jax.Array, product: bool) -> jax.Array:
-    group, width = jnp.divmod(places, chunk.rows.shape[1])
-    rows, own = chunk.rows[group, width], changes[chunk.channel[group]]
-    return jnp.sum(own * rows if product else (own - rows) ** 2, axis=-1)
-
-
-@functools.partial(jax.jit, static_argnums=(5, 6))
-def _nearer(
-    chunk: Chunk,
-    place: jax.Array,
-    child: jax.Array,
-    start: jax.Array,
-    best: tuple[jax.Array, jax.Array],
-    distance: str,
-    z: float,
+@functools.partial(jax.jit, static_argnames=("distance", "z"))
+def _nearest(
+    own: tuple[jax.Array, jax.Array], rows: jax.Array, place: jax.Array, distance: str, z: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the lowest cost of each channel and its place, of the best so far and a chunk's rows."""
-    rows = chunk.rows.reshape(len(place), -1)
+    """Returns the lowest cost of each channel among a chunk's rows, and the first place that has it."""
+    rows, place = rows.reshape(-1, rows.shape[-1]), place.ravel()
 
-    def nearer(channel):
-        own, before, cost, known = channel
-        costs = jnp.where(place >= 0, _distances(own, rows, before, distance, z), jnp.inf)
-        lowest = jnp.minimum(cost, jnp.min(costs))
-        first = jnp.min(jnp.where((costs == lowest) & (place >= 0), place, jnp.iinfo(jnp.int32).max))
-        return lowest, jnp.where(cost == lowest, jnp.minimum(first, known), first)
+    def nearest(channel):
+        costs = jnp.where(place < NOWHERE, _distances(channel[0], rows, channel[1], distance, z), jnp.inf)
+        lowest = jnp.min(costs)
+        return lowest, jnp.min(jnp.where(costs == lowest, place, NOWHERE))
 
     # One channel of the child at a time: exact differences without a (channels, rows, size) array.
-    return jax.lax.map(nearer, (child, start, *best))
+    return jax.lax.map(nearest, own)
 
 
 def _distances(child: jax.Array, rows: jax.Array, start: jax.Array, distance: str, z: float) -> jax.Array:
@@ -255,16 +249,10 @@ def _distances(child: jax.Array, rows: jax.Array, start: jax.Array, distance: st
         return jnp.sum((child - rows) ** 2, axis=-1)
     if distance == "cosine":
         # One minus the cosine, as half the squared distance of the directions: 1 - x cancels near 1.
-        return 0.5 * jnp.sum((_direction(child) - _direction(rows)) ** 2, axis=-1)
+        return 0.5 * jnp.sum((direction(child) - direction(rows)) ** 2, axis=-1)
     change = rows - start
-    cosine = jnp.sum(_direction(child - start) * _direction(change), axis=-1)
+    cosine = jnp.sum(direction(child - start) * direction(change), axis=-1)
     agreement = cosine * math.sqrt(child.shape[-1])
     # A row that never changed is the pre-trained one: it costs 0, and others have to beat it by z.
     unmoved = jnp.all(change == 0, axis=-1)
     return jnp.where(agreement > z, -agreement, jnp.where(unmoved, 0.0, 1.0))
-
-
-def _direction(rows: jax.Array) -> jax.Array:
-    """Returns rows of length 1 along the last axis; zero rows stay zero."""
-    norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
-    return rows / jnp.where(norm > 0, norm, 1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cwps_jax.core.channels import Layout, to_rows
+from cwps_jax.core.channels import Layout, to_columns
 from cwps_jax.core.trees import Tree, flatten
 
 
@@ -19,7 +19,7 @@ def pack(layout: Layout, params: Tree, gates: Tree) -> dict[str, np.ndarray]:
     """
     flat, flat_gates = flatten(params), flatten(gates)
     return {
-        leaf: to_rows(flat[leaf], layer.gate_shape)[np.flatnonzero(flat_gates[layer.path])]
+        leaf: to_columns(flat[leaf], layer.gate_shape).T[np.flatnonzero(flat_gates[layer.path])]
         for layer in layout.layers
         for leaf in layer.leaves
     }

@@ -87,9 +87,10 @@ def composite(
     Raises:
         CwpsError: it is called under jit.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in flatten(child).values()):
+    flat = flatten(child)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in flat.values()):
         raise CwpsError("the search reads stored rows and compiles its own programs: call it outside of jit")
-    own = {path: leaf for path, leaf in flatten(child).items() if path in set(layout.layer_paths)}
+    own = {leaf: flat[leaf] for leaf in layout.layer_paths}
     if search.candidates == "any":
         found = nearest.of_any(layout, own, models, search.distance, search.z)
     else:
@@ -100,6 +101,7 @@ def composite(
         {path: models.owner[path][pair] for path, pair in found.items()},
         {path: models.row[path][pair] for path, pair in found.items()},
         models.read,
+        models.pretrained(),
     )
     sources = {path: Source(*(one.astype(np.int32) for one in pair)) for path, pair in found.items()}
     return unflatten(parent), sources

@@ -1,17 +1,17 @@
 """Models as the stored rows that they are made of: what one task borrowed is stored by another."""
 
-import concurrent.futures
 import dataclasses
-import os
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from cwps_jax.core.channels import Layout, from_rows, to_rows
+from cwps_jax.core.channels import Layer, Layout, Shape, to_columns
 from cwps_jax.core.recent import Recent
 
-KEPT_BYTES = 2 << 30  # rows that stay in memory from one search to the next
+KEPT_BYTES = 2 << 30  # rows that stay in the host's memory from one search to the next
+ALIGNMENT = 64  # bytes, of XLA's buffers on a CPU
 
 Rows = Mapping[str, np.ndarray]
 
@@ -25,6 +25,7 @@ class StoredModels:
             have smaller ids, and 0 is the pre-trained model.
         row: the same, the row there; the pre-trained model's rows are its channels.
         read: an owner's id to its stored rows, {path of a leaf: (rows, fan-in)}.
+        pretrained: gives the pre-trained model's leaves in their own shapes, a flat dict.
         kept: rows that were read for earlier searches, of these models and of a smaller pool's.
         planned: what one search has worked out about these models for the next.
     """
@@ -32,6 +33,7 @@ class StoredModels:
     owner: Mapping[str, np.ndarray]
     row: Mapping[str, np.ndarray]
     read: Callable[[int], Rows]
+    pretrained: Callable[[], Mapping[str, Any]]
     kept: Recent = dataclasses.field(default_factory=lambda: Recent(KEPT_BYTES))
     planned: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -42,32 +44,16 @@ class StoredModels:
         return self.planned[key]
 
 
-def whole_models(layout: Layout, models: Mapping[str, Any], count: int) -> StoredModels:
-    """Returns models that are in memory, each whole, as models of which each stores all of its rows.
-
-    Args:
-        layout: the backbone's layout.
-        models: {path of a leaf: the models stacked on a leading axis}, the pre-trained one at 0.
-        count: how many of them to use.
-    """
-    shapes = {layer.path: (count, layer.channels) for layer in layout.layers}
-    return StoredModels(
-        owner={path: np.broadcast_to(np.arange(count)[:, None], shape) for path, shape in shapes.items()},
-        row={path: np.broadcast_to(np.arange(shape[1]), shape) for path, shape in shapes.items()},
-        read=lambda number: model_rows(layout, {path: models[path][number] for path in layout.layer_paths}),
-    )
-
-
 def model_rows(layout: Layout, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns a whole model's rows, {path of a leaf: (channels, fan-in)}, in C order.
+    """Returns a whole model's rows, {path of a leaf: (channels, fan-in)}.
 
     Args:
         layout: the backbone's layout.
         params: flat dict of leaves that has the layers'.
     """
-    return _contiguous(
+    return copied(
         {
-            leaf: to_rows(np.asarray(params[leaf]), layer.gate_shape)
+            leaf: to_columns(np.asarray(params[leaf]), layer.gate_shape).T
             for layer in layout.layers
             for leaf in layer.leaves
         }
@@ -79,6 +65,7 @@ def gather(
     owner: Mapping[str, np.ndarray],
     row: Mapping[str, np.ndarray],
     read: Callable[[int], Rows],
+    pretrained: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
     """Returns the layers' leaves, a flat dict, whose channels are the named rows. Each owner is read once.
 
@@ -87,37 +74,50 @@ def gather(
         owner: {path of a kernel: int (channels,)}.
         row: the same, the row there.
         read: as in `StoredModels`.
+        pretrained: the pre-trained model's leaves; most channels are theirs, and need not be turned.
     """
-    filled: dict[str, np.ndarray] = {}
-    owners = np.unique(np.concatenate([owner[layer.path] for layer in layout.layers]))
-    for identity in owners:
-        stored = read(int(identity))
-        for layer in layout.layers:
-            taken = np.flatnonzero(owner[layer.path] == identity)
-            for leaf in layer.leaves if len(taken) else ():
-                rows = stored[leaf]
-                if leaf not in filled:
-                    filled[leaf] = np.empty((layer.channels, rows.shape[1]), rows.dtype)
-                filled[leaf][taken] = rows[row[layer.path][taken]]
-    shapes = {
-        leaf: (layer.gate_shape, shape)
-        for layer in layout.layers
-        for leaf, shape in zip(layer.leaves, layer.shapes, strict=True)
+    leaves = copied({leaf: np.asarray(pretrained[leaf]) for leaf in layout.layer_paths})
+    others: dict[int, list[tuple[Layer, np.ndarray]]] = {}
+    for layer in layout.layers:
+        owners = owner[layer.path]
+        taken = (owners != 0) | (row[layer.path] != np.arange(layer.channels))
+        for identity in np.unique(owners[taken]).tolist():
+            others.setdefault(identity, []).append((layer, taken & (owners == identity)))
+    for identity, places in sorted(others.items()):
+        stored = read(identity)
+        for layer, taken in places:
+            for leaf in layer.leaves:
+                _put(leaves[leaf], layer.gate_shape, taken, stored[leaf][row[layer.path][taken]])
+    return leaves
+
+
+def copied(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns copies in C order, which share one piece of memory that is `aligned_zeros`."""
+    copies = aligned_zeros(arrays)
+    for key, array in arrays.items():
+        copies[key][...] = array
+    return copies
+
+
+def aligned_zeros(like: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns zeros of the same shapes and types, which a CPU device takes as they are, without a copy.
+
+    They share one piece of memory: a system gives it in larger pages, several times faster than many.
+    """
+    sizes = [math.prod(one.shape) * one.dtype.itemsize for one in like.values()]
+    starts = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]).tolist()
+    raw = np.zeros(starts[-1] + ALIGNMENT, np.uint8)
+    raw = raw[-raw.ctypes.data % ALIGNMENT :]
+    return {
+        key: raw[start : start + size].view(one.dtype).reshape(one.shape)
+        for (key, one), start, size in zip(like.items(), starts, sizes, strict=False)
     }
-    turned = {leaf: from_rows(filled[leaf], *both).reshape(-1, both[1][-1]) for leaf, both in shapes.items()}
-    return {leaf: matrix.reshape(shapes[leaf][1]) for leaf, matrix in _contiguous(turned).items()}
 
 
-def _contiguous(turned: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns matrices in C order, on all cores and eight columns at a time: turning memory is slow."""
-
-    def copied(matrix: np.ndarray) -> np.ndarray:
-        if matrix.flags.c_contiguous:
-            return matrix
-        copy = np.empty(matrix.shape, matrix.dtype)
-        for first in range(0, matrix.shape[1], 8):
-            copy[:, first : first + 8] = matrix[:, first : first + 8]
-        return copy
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        return dict(zip(turned, threads.map(copied, turned.values()), strict=True))
+def _put(leaf: np.ndarray, gate_shape: Shape, taken: np.ndarray, rows: np.ndarray) -> None:
+    """Writes rows into the channels of a leaf that are taken, in place."""
+    if leaf.ndim != len(gate_shape):
+        leaf = leaf.reshape(gate_shape)
+    axes = [axis for axis, size in enumerate(gate_shape) if size != 1]
+    first = np.moveaxis(leaf, axes, range(len(axes)))
+    first[taken.reshape(first.shape[: len(axes)])] = rows.reshape(-1, *first.shape[len(axes) :])

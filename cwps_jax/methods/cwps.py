@@ -55,8 +55,7 @@ def _compact_rule(
 
 
 def _search(moment: Moment) -> tuple[Tree, Frozen]:
-    models = moment.pool.stored(moment.layout)
-    parent, sources = composite(moment.layout, moment.child, models, moment.config.search)
+    parent, sources = composite(moment.layout, moment.child, moment.pool.models, moment.config.search)
     scores = core_masks.init_scores(moment.layout, moment.config.estimator)
     return scores, Frozen(parent=parent, sources=sources)
 

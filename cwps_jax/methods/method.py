@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 
@@ -11,7 +10,7 @@ from cwps_jax.core import masks
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.compact import Placement
 from cwps_jax.core.search import Source
-from cwps_jax.core.stored import StoredModels, whole_models
+from cwps_jax.core.stored import StoredModels
 from cwps_jax.core.trees import Tree
 
 
@@ -38,21 +37,12 @@ class Pooled:
     """The models that exist so far, as a stage may see them.
 
     Attributes:
-        models: the models, oldest first and the pre-trained one at 0: a pool's, or a flat dict of the
-            layers' leaves, stacked on a leading axis.
-        count: number of models.
+        models: the models, oldest first and the pre-trained one at 0.
         names: their names, as the pool knows them.
     """
 
-    models: StoredModels | Mapping[str, Any]
-    count: int
+    models: StoredModels
     names: tuple[str, ...]
-
-    def stored(self, layout: Layout) -> StoredModels:
-        """Returns the models as the search reads them."""
-        if isinstance(self.models, StoredModels):
-            return self.models
-        return whole_models(layout, self.models, self.count)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,7 +142,8 @@ class Pool:
         packed = self._packed(version)
         ownership = self.ownership(version)
         owner, row = ({path: pair[one] for path, pair in ownership.items()} for one in (0, 1))
-        leaves = {**flatten(packed.get("own", {})), **gather(self.layout, owner, row, self._rows)}
+        shared = gather(self.layout, owner, row, self._rows, self._pretrained())
+        leaves = {**flatten(packed.get("own", {})), **shared}
         return {"params": unflatten(leaves), **packed.get("other", {})}
 
     def gates(self, task: str) -> dict[str, np.ndarray]:
@@ -198,7 +199,7 @@ class Pool:
         names = (PRETRAINED, *(task for task in self.tasks if task != without))
         stored = tuple(version.id for version in self.index.versions), names
         if self._pooled is None or self._pooled[0] != stored:
-            self._pooled = stored, Pooled(self._models(names), len(names), names)
+            self._pooled = stored, Pooled(self._models(names), names)
         return self._pooled[1]
 
     def _models(self, names: tuple[str, ...]) -> StoredModels:
@@ -208,7 +209,7 @@ class Pool:
             own = np.zeros(layer.channels, np.int32), np.arange(layer.channels, dtype=np.int32)
             pairs = [own, *(ownership[layer.path] for ownership in ownerships)]
             owner[layer.path], row[layer.path] = (np.stack(one) for one in zip(*pairs, strict=True))
-        return StoredModels(owner, row, self._rows, self._compared)
+        return StoredModels(owner, row, self._rows, self._pretrained, self._compared)
 
     def add(
         self,
@@ -280,8 +281,7 @@ class Pool:
     def _rows(self, identity: int) -> dict[str, np.ndarray]:
         """Returns the rows that an owner stores, {path of a leaf: (rows, fan-in)}."""
         if identity == 0:
-            shared = lambda: model_rows(self.layout, flatten(self._shared()["params"]))
-            return self._loaded.get(PRETRAINED, shared)
+            return self._loaded.get(PRETRAINED, lambda: model_rows(self.layout, self._pretrained()))
         return flatten(self._packed(self._by_id(identity)).get("active", {}))
 
     def _by_id(self, identity: int) -> Version:
@@ -290,6 +290,9 @@ class Pool:
     def _packed(self, version: Version) -> dict[str, Any]:
         folder = self.folder / "tasks" / version.name
         return self._loaded.get(version.id, lambda: arrays.load(folder, version.sha256))
+
+    def _pretrained(self) -> dict[str, Any]:
+        return flatten(self._shared()["params"])
 
     def _shared(self) -> dict[str, Any]:
         sha256 = self.index.pretrained_sha256
