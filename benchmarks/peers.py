@@ -84,7 +84,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--backbone", default="resnet18", help="a name that timm knows too")
-    made.add_argument("--size", type=int, default=64, help="pixels of an image's side")
+    made.add_argument("--size", type=int, default=96, help="pixels of an image's side")
     made.add_argument("--batch", type=int, default=16)
     made.add_argument("--steps", type=int, default=1, help="steps a turn, more on a GPU that runs behind")
     made.add_argument("--dtype", default="float32", choices=("bfloat16", "float32"))

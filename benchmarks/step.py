@@ -108,4 +108,4 @@ def run(
 
 
 if __name__ == "__main__":
-    run("step", KINDS, __doc__, {"size": 64, "batch": 16, "cost_batch": 64})
+    run("step", KINDS, __doc__, {"size": 96, "batch": 16, "cost_batch": 64})

@@ -96,14 +96,19 @@ def learner(folder: pathlib.Path, arguments: argparse.Namespace) -> Callable[...
 
 
 class CountCompilations:
-    """Counts the programs that XLA compiles inside a `with`.
+    """Counts the programs that XLA compiles, or reads from the persistent cache, inside a `with`.
 
     Attributes:
-        count: so far.
+        names: of the programs so far, "jit(step)" for a function `step`.
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.names: list[str] = []
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return len(self.names)
 
     def __enter__(self) -> Self:
         jax.monitoring.register_event_duration_secs_listener(self._heard)
@@ -112,5 +117,6 @@ class CountCompilations:
     def __exit__(self, *_: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._heard)
 
-    def _heard(self, event: str, seconds: float, **_: Any) -> None:
-        self.count += event == "/jax/core/compile/backend_compile_duration"
+    def _heard(self, event: str, seconds: float, *, fun_name: str = "", **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.names.append(fun_name)

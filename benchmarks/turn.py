@@ -15,13 +15,13 @@ from cwps_jax.core.channels import Layout
 from cwps_jax.core.masks import init_scores
 from cwps_jax.core.trees import select, unflatten
 from cwps_jax.data.preparation import Preparation
-from cwps_jax.methods.method import Frozen, Pooled
+from cwps_jax.methods.method import Frozen
 from cwps_jax.models import create
 from cwps_jax.modules import channel_layout
 from cwps_jax.parallel import Compiled
 from cwps_jax.train.optimizer import child_optimizer
 from cwps_jax.train.state import make_plan, start_state
-from cwps_jax.train.trainer import Trainer
+from cwps_jax.train.trainer import NO_POOL, Trainer
 
 CLASSES = 10
 ACTIVE = 0.3  # share of open channels in the hard step
@@ -68,7 +68,7 @@ class Turn:
         trainer = Trainer(model, layout, example)
         self.parallel, self.layout = trainer.parallel, layout
         state = self.parallel.replicate(state)
-        self.state, frozen = trainer._begin(begun, state, frozen, Pooled({}, 0, ()), config)
+        self.state, frozen = trainer._begin(begun, state, frozen, NO_POOL, config)
         plan = make_plan(config, begun, first_epoch=0, epochs=30, steps_per_epoch=100)
         self.frozen, self.plan = self.parallel.replicate((frozen, plan))
         self.batch = self.parallel.split(

@@ -15,6 +15,7 @@ from cwps_jax.learn import LearnedTask, composite_parent, learn_task, make_train
 from cwps_jax.models import BACKBONES
 from cwps_jax.models.pretrained import load_backbone, save_backbone
 from cwps_jax.modules import ChannelShared, channel_layout, channel_rule
+from cwps_jax.profiling import Profiler
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.objectives import accuracy, cross_entropy
 from cwps_jax.train.records import Progress
@@ -29,6 +30,7 @@ __all__ = [
     "Layout",
     "LearnedTask",
     "Pool",
+    "Profiler",
     "Progress",
     "Search",
     "Source",

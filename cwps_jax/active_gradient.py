@@ -137,9 +137,9 @@ def _active(
     **kwargs: Any,
 ) -> jax.Array:
     """Stands for a layer's operation; the kernel's gradient goes to the packed kernel alone."""
-    packed, *rest = sources
+    packed, parent, gate, placement = sources
     # Cast as the layer casts its kernel: the gradient gets the plain step's precision.
-    sources = packed.astype(kernel.dtype), *rest
+    sources = packed.astype(kernel.dtype), parent, gate, placement
     product = lambda x, k: operation(x, k, *args, **kwargs)
     return _multiply(product, features, inputs, jax.lax.stop_gradient(kernel), sources)
 

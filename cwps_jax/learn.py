@@ -17,6 +17,7 @@ from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.modules import PRIVATE, channel_layout
 from cwps_jax.parallel import Parallel
+from cwps_jax.profiling import Profiler
 from cwps_jax.store.pool import PRETRAINED, Pool
 from cwps_jax.tracing import trace_parameters
 from cwps_jax.train.evaluation import measure
@@ -90,8 +91,9 @@ def learn_task(
     if name in pool.tasks:
         raise CwpsError(f"task {name!r} is in the pool already; choose another name")
     if trainer is None:
-        objectives = {"loss": loss or cross_entropy, "metric": metric or accuracy}
-        trainer = make_trainer(model, data, **objectives, config=config)
+        trainer = make_trainer(
+            model, data, loss=loss or cross_entropy, metric=metric or accuracy, config=config
+        )
     elif loss not in (None, trainer.loss) or metric not in (None, trainer.metric):
         raise CwpsError("the trainer was made for another loss or metric; give them to make_trainer alone")
     metric = trainer.metric
@@ -168,15 +170,28 @@ def make_trainer(
     loss: Objective = cross_entropy,
     metric: Objective = accuracy,
     config: TrainConfig = TrainConfig(),
+    profiler: Profiler | None = None,
 ) -> Trainer:
-    """Returns a trainer for a model, made to the shape of the data's images."""
+    """Returns a trainer for a model, made to the shape of the data's images.
+
+    Args:
+        model: a Linen model with its head.
+        data: of any of its tasks.
+        loss, metric: see `learn_task`.
+        config: of any of its tasks; `head`, `private` and `parallel` matter.
+        profiler: looks at a few steps of every stage.
+
+    Raises:
+        CwpsError: the model has no channels to share, or no head.
+    """
     example = image_shape(data)
     layout = channel_layout(model, example, head=config.head, private=(*PRIVATE, *config.private))
     if not layout.layers:
         raise CwpsError("the model has no layer with output channels outside its head: nothing to share")
     if not layout.head:
         raise CwpsError(f"the model has no module {config.head!r}: name its head by config.head")
-    return Trainer(model, layout, example, loss=loss, metric=metric, parallel=Parallel(config.parallel))
+    parallel = Parallel(config.parallel)
+    return Trainer(model, layout, example, loss=loss, metric=metric, parallel=parallel, profiler=profiler)
 
 
 def image_shape(data: TaskData) -> jax.ShapeDtypeStruct:
@@ -199,7 +214,7 @@ def composite_parent(
         The parent, a nested dict of the layers' leaves, and {path of a kernel: `Source`}, whose `model`
         counts ``pool.pooled().names``.
     """
-    return composite(pool.layout, child, pool.pooled().stored(pool.layout), search)
+    return composite(pool.layout, child, pool.pooled().models, search)
 
 
 def check_classes(pool: Pool, name: str, data: TaskData) -> None:

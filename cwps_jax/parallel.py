@@ -92,6 +92,11 @@ class Parallel:
 
         return jax.tree.map(place, batch)
 
+    def seen(self, tree: Any) -> Any:
+        """Returns the shapes of placed arrays, as a compiled function sees them."""
+        first = 1 if self.mode == "pmap" else 0  # the axis that pmap maps over
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[first:], leaf.dtype), tree)
+
     def compile(
         self, function: Callable[..., Any], *, donate: tuple[int, ...] = (), split_output: bool = False
     ) -> "Compiled":
@@ -105,7 +110,8 @@ class Parallel:
         if self.mode == "pmap":
             return Compiled(jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate))
         sharding = self._sharding(split_output)
-        return Compiled(jax.jit(function, donate_argnums=donate, out_shardings=sharding))
+        jitted = jax.jit(function, donate_argnums=donate, out_shardings=sharding)
+        return Compiled(jitted, devices=len(self.devices))
 
     def fetch(self, tree: Any, *, split: bool = False) -> Any:
         """Returns the tree as NumPy arrays on the host. Waits for the devices."""
@@ -120,16 +126,25 @@ class Parallel:
 class Compiled:
     """A jitted function that is compiled ahead of its first call, so that its costs can be read.
 
+    Args:
+        jitted: the function.
+        devices: over how many one program of it is spread: of jit all, of pmap each has its own.
+
     Attributes:
-        flops: floating-point operations of the last call, by XLA's count, or None before the first.
+        flops: floating-point operations of the last call, one device's share, or None before the first. XLA
+            counts them in what it is handed: what it makes of that calls libraries on a GPU, which it does
+            not look into.
+        bytes_accessed: bytes that the compiled program reads and writes on one device, by XLA's count.
         peak_bytes: bytes of arguments, results and temporaries of the last call, by XLA's own analysis.
         compilations: how many programs were compiled: one for each set of shapes.
     """
 
-    def __init__(self, jitted: Any) -> None:
+    def __init__(self, jitted: Any, devices: int = 1) -> None:
         self._jitted = jitted
+        self._devices = devices
         self._programs: dict[Any, Any] = {}
         self.flops: float | None = None
+        self.bytes_accessed: float | None = None
         self.peak_bytes: int | None = None
 
     @property
@@ -145,7 +160,8 @@ class Compiled:
         leaves, structure = jax.tree.flatten(args)
         signature = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if signature not in self._programs:
-            program = self.lower(*args).compile()
+            lowered = self.lower(*args)
+            program = lowered.compile()
             memory = program.memory_analysis()
             peak_bytes = memory and (
                 memory.argument_size_in_bytes
@@ -153,9 +169,10 @@ class Compiled:
                 + memory.temp_size_in_bytes
                 - memory.alias_size_in_bytes
             )
-            flops = (program.cost_analysis() or {}).get("flops")
-            self._programs[signature] = program, flops, peak_bytes
-        program, self.flops, self.peak_bytes = self._programs[signature]
+            flops = (lowered.cost_analysis() or {}).get("flops")
+            bytes_accessed = (program.cost_analysis() or {}).get("bytes accessed")
+            self._programs[signature] = program, flops and flops / self._devices, bytes_accessed, peak_bytes
+        program, self.flops, self.bytes_accessed, self.peak_bytes = self._programs[signature]
         return program
 
     def __call__(self, *args: Any) -> Any:

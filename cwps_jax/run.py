@@ -19,6 +19,8 @@ from cwps_jax.data.task import TaskData
 from cwps_jax.learn import check_classes, learn_task, make_trainer, train_task
 from cwps_jax.parallel import Parallel
 from cwps_jax.pretraining import check_source, load_weights, model_options, pretrain, stored_pool
+from cwps_jax.profiling import Profiler
+from cwps_jax.report.costs import show_costs
 from cwps_jax.report.draws import draw_folders, summarise
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, versions, write_json
@@ -36,11 +38,16 @@ def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
     Raises:
         CwpsError: the config, the data or the workdir does not fit; nothing has been written then.
     """
+    profiler = None
+    if config.profile:
+        profiler = Profiler(workdir / "profile", dtype=config.dtype, recomputes=config.remat)
     trainer = None  # its compiled steps serve all draws
     for draw, folder in draw_folders(config, workdir):
         if draw is not config:
             console.print(f"{folder.name}: seed {draw.seed}", highlight=False)
-        trainer = _learn_draw(draw, folder, console, trainer)
+        trainer = _learn_draw(draw, folder, console, trainer, profiler)
+    if profiler:
+        show_costs(profiler, console)
 
 
 def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[str, Any]:
@@ -60,7 +67,11 @@ def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[s
 
 
 def _learn_draw(
-    config: RunConfig, workdir: pathlib.Path, console: Console, trainer: Trainer | None
+    config: RunConfig,
+    workdir: pathlib.Path,
+    console: Console,
+    trainer: Trainer | None,
+    profiler: Profiler | None,
 ) -> Trainer:
     cache = _open_cache(config)
     with console.status("looking through the data"):
@@ -72,7 +83,9 @@ def _learn_draw(
     # One head size for all, so that all tasks share compiled steps; each keeps its own part of it.
     everything = [*tasks.values(), *([source] if source else [])]
     widest = max(everything, key=lambda one: one.classes or 0)
-    trainer = trainer or make_trainer(make_model(widest.classes or 0), widest, config=config.train)
+    trainer = trainer or make_trainer(
+        make_model(widest.classes or 0), widest, config=config.train, profiler=profiler
+    )
     settings = {name: _settings(config, name, task, trainer) for name, task in tasks.items()}
     if source is not None:
         check_source(config, source)
@@ -209,8 +222,8 @@ def _learn_one(
     for method in compared:
         settings = dataclasses.replace(config, method=method)
         _, variables = train_task(pool, model, padded, settings, trainer, observe)
-        outputs = trainer.predictor(model)(variables, task.test, config.batch_size)
-        notes[f"{method}_accuracy"] = measure(accuracy, outputs, task.test)
+        outputs = trainer.predictor(model)(variables, padded.test, config.batch_size)
+        notes[f"{method}_accuracy"] = measure(accuracy, outputs, padded.test)
     learned = learn_task(
         pool, name, model, padded, config=config, trainer=trainer, observe=observe, notes=notes
     )

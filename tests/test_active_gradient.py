@@ -104,7 +104,7 @@ CASES = {
     "dense": Case(nn.Dense(32), (6, 8)),
     "dense of tokens": Case(nn.Dense(32, use_bias=False), (32, 5, 24)),
     "dense general": Case(nn.DenseGeneral((4, 8), axis=(-2, -1)), (32, 5, 3, 2)),
-    "attention": Case(Attending(), (2, 5, 16)),
+    "attention": Case(Attending(), (2, 5, 16), tolerance=1e-4),  # its softmax cancels
     "conv": Case(nn.Conv(32, (3, 3)), image),
     "conv 1x1 without bias": Case(nn.Conv(32, (1, 1), use_bias=False), image),
     "conv strided": Case(nn.Conv(32, (3, 3), 2, padding=1), image),
@@ -162,10 +162,12 @@ def test_gradients_are_the_dense_forms(name):
         program(tree, inputs) for program, tree in zip(programs, (child, packed), strict=True)
     )
     assert float(value) == pytest.approx(float(ours), rel=1e-5)
-    chex.assert_trees_all_close(of_inputs, also_of_inputs, rtol=1e-5, atol=1e-7)
+    largest = np.abs(of_inputs).max()  # attention's gradients cancel: rounding is of what cancels
+    np.testing.assert_allclose(also_of_inputs, of_inputs, rtol=0, atol=1e-5 * largest)
     wanted = flatten(pack(jax.device_get(of_child), gates, placed))
+    overall = max(np.abs(leaf).max() for leaf in wanted.values())
     for path, gradient in flatten(of_packed).items():
-        scale = np.abs(wanted[path]).max()
+        scale = max(np.abs(wanted[path]).max(), 0.05 * overall)  # the gradient of a key's bias is zero
         np.testing.assert_allclose(gradient, wanted[path], rtol=0, atol=case.tolerance * scale, err_msg=path)
         assert not np.any(gradient[:, -1]), path  # the column of padding
         assert gradient.dtype == wanted[path].dtype

@@ -19,6 +19,7 @@ RANKS = {
     "config": 1,
     "modules": 1,
     "parallel": 1,
+    "profiling": 2,
     "command_line": 2,
     "models": 2,
     "methods": 2,

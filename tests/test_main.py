@@ -121,10 +121,18 @@ def without_times(results: dict) -> dict:
     return {**results, "tasks": tasks}
 
 
-def test_one_seed_gives_one_result(finished, tmp_path):
-    done = main(tmp_path / "again", *SMALL)
+def test_one_seed_gives_one_result_profiled_or_not(finished, tmp_path):
+    done = main(tmp_path / "again", *SMALL, "--config.profile=true")
     assert done.returncode == 0, done.stderr
     assert without_times(read_results(tmp_path / "again")) == without_times(read_results(finished[0]))
+    stages = ("finetune_finetune", "probe_probe", "cwps_warm-up", "cwps_soft", "cwps_hard")
+    folder = tmp_path / "again" / "profile"
+    assert [stage["trace"] for stage in json.loads((folder / "steps.json").read_text())["stages"]] == [
+        *stages
+    ]
+    assert all(list((folder / stage).rglob("perfetto_trace.json.gz")) for stage in stages)
+    for shown in ("MFU", "peak unknown", f"--logdir {folder}"):
+        assert shown in done.stdout
 
 
 def test_the_same_command_again_skips_what_is_learned(finished):

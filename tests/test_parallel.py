@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stored_models import whole_models
 
 from cwps_jax import CwpsError, TrainConfig, Trainer
 from cwps_jax.core.trees import flatten
@@ -41,7 +42,7 @@ def runs(tiny_model, tiny_layout, tiny_variables, moved):
     split = {"image": images.astype(np.float32), "label": label}
     start = flatten(tiny_variables["params"])
     other = flatten(moved(tiny_variables["params"], 0.02, 1))
-    models = {path: np.stack([start[path], other[path]]) for path in tiny_layout.layer_paths}
+    models = whole_models(tiny_layout, [start, other])
     config = TrainConfig(
         epochs=12,
         warm_up_share=1 / 3,
@@ -59,7 +60,7 @@ def runs(tiny_model, tiny_layout, tiny_variables, moved):
         parallel = Recording(mode, tuple(jax.devices()[:count]))
         example = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
         trainer = Trainer(tiny_model, tiny_layout, example, parallel=parallel)
-        trained = trainer.train(tiny_variables, split, config, Pooled(models, 2, ("pretrained", "a@1")))
+        trained = trainer.train(tiny_variables, split, config, Pooled(models, ("pretrained", "a@1")))
         found[door] = trained, parallel.fetched
     return found
 
@@ -143,7 +144,7 @@ def test_a_program_is_compiled_once_for_each_set_of_shapes_and_knows_its_cost():
     for _ in range(3):
         double(x, x.T)
     assert double.compilations == 1
-    assert double.flops >= 2 * 4 * 8 * 4
+    assert double.flops == pytest.approx(2 * 4 * 8 * 4, rel=0.01)
     assert double.peak_bytes >= 4 * (32 + 32 + 16)
     double(x.T, x)
     assert double.compilations == 2

@@ -47,6 +47,8 @@ class RunConfig(TrainConfig, DataConfig):
             results.json then gives means and deviations over them.
         least_steps: fewest training steps of a task; epochs are added where its data give fewer.
         compilation_cache: folder of compiled programs that later runs reuse; "" for none.
+        profile: whether a few steps of each stage are traced, the first time that it is trained, and what a
+            step costs is written down: see profile/ in the workdir.
     """
 
     backbone: str = "resnet8"
@@ -62,6 +64,7 @@ class RunConfig(TrainConfig, DataConfig):
     draws: int = 1
     least_steps: int = 0
     compilation_cache: str = "~/.cache/cwps_jax"
+    profile: bool = False
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)

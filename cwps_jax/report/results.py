@@ -17,7 +17,7 @@ import jax
 from cwps_jax.core import accounting
 from cwps_jax.data.task import TaskData
 from cwps_jax.learn import check_classes, outputs_sha256
-from cwps_jax.parallel import Parallel
+from cwps_jax.parallel import Compiled, Parallel
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import Predictor, measure
 from cwps_jax.train.objectives import accuracy
@@ -47,13 +47,16 @@ def measure_pool(
         parallel: how batches are spread over devices.
         batch_size: images a batch.
     """
-    tasks, forgetting, predictors = [], [], {}
+    tasks, forgetting = [], []
+    predictors: dict[int, Predictor] = {}
+    programs: dict[str, Compiled] = {}
     for name in pool.tasks:
         data = load(name)
         check_classes(pool, name, data)
         classes = data.classes or 0
         if classes not in predictors:
-            predictors[classes] = Predictor(make_model(classes), parallel)
+            head = pool.layout.head_paths
+            predictors[classes] = Predictor(make_model(classes), parallel, head=head, programs=programs)
         outputs = predictors[classes](pool.effective(name), data.test, batch_size)
         version, count = pool.version(name), pool.count(name)
         at_end = measure(accuracy, outputs, data.test)

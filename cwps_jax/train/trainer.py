@@ -1,5 +1,6 @@
 """`Trainer`: runs a method's stages for one task after another, with one compiled step a stage."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -17,26 +18,28 @@ from cwps_jax.active_gradient import gradient_work
 from cwps_jax.config import TrainConfig
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.compact import Capacity, choose_capacity
+from cwps_jax.core.stored import StoredModels
 from cwps_jax.core.trees import Tree, select
-from cwps_jax.data.pipeline import ahead, steps_per_epoch, training_batches
+from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
 from cwps_jax.methods.method import Frozen, Moment, Pooled, Stage
 from cwps_jax.parallel import Compiled, Parallel
+from cwps_jax.profiling import Profiler
 from cwps_jax.tracing import cast_types, mode, parameter_depths
+from cwps_jax.train.epochs import mean_statistics, run_epoch
 from cwps_jax.train.evaluation import Predictor
 from cwps_jax.train.objectives import Objective, accuracy, cross_entropy, smoothed
 from cwps_jax.train.optimizer import child_optimizer, score_optimizer
 from cwps_jax.train.records import Progress, Trained
-from cwps_jax.train.state import Plan, TrainState, compact_state, in_cast_types, make_plan, start_state
+from cwps_jax.train.state import TrainState, compact_state, in_cast_types, make_plan, start_state
 from cwps_jax.train.step import make_norm_step, make_step
 
 # What the optimizers are built from.
 CHILD_SETTINGS = ("optimizer", "momentum", "weight_decay", "layer_decay")
 SCORE_SETTINGS = ("score_optimizer", "momentum")
 
-# Steps that the host runs ahead of the device: it never waits inside an epoch, and batches do not pile up.
-IN_FLIGHT = 3
+NO_POOL = Pooled(StoredModels({}, {}, lambda owner: {}, dict), ())  # for methods that do not search
 
 
 class Trainer:
@@ -48,6 +51,7 @@ class Trainer:
         example: shape and type of a batch of one image.
         loss, metric: functions of (outputs, batch) to one value per item; a metric is better when larger.
         parallel: how steps are spread over devices.
+        profiler: looks at a few steps of every stage.
     """
 
     def __init__(
@@ -59,23 +63,26 @@ class Trainer:
         loss: Objective = cross_entropy,
         metric: Objective = accuracy,
         parallel: Parallel | None = None,
+        profiler: Profiler | None = None,
     ) -> None:
         self.model = model
         self.layout = layout
         self.loss = loss
         self.metric = metric
         self.parallel = parallel or Parallel()
+        self.profiler = profiler
         self.example = example
         self._steps: dict[Any, Compiled] = {}
         self._capacities: list[Capacity] = []
         self._predictors: dict[int, Predictor] = {}
+        self._forwards: dict[str, Compiled] = {}
 
     def train(
         self,
         variables: Mapping[str, Any],
         split: Split | Arrays,
         config: TrainConfig,
-        pool: Pooled = Pooled({}, 0, ()),
+        pool: Pooled = NO_POOL,
         observe: Callable[[Progress], None] = lambda progress: None,
     ) -> Trained:
         """Runs all stages of the config's method.
@@ -115,20 +122,23 @@ class Trainer:
             step = self._step(stage, config, averages, split.preparation)
             used.append(step)
             seconds = []
-            for epoch in range(done, done + stage.epochs):
-                state, measured, elapsed = self._epoch(step, state, held, told, split, config, epoch)
-                seconds.append(elapsed)
-                observe(
-                    Progress(
-                        method=method.name,
-                        stage=stage.name,
-                        epoch=epoch + 1,
-                        epochs=epochs,
-                        last_of_stage=epoch + 1 == done + stage.epochs,
-                        seconds_per_epoch=float(np.median(seconds)),
-                        **measured,
+            with self._watched(step, method.name, stage.name, stage.epochs * steps) as taken:
+                for epoch in range(done, done + stage.epochs):
+                    state, measured, elapsed = run_epoch(
+                        taken, state, held, told, split, config, self.parallel, epoch
                     )
-                )
+                    seconds.append(elapsed)
+                    observe(
+                        Progress(
+                            method=method.name,
+                            stage=stage.name,
+                            epoch=epoch + 1,
+                            epochs=epochs,
+                            last_of_stage=epoch + 1 == done + stage.epochs,
+                            seconds_per_epoch=float(np.median(seconds)),
+                            **measured,
+                        )
+                    )
             done += stage.epochs
         state = self.parallel.fetch(state)
         final = state.average or {"params": state.child, **state.other}
@@ -165,13 +175,24 @@ class Trainer:
     def predictor(self, model: nn.Module) -> Predictor:
         """Returns the predictor of a model, the same one each time, so that it compiles once."""
         # By identity: a user's module need not be hashable. The predictor keeps its model alive.
-        return self._predictors.setdefault(id(model), Predictor(model, self.parallel))
+        if id(model) not in self._predictors:
+            self._predictors[id(model)] = Predictor(
+                model, self.parallel, head=self.layout.head_paths, programs=self._forwards
+            )
+        return self._predictors[id(model)]
 
     def _init(self, key: jax.Array, batch: jax.Array) -> Tree:
         return self.model.init(key, batch, **mode(self.model, train=False))
 
     def _example_batch(self) -> jax.Array:
         return jnp.zeros(self.example.shape, self.example.dtype)
+
+    def _watched(
+        self, step: Compiled, method: str, stage: str, steps: int
+    ) -> contextlib.AbstractContextManager[Callable[..., Any]]:
+        if not self.profiler:
+            return contextlib.nullcontext(step)
+        return self.profiler.watched(step, method, stage, steps)
 
     def _begin(
         self, stage: Stage, state: TrainState, frozen: Frozen, pool: Pooled, config: TrainConfig
@@ -185,42 +206,9 @@ class Trainer:
             host, frozen = compact_state(host, frozen, self.layout, self._capacity(frozen.gates))
         return self.parallel.replicate(host), frozen
 
-    def _epoch(
-        self,
-        step: Compiled,
-        state: TrainState,
-        frozen: Frozen,
-        plan: Plan,
-        split: Split,
-        config: TrainConfig,
-        epoch: int,
-    ) -> tuple[TrainState, dict[str, float], float]:
-        """Returns the state after one epoch, the epoch's metrics, and its seconds."""
-        began = time.perf_counter()
-        steps = steps_per_epoch(split, config.batch_size)
-        kept: list[Any] = []
-        batches = training_batches(
-            split, config.batch_size, config.seed, epoch * steps, (epoch + 1) * steps, self.parallel.share
-        )
-        for batch in ahead(map(self.parallel.split, batches), split.prefetch):
-            state, metrics = step(state, frozen, plan, batch)
-            kept.append(metrics)
-            if len(kept) > IN_FLIGHT:
-                jax.block_until_ready(kept[-IN_FLIGHT])
-        rows = self.parallel.fetch(kept)
-        measured = {
-            "loss": float(np.mean([row["loss"] for row in rows])),
-            "metric": float(np.mean([row["metric"] for row in rows])),
-            "private": float(rows[-1]["private"]),
-            "lambda_": float(rows[-1]["lambda"]),
-        }
-        if not np.isfinite(measured["loss"]):
-            raise FloatingPointError(
-                f"the loss is {measured['loss']} in epoch {epoch + 1}; lower config.learning_rate"
-            )
-        return state, measured, time.perf_counter() - began
-
-    def _reestimate_norms(self, stage, state, frozen, split, config, start):
+    def _reestimate_norms(
+        self, stage: Stage, state: TrainState, frozen: Frozen, split: Split, config: TrainConfig, start: int
+    ) -> TrainState:
         """Returns the state with norm statistics averaged over single batches of training data."""
         statistics = self._compiled(
             ("norms", stage.effective, split.preparation),
@@ -228,19 +216,7 @@ class Trainer:
                 make_norm_step(stage, self.model, self.parallel.axis_name, split.preparation)
             ),
         )
-        count = min(config.norm_batches, steps_per_epoch(split, config.batch_size))
-        batches = training_batches(
-            split, config.batch_size, config.seed, start, start + count, self.parallel.share
-        )
-        found = self.parallel.fetch(
-            [
-                statistics(
-                    state, frozen, self.parallel.replicate(np.int32(number)), self.parallel.split(batch)
-                )
-                for number, batch in enumerate(batches, start)
-            ]
-        )
-        average = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float32), *found)
+        average = mean_statistics(statistics, state, frozen, split, config, self.parallel, start)
         return dataclasses.replace(state, other={**state.other, **self.parallel.replicate(average)})
 
     def _child_optimizer(self, config: TrainConfig) -> optax.GradientTransformation:
