@@ -48,8 +48,10 @@ AS_TIMED = f"{BEHIND} --cost-size 0 --cost-batch 0"
 RUNS = {
     "cpu": (
         Run("step"),
+        Run("step", "--size 96", "small"),
         Run("step", "--backbone resnet50 --repeats 0", "resnet50"),
         Run("hard"),
+        Run("hard", "--size 96", "small"),
         Run("hard", "--backbone resnet50 --repeats 0 --cost-batch 32", "resnet50"),
         Run("hard", "--backbone resnet50 --repeats 0 --cost-batch 256", "resnet50_batch256"),
         Run("task"),
@@ -58,7 +60,7 @@ RUNS = {
         Run("compile"),
         Run("input"),
         Run("peers", suffix="float32"),
-        Run("peers", "--dtype bfloat16", "bfloat16"),
+        Run("peers", "--dtype bfloat16 --size 96", "bfloat16_small"),
         Run("backbone"),
     ),
     "gpu": (

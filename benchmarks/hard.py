@@ -19,4 +19,4 @@ FORMS: dict[str, Make] = {
 }
 
 if __name__ == "__main__":
-    run("hard", FORMS, __doc__, {"backbone": "resnet34", "size": 96, "batch": 16, "cost_batch": 32})
+    run("hard", FORMS, __doc__, {"size": 224, "batch": 16, "cost_batch": 32})

@@ -23,7 +23,7 @@ from workers import Calls, both, serve
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-QUICK = {"size": 32, "batch": 4, "repeats": 4, "torch_compile": False}
+QUICK = {"backbone": "resnet18", "size": 32, "batch": 4, "repeats": 4, "torch_compile": False}
 CALLS = {"jax": ("finetune", "soft", "hard"), "torch": ("finetune", "taps")}
 PAIRS = {
     "finetune_over_torch": ("jax finetune", "torch finetune"),
@@ -83,8 +83,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     made = parser(__doc__)
-    made.add_argument("--backbone", default="resnet18", help="a name that timm knows too")
-    made.add_argument("--size", type=int, default=96, help="pixels of an image's side")
+    made.add_argument("--backbone", default="resnet34", help="a name that timm knows too")
+    made.add_argument("--size", type=int, default=224, help="pixels of an image's side")
     made.add_argument("--batch", type=int, default=16)
     made.add_argument("--steps", type=int, default=1, help="steps a turn, more on a GPU that runs behind")
     made.add_argument("--dtype", default="float32", choices=("bfloat16", "float32"))

@@ -1,6 +1,6 @@
 """Soft and hard CWPS steps against a plain fine-tuning step: time, FLOPs and peak memory, as ratios.
 
-    python benchmarks/step.py --backbone resnet18 --out benchmarks/results/step_cpu.json
+    python benchmarks/step.py --out benchmarks/results/step_cpu.json
 
 The steps take turns in one process, so that a machine whose speed drifts is fair to all of them. Time is the
 median of the ratios turn by turn. FLOPs and memory are XLA's own analysis of the compiled steps, at a size of
@@ -24,7 +24,7 @@ Make = Callable[[argparse.Namespace, int, int], Turn]  # arguments, size, batch
 
 BASELINE = "finetune"
 KINDS: dict[str, Make] = {stage: functools.partial(Turn, stage) for stage in (BASELINE, "soft", "hard")}
-QUICK = {"size": 32, "batch": 8, "repeats": 8, "cost_size": 32, "cost_batch": 8}
+QUICK = {"backbone": "resnet18", "size": 32, "batch": 8, "repeats": 8, "cost_size": 32, "cost_batch": 8}
 
 
 def measure(kinds: Mapping[str, Make], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def run(
 ) -> None:
     """Parses the flags of a benchmark of steps, and measures and publishes it."""
     made = parser(description)
-    made.add_argument("--backbone", default="resnet18")
+    made.add_argument("--backbone", default="resnet34")
     made.add_argument("--size", type=int, help="pixels of an image's side")
     made.add_argument("--batch", type=int)
     made.add_argument("--steps", type=int, default=1, help="steps a turn, more on a GPU that runs behind")
@@ -108,4 +108,4 @@ def run(
 
 
 if __name__ == "__main__":
-    run("step", KINDS, __doc__, {"size": 96, "batch": 16, "cost_batch": 64})
+    run("step", KINDS, __doc__, {"size": 224, "batch": 16, "cost_batch": 64})

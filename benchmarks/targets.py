@@ -52,6 +52,7 @@ _STEP, _VIT, _HARD = "step_gpu_resnet50.json", "step_gpu_vit_b16.json", "hard_gp
 _PEERS, _PEERS_GPU = "peers_cpu_float32.json", "peers_gpu_bfloat16.json"
 ROWS = (
     Row("soft step over fine-tuning: time", "soft_time", Goal("step_cpu.json", 1.03), Goal(_STEP, 1.01)),
+    Row("soft step over fine-tuning: time, 96 px", "soft_time", Goal("step_cpu_small.json", 1.03), None),
     Row("soft step over fine-tuning: time, ViT-B/16", "soft_time", None, Goal(_VIT, 1.01)),
     Row(
         "soft step over fine-tuning: peak memory, ResNet-50",
@@ -66,6 +67,7 @@ ROWS = (
         Goal(_HARD, 0.78),
     ),
     Row("hard step: time", "hard_time", Goal("hard_cpu.json", 0.85), Goal(_HARD, 0.85)),
+    Row("hard step: time, 96 px", "hard_time", Goal("hard_cpu_small.json", 0.85), None),
     Row(
         "hard step: peak memory, ResNet-50, batch 32",
         "hard_memory",
