@@ -42,11 +42,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     made = parser(__doc__)
-    made.add_argument("--backbone", default="resnet18")
-    made.add_argument("--size", type=int, default=224, help="pixels of an image's side")
+    made.add_argument("--backbone", default="resnet34")
+    made.add_argument("--size", type=int, default=96, help="pixels of an image's side")
     made.add_argument("--batch", type=int, default=16)
     made.add_argument("--dtype", default="float32")
-    made.add_argument("--steps", type=int, default=4, help="steps an epoch")
+    made.add_argument("--steps", type=int, default=8, help="steps an epoch")
     made.add_argument("--epochs", type=int, default=4)
     arguments = parse(made, QUICK)
     publish("task", measure(arguments), arguments)

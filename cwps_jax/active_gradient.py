@@ -165,9 +165,81 @@ def _multiply_backward(product, features, residuals, gradient):
     # Padding is zeroed in the result, which is smaller than the activations.
     chosen = jnp.take(gradient, channels, axis=-1, mode="clip")
     narrow = jax.ShapeDtypeStruct((*kernel.shape[:-features], len(channels)), kernel.dtype)
-    (of_kernel,) = jax.linear_transpose(lambda k: product(inputs, k), narrow)(chosen)
+    of_kernel = _kernel_gradient(product, inputs, chosen, narrow)
     of_packed = of_kernel.reshape(-1, len(channels))
     return of_inputs, None, (jnp.where(channels < total, of_packed, 0), None, None, None)
+
+
+def _kernel_gradient(
+    product: Product, inputs: jax.Array, gradient: jax.Array, kernel: jax.ShapeDtypeStruct
+) -> jax.Array:
+    """Returns the gradient of a kernel, (..., its channels), from that of its outputs."""
+
+    def plain(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jax.linear_transpose(lambda k: product(inputs, k), kernel)(gradient)[0]
+
+    # Not of 1 x 1: it gains little, and inputs that other layers read too would be kept in two layouts.
+    (equation, *more) = jax.make_jaxpr(product)(inputs, kernel).eqns
+    of = equation.params
+    turns = (
+        not more
+        and equation.primitive.name == "conv_general_dilated"
+        and all(step == 1 for step in (*of["window_strides"], *of["lhs_dilation"]))
+        and kernel.shape[of["dimension_numbers"].rhs_spec[1]] >= kernel.shape[-1]
+        and any(kernel.shape[axis] > 1 for axis in of["dimension_numbers"].rhs_spec[2:])
+    )
+    if not turns:
+        return plain(inputs, gradient)
+    return jax.lax.platform_dependent(
+        inputs, gradient, cpu=functools.partial(_turned, of, kernel), default=plain
+    )
+
+
+def _turned(
+    of: Mapping[str, Any], kernel: jax.ShapeDtypeStruct, inputs: jax.Array, gradient: jax.Array
+) -> jax.Array:
+    """Returns a kernel's gradient as a convolution of the outputs' gradient by the inputs.
+
+    The usual one is of the inputs by that gradient, whose few channels then are the vectors that a CPU
+    multiplies by: 24 channels of 64 took two thirds of the time of all, and take less than half this way.
+
+    Args:
+        of: parameters of the convolution, without strides.
+        kernel: the kernel's shape and type.
+        inputs, gradient: the convolution's inputs and its outputs' gradient.
+    """
+    numbers = of["dimension_numbers"]
+    shapes = (
+        [array.shape[axis] for axis in spec[2:]]
+        for array, spec in (
+            (inputs, numbers.lhs_spec),
+            (gradient, numbers.out_spec),
+            (kernel, numbers.rhs_spec),
+        )
+    )
+    padding = [
+        ((size - 1) * dilation - low, entered + low - left)
+        for entered, left, size, dilation, (low, _) in zip(
+            *shapes, of["rhs_dilation"], of["padding"], strict=True
+        )
+    ]
+    swapped = lambda spec: (
+        spec[1],
+        spec[0],
+        *spec[2:],
+    )  # channels are the batch, and the batch is summed over
+    reversed_kernel = jax.lax.conv_general_dilated(
+        gradient,
+        inputs,
+        window_strides=of["rhs_dilation"],
+        padding=padding,
+        dimension_numbers=jax.lax.ConvDimensionNumbers(
+            swapped(numbers.out_spec), swapped(numbers.lhs_spec), numbers.rhs_spec
+        ),
+        precision=of["precision"],
+        preferred_element_type=kernel.dtype,
+    )
+    return jax.lax.rev(reversed_kernel, numbers.rhs_spec[2:])
 
 
 def _after(first: jax.Array, value: jax.Array) -> jax.Array:

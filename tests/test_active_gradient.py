@@ -99,7 +99,7 @@ class Own(nn.Dense):
         return inputs @ jax.nn.standardize(kernel, axis=0)
 
 
-image = (4, 9, 9, 8)
+image = (4, 9, 9, 24)
 CASES = {
     "dense": Case(nn.Dense(32), (6, 8)),
     "dense of tokens": Case(nn.Dense(32, use_bias=False), (32, 5, 24)),
@@ -111,8 +111,10 @@ CASES = {
     "conv dilated": Case(nn.Conv(32, (3, 3), kernel_dilation=2, padding="VALID"), image),
     "conv input dilated": Case(nn.Conv(32, (3, 3), padding=2, input_dilation=2), image),
     "conv uneven": Case(nn.Conv(32, (5, 2), (3, 1), padding=((2, 1), (0, 3))), image),
+    "conv unevenly padded": Case(nn.Conv(32, (4, 2), padding=((2, 1), (0, 3))), image),
+    "conv of few inputs": Case(nn.Conv(32, (3, 3)), (4, 9, 9, 3)),
     "conv circular": Case(nn.Conv(32, (3, 3), padding="CIRCULAR"), image),
-    "conv 1d": Case(nn.Conv(32, 3, padding="CAUSAL"), (4, 9, 8)),
+    "conv 1d": Case(nn.Conv(32, 3, padding="CAUSAL"), (4, 9, 24)),
     "conv of two batch axes": Case(nn.Conv(32, (3, 3)), (2, *image)),
     # Sums in another order, rounded to eight bits.
     "conv in bfloat16": Case(nn.Conv(32, (3, 3), dtype=jnp.bfloat16), image, tolerance=2e-2),
@@ -120,8 +122,8 @@ CASES = {
     "called twice": Case(Twice(), (6, 24)),
     "tied": Case(Tied(), (6, 8)),
     "grouped": Case(nn.Conv(32, (3, 3), feature_group_count=2), image, narrow=False),
-    "depthwise": Case(nn.Conv(8, (3, 3), feature_group_count=8), image, narrow=False),
-    "masked": Case(nn.Conv(32, (1, 1), mask=np.tri(8, 32)[None, None]), image, narrow=False),
+    "depthwise": Case(nn.Conv(24, (3, 3), feature_group_count=24), image, narrow=False),
+    "masked": Case(nn.Conv(32, (1, 1), mask=np.tri(24, 32)[None, None]), image, narrow=False),
     "transposed": Case(nn.ConvTranspose(32, (3, 3), (2, 2), transpose_kernel=True), image, narrow=False),
     "of each item": Case(nn.DenseGeneral(32, batch_dims=(0,)), (2, 5, 8), narrow=False),
     "scanned": Case(Blocks("scan"), (6, 24), narrow=False),
