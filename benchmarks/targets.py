@@ -169,9 +169,9 @@ def _measured(ratio: str, goal: Goal, results: Results) -> str:
         return "the device does not tell"
     value, told = result["ratios"][ratio], _value(result, ratio)
     if value > goal.most:
-        return f"{told}: missed by {value - goal.most:.3f}"
+        return f"{told}: missed by {value - goal.most:.2g}"
     if value < goal.least:
-        return f"{told}: missed by {goal.least - value:.3f}"
+        return f"{told}: missed by {goal.least - value:.2g}"
     bounded = math.isfinite(goal.most) or math.isfinite(goal.least)
     return f"{told}: met" if bounded else told
 

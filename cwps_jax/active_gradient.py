@@ -223,11 +223,8 @@ def _turned(
             *shapes, of["rhs_dilation"], of["padding"], strict=True
         )
     ]
-    swapped = lambda spec: (
-        spec[1],
-        spec[0],
-        *spec[2:],
-    )  # channels are the batch, and the batch is summed over
+    # Channels are the batch, and the batch is summed over.
+    swapped = lambda spec: (spec[1], spec[0], *spec[2:])
     reversed_kernel = jax.lax.conv_general_dilated(
         gradient,
         inputs,

@@ -178,6 +178,24 @@ def test_gradients_are_the_dense_forms(name):
         assert flops[1] < 0.95 * flops[0]
 
 
+def test_only_a_cpu_turns_convolutions_round():
+    model, inputs = nn.Conv(32, (3, 3)), np.zeros(image, np.float32)
+    layout = channel_layout(model, inputs, head=())
+    child, gates = zoo.random_params(layout, 1), zoo.share_open(layout, 3)
+    placed = placements(layout, gates, zoo.room(layout, gates))
+
+    def compact(packed):
+        effective = unpack(packed, child, gates, placed)
+        with active_gradients(effective, packed, child, gates, placed):
+            return jnp.sum(model.apply({"params": effective}, inputs))
+
+    traced = jax.jit(jax.grad(compact)).trace(pack(child, gates, placed))
+    reversed_on = lambda platform: (
+        "stablehlo.reverse" in traced.lower(lowering_platforms=(platform,)).as_text()
+    )
+    assert [reversed_on(platform) for platform in ("cpu", "cuda", "tpu")] == [True, False, False]
+
+
 def test_a_gate_over_the_inputs_of_a_layer_is_not_taken_for_its_outputs():
     model, inputs = (
         nn.Dense(8, use_bias=False),

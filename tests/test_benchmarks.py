@@ -66,7 +66,7 @@ def test_a_target_is_met_missed_or_not_yet_run():
     bad = targets.targets_table(measured(file, "soft_time", most + 0.25))
     silent = targets.targets_table(measured(file, "another", 1.0))
     assert cells_of(good, row.what)[1].endswith(": met")
-    assert cells_of(bad, row.what)[1].endswith(": missed by 0.250")
+    assert cells_of(bad, row.what)[1].endswith(": missed by 0.25")
     assert cells_of(silent, row.what)[1] == "the device does not tell"
     assert cells_of(bad, row.what)[3] == targets.NOT_YET
     empty = targets.targets_table({})
