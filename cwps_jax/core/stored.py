@@ -105,12 +105,12 @@ def aligned_zeros(like: Mapping[str, Any]) -> dict[str, np.ndarray]:
     They share one piece of memory: a system gives it in larger pages, several times faster than many.
     """
     sizes = [math.prod(one.shape) * one.dtype.itemsize for one in like.values()]
-    starts = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]).tolist()
-    raw = np.zeros(starts[-1] + ALIGNMENT, np.uint8)
+    *starts, end = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]).tolist()
+    raw = np.zeros(end + ALIGNMENT, np.uint8)
     raw = raw[-raw.ctypes.data % ALIGNMENT :]
     return {
         key: raw[start : start + size].view(one.dtype).reshape(one.shape)
-        for (key, one), start, size in zip(like.items(), starts, sizes, strict=False)
+        for (key, one), start, size in zip(like.items(), starts, sizes, strict=True)
     }
 
 
