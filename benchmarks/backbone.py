@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from measurement import interleaved, medians, parse, parser, provenance, publish, ratios
+from measurement import interleaved, medians, model_parser, parse, provenance, publish, ratios
 from workers import Calls, both, serve
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -130,11 +130,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    made = parser(__doc__)
-    made.add_argument("--backbone", default="resnet50")
-    made.add_argument("--size", type=int, default=224, help="pixels of an image's side")
-    made.add_argument("--batch", type=int, default=8)
-    made.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    made = model_parser(__doc__, backbone="resnet50", size=224, batch=8, dtype="bfloat16")
     made.add_argument("--torch-compile", action=argparse.BooleanOptionalAction, default=True)
     made.add_argument("--worker", choices=("jax", "torch"), help=argparse.SUPPRESS)
     arguments = parse(made, QUICK)

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
-from measurement import interleaved, medians, parse, parser, publish, ratios, seconds_of
+from measurement import interleaved, medians, model_parser, parse, publish, ratios, seconds_of
 from synthetic import CountCompilations, learner
 from turn import Turn
 
@@ -87,11 +87,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    made = parser(__doc__)
-    made.add_argument("--backbone", default="resnet18")
-    made.add_argument("--size", type=int, default=96, help="pixels of an image's side")
-    made.add_argument("--batch", type=int, default=16)
-    made.add_argument("--dtype", default="float32")
+    made = model_parser(__doc__, backbone="resnet18", size=96, batch=16)
     made.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     made.add_argument("--epochs", type=int, default=4, help="of each of the tasks")
     arguments = parse(made, QUICK)

@@ -31,6 +31,20 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def model_parser(
+    description: str | None, *, backbone: str, size: int, batch: int, dtype: str = "float32"
+) -> argparse.ArgumentParser:
+    """Returns a `parser` with the flags of a backbone and of a batch of images, and these defaults."""
+    made = parser(description)
+    made.add_argument(
+        "--backbone", default=backbone, help="its name; PyTorch's side takes timm's of that name"
+    )
+    made.add_argument("--size", type=int, default=size, help="pixels of an image's side")
+    made.add_argument("--batch", type=int, default=batch, help="images a step")
+    made.add_argument("--dtype", default=dtype, choices=("bfloat16", "float32"))
+    return made
+
+
 def parse(
     made: argparse.ArgumentParser, quick: Mapping[str, Any], flags: Sequence[str] | None = None
 ) -> argparse.Namespace:

@@ -18,7 +18,7 @@ import pathlib
 import sys
 from typing import Any
 
-from measurement import interleaved, medians, parse, parser, provenance, publish, ratios
+from measurement import interleaved, medians, model_parser, parse, provenance, publish, ratios
 from workers import Calls, both, serve
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -82,12 +82,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    made = parser(__doc__)
-    made.add_argument("--backbone", default="resnet34", help="a name that timm knows too")
-    made.add_argument("--size", type=int, default=224, help="pixels of an image's side")
-    made.add_argument("--batch", type=int, default=16)
+    made = model_parser(__doc__, backbone="resnet34", size=224, batch=16)
     made.add_argument("--steps", type=int, default=1, help="steps a turn, more on a GPU that runs behind")
-    made.add_argument("--dtype", default="float32", choices=("bfloat16", "float32"))
     made.add_argument("--torch-compile", action=argparse.BooleanOptionalAction, default=True)
     made.add_argument("--worker", choices=("jax", "torch"), help=argparse.SUPPRESS)
     arguments = parse(made, QUICK)

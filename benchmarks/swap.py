@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measurement import interleaved, medians, parse, parser, publish, ratios, seconds_of
+from measurement import interleaved, medians, model_parser, parse, publish, ratios, seconds_of
 from synthetic import stored_pool
 from turn import ACTIVE, CLASSES, random_variables
 
@@ -122,11 +122,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    made = parser(__doc__)
-    made.add_argument("--backbone", default="resnet18")
-    made.add_argument("--size", type=int, default=96, help="pixels of an image's side")
-    made.add_argument("--batch", type=int, default=16)
-    made.add_argument("--dtype", default="float32")
+    made = model_parser(__doc__, backbone="resnet18", size=96, batch=16)
     made.add_argument("--active", type=float, default=ACTIVE, help="share of a task's own channels")
     arguments = parse(made, QUICK)
     publish("swap", measure(arguments), arguments)

@@ -12,7 +12,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from measurement import interleaved, medians, parse, parser, publish, ratios
+from measurement import interleaved, medians, model_parser, parse, publish, ratios
 from synthetic import CountCompilations, learner
 
 METHODS = ("finetune", "cwps")
@@ -41,11 +41,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    made = parser(__doc__)
-    made.add_argument("--backbone", default="resnet34")
-    made.add_argument("--size", type=int, default=96, help="pixels of an image's side")
-    made.add_argument("--batch", type=int, default=16)
-    made.add_argument("--dtype", default="float32")
+    made = model_parser(__doc__, backbone="resnet34", size=96, batch=16)
     made.add_argument("--steps", type=int, default=8, help="steps an epoch")
     made.add_argument("--epochs", type=int, default=4)
     arguments = parse(made, QUICK)
