@@ -249,6 +249,19 @@ def test_a_set_in_files_without_random_access_is_refused_with_the_command(copied
     ) as caught:
         open_split(settings(data_dir), "birds", "train")
     assert str(caught.value).endswith(f"--dataset_version_dir={folder}")
+    # Converted beside what there was: TFDS reads the files that it can.
+    info = {**json.loads(path.read_text()), "alternativeFileFormats": ["array_record"]}
+    path.write_text(json.dumps(info))
+    assert open_split(settings(data_dir), "birds", "train")[7].image == drawn("train", 7)[0]
+
+
+def test_what_tfds_itself_lacks_is_not_taken_for_a_file_format(prepared, monkeypatch):
+    def lack(*arguments, **options):
+        raise NotImplementedError("of TFDS")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_data_source", lack)
+    with pytest.raises(NotImplementedError, match="of TFDS"):
+        open_split(settings(prepared), "birds", "train")
 
 
 @pytest.mark.parametrize("how", ["gone", "cut", "flipped"])

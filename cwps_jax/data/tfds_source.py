@@ -72,7 +72,7 @@ def open_split(settings: DataConfig, task: str, split: str) -> TfdsSource:
             prepared for random access.
     """
     builder = _builder(settings, task)
-    from tensorflow_datasets import decode, features
+    from tensorflow_datasets import core, decode, features
 
     info = builder.info
     try:
@@ -93,15 +93,14 @@ def open_split(settings: DataConfig, task: str, split: str) -> TfdsSource:
     image = _image_field(fields, info.full_name)
     if settings.box:
         _check_box(fields, info.full_name)
-    encoded = {key: decode.SkipDecoding() for key, one in fields.items() if isinstance(one, features.Image)}
-    try:
-        rows = builder.as_data_source(split, decoders=encoded)
-    except NotImplementedError as error:
+    if not info.available_file_formats() & core.FileFormat.with_random_access():
         raise CwpsError(
             f"{info.full_name} is in {builder.data_dir} as {info.file_format.value}; convert it: pip install "
             "tensorflow apache-beam mlcroissant && tfds convert_format --out_file_format=array_record "
             f"--dataset_version_dir={builder.data_dir}"
-        ) from error
+        )
+    encoded = {key: decode.SkipDecoding() for key, one in fields.items() if isinstance(one, features.Image)}
+    rows = builder.as_data_source(split, decoders=encoded)
     return TfdsSource(
         f"{info.full_name} {split}",
         label.names,
