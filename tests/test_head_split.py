@@ -114,6 +114,24 @@ def test_models_that_differ_in_their_heads_share_all_before_them(mode):
     assert sum(program.compilations for program in programs.values()) == 4  # its head is equal
 
 
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_a_program_is_lowered_once_to_be_compared_and_compiled(mode):
+    lowered, programs, images = [], {}, images_of(8)
+    predict = Predictor(TinyModel(), Parallel(mode, tuple(jax.devices()[:2])), head=HEAD, programs=programs)
+    variables = variables_of(TinyModel(), images)
+
+    def heard(event: str, seconds: float, *, fun_name: str = "", **_: object) -> None:
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            lowered.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        predict(variables, {"image": images}, 4)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    assert len(lowered) == sum(program.compilations for program in programs.values()) == 2
+
+
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
 def test_a_metrics_mean_is_over_real_items_alone(count):
     rng = np.random.default_rng(count)

@@ -8,6 +8,7 @@ import pytest
 from test_load import SETTINGS, FileSource, files, opener
 
 from cwps_jax import TrainConfig, make_trainer
+from cwps_jax.data import transforms
 from cwps_jax.data.cache import open_cache
 from cwps_jax.data.load import load_task
 from cwps_jax.data.pipeline import evaluation_batches, training_batches
@@ -83,6 +84,26 @@ def test_another_step_or_seed_is_another_augmentation():
     (other,) = (by_label(batch) for batch in training_batches(split, 9, 1, 0, 1))
     assert np.abs(first.astype(float) - second).mean() > 5
     assert np.abs(first.astype(float) - other).mean() > 5
+
+
+def test_every_image_of_every_batch_is_augmented_in_its_own_way():
+    split = load().train.take(np.zeros(16, int))  # one image, over and over
+    images = [image.tobytes() for batch in training_batches(split, 8, 0, 0, 4) for image in batch["image"]]
+    assert len(images) == len(set(images)) == 32
+
+
+def test_an_option_does_not_change_what_another_draws_in_a_batch(monkeypatch):
+    monkeypatch.setattr(transforms, "randaugment", lambda picture, *_: picture)
+    found = [
+        list(
+            training_batches(
+                load(dataclasses.replace(AUGMENTED, randaugment_layers=layers)).train, 8, 0, 0, 2
+            )
+        )
+        for layers in (0, 2)
+    ]
+    for one, other in zip(*found, strict=True):
+        same(one, other)
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])

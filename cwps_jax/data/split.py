@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import jax
@@ -17,6 +17,7 @@ from cwps_jax.errors import CwpsError
 
 Arrays = Mapping[str, np.ndarray]
 Batch = dict[str, np.ndarray]
+Draw = Callable[[int], np.ndarray]
 
 
 class Split(Protocol):
@@ -47,12 +48,13 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, rows: np.ndarray, generators: Iterable[np.random.Generator] | None) -> Batch:
+    def read(self, rows: np.ndarray, draw: Draw | None) -> Batch:
         """Returns a batch: "image", (rows, height, width, channels), and all fields.
 
         Args:
             rows: which items, (rows,).
-            generators: of each item's augmentation; None for images as evaluation takes them.
+            draw: from a count to as many random numbers for each item, (rows, count), in [0, 1), for its
+                augmentation; None for images as evaluation takes them.
         """
         ...
 
@@ -98,7 +100,7 @@ class ArraySplit:
         images = self.fields["image"]
         return jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
 
-    def read(self, rows: np.ndarray, generators: Iterable[np.random.Generator] | None) -> Batch:
+    def read(self, rows: np.ndarray, draw: Draw | None) -> Batch:
         return {name: array[rows] for name, array in self.fields.items()}
 
     def with_fields(self, **fields: np.ndarray) -> "ArraySplit":
@@ -141,10 +143,12 @@ class ImageSplit:
         side = self.transform.image_size
         return jax.ShapeDtypeStruct((side, side, 3), np.float32)
 
-    def read(self, rows: np.ndarray, generators: Iterable[np.random.Generator] | None) -> Batch:
-        drawn = [None] * len(rows) if generators is None else list(generators)
-        images = [self._image(int(row), generator) for row, generator in zip(rows, drawn, strict=True)]
-        return {**{name: array[rows] for name, array in self.fields.items()}, "image": np.stack(images)}
+    def read(self, rows: np.ndarray, draw: Draw | None) -> Batch:
+        draws = [None] * len(rows) if draw is None else draw(self.transform.draws)
+        images = np.empty((len(rows), *self.image.shape), np.uint8)
+        for place, row, drawn in zip(images, rows, draws, strict=True):
+            place[...] = self._image(int(row), drawn)
+        return {**{name: array[rows] for name, array in self.fields.items()}, "image": images}
 
     def with_fields(self, **fields: np.ndarray) -> "ImageSplit":
         return dataclasses.replace(self, fields={**self.fields, **fields})
@@ -153,12 +157,12 @@ class ImageSplit:
         fields = {name: array[rows] for name, array in self.fields.items()}
         return dataclasses.replace(self, items=self.items[rows], keys=self.keys[rows], fields=fields)
 
-    def _image(self, row: int, generator: np.random.Generator | None) -> np.ndarray:
+    def _image(self, row: int, draws: np.ndarray | None) -> np.ndarray:
         image, box = self._pixels(row)
         try:
-            if generator is None:
+            if draws is None:
                 return self.transform.evaluation(image, box)
-            return self.transform.training(image, box, generator)
+            return self.transform.training(image, box, draws)
         except Undecodable as error:
             raise self._changed(row, error) from error
 

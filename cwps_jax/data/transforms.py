@@ -86,10 +86,13 @@ class Transform:
         pixels = self._resized(image, box)
         return self._square(pixels, *(round((side - self.image_size) / 2) for side in pixels.shape[:2]))
 
-    def training(self, image: bytes | np.ndarray, box: Box | None, rng: np.random.Generator) -> np.ndarray:
-        """Returns a random crop, mirrored or not, then changed by RandAugment and by colour jitter."""
-        # Always one block: an option that is switched on or off does not change what another draws.
-        draws = rng.random(4 * TRIES + 9)
+    @property
+    def draws(self) -> int:
+        """How many numbers in [0, 1) `training` takes; an option that is switched on takes no other's."""
+        return 4 * TRIES + 9 + 2 * self.randaugment_layers
+
+    def training(self, image: bytes | np.ndarray, box: Box | None, draws: np.ndarray) -> np.ndarray:
+        """Returns a random crop, mirrored or not, then changed by RandAugment and colour jitter."""
         if self.crop == "random_resized":
             pixels = self._random_resized(image, box, draws[: 4 * TRIES].reshape(TRIES, 4))
         elif self.crop == "random":
@@ -103,11 +106,10 @@ class Transform:
         if self.flip and draws[4 * TRIES] < 0.5:
             pixels = _opencv().flip(pixels, 1)  # where NumPy takes seven times as long
         if self.randaugment_layers or any(self.color_jitter):
+            jitter, layers = np.split(draws[4 * TRIES + 1 :], [8])
             picture = Image.fromarray(pixels)
-            picture = randaugment(
-                picture, self.randaugment_magnitude, rng.random((self.randaugment_layers, 2))
-            )
-            pixels = np.asarray(color_jitter(picture, self.color_jitter, draws[4 * TRIES + 1 :]))
+            picture = randaugment(picture, self.randaugment_magnitude, layers.reshape(-1, 2))
+            pixels = np.asarray(color_jitter(picture, self.color_jitter, jitter))
         return pixels
 
     def _resized(self, image: bytes | np.ndarray, box: Box | None, enlarge: bool = True) -> np.ndarray:
@@ -229,6 +231,6 @@ def _middle(part: Part) -> Part:
 
 
 def _cut(pixels: np.ndarray, part: Part) -> np.ndarray:
-    """Returns a part of an array, contiguous, with three channels."""
+    """Returns a part of an array, with three channels."""
     cut = pixels[part.top : part.top + part.height, part.left : part.left + part.width]
-    return np.repeat(cut, 3, axis=2) if cut.shape[2] == 1 else np.ascontiguousarray(cut)
+    return np.repeat(cut, 3, axis=2) if cut.shape[2] == 1 else cut
