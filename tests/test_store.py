@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import chex
 import jax
@@ -104,52 +105,72 @@ def test_a_second_version_leaves_the_first_readable(pool, tiny_variables, moved)
 
 def test_the_count_agrees_with_the_stored_arrays(pool, tiny_variables, moved, tiny_layout):
     add_task(pool, "a", tiny_variables, moved, 3)
-    version = pool.version("a")
-    tree = flatten(arrays.load(pool.folder / "tasks" / "a@1", version.sha256))
-    gates = flatten(pool.gates("a"))
-    active = sum(int(gates[layer.path].sum()) * layer.channel_parameters for layer in tiny_layout.layers)
+    version, folder = pool.version("a"), pool.folder / "tasks" / "a@1"
+    rows = flatten(arrays.load(folder / "rows", version.rows_sha256))
+    own = flatten(arrays.load(folder / "own", version.own_sha256))
     count = pool.count("a")
-    assert count.active == active == sum(v.size for k, v in tree.items() if k.startswith("active/"))
-    assert count.private == tiny_layout.private_parameters
-    assert count.head == sum(v.size for k, v in tree.items() if k.startswith("own/head/"))
-    assert version.bytes == sum(leaf.nbytes for leaf in tree.values())
+    assert count.active == sum(leaf.size for leaf in rows.values()) > 0
+    assert count.private == sum(own[f"params/{path}"].size for path in tiny_layout.private_paths) > 0
+    assert count.head == sum(v.size for k, v in own.items() if k.startswith("params/head/")) > 0
+    assert version.bytes == sum(leaf.nbytes for leaf in (*rows.values(), *own.values()))
 
 
-def test_a_flipped_bit_is_an_error(pool, tiny_variables, moved):
+@pytest.mark.parametrize("tree", ["rows", "own"])
+def test_a_flipped_bit_is_an_error(pool, tiny_variables, moved, tree):
     """Orbax itself loads it silently wrong."""
     add_task(pool, "a", tiny_variables, moved, 1)
-    folder = pool.folder / "tasks" / "a@1"
-    for path in [path for path in folder.rglob("*") if path.is_file()]:
+    folder = pool.folder / "tasks" / "a@1" / tree
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert folder / "leaves.json" in files
+    for path in files:
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        with pytest.raises(CwpsError, match="a@1: damaged"):
+        with pytest.raises(CwpsError, match=f"a@1/{tree}: damaged"):
             Pool.open(pool.folder).effective("a")
         path.write_bytes(content)
     Pool.open(pool.folder).effective("a")
 
 
+@pytest.mark.parametrize("tree", ["rows", "own"])
 @pytest.mark.parametrize("harm", ["delete a file", "truncate a file", "delete the folder"])
-def test_a_damaged_tree_is_one_clear_line(pool, tiny_variables, moved, harm):
+def test_a_damaged_tree_is_one_clear_line(pool, tiny_variables, moved, harm, tree):
     add_task(pool, "a", tiny_variables, moved, 1)
-    folder = pool.folder / "tasks" / "a@1"
+    folder = pool.folder / "tasks" / "a@1" / tree
     if harm == "delete the folder":
         folder.rename(pool.folder / "elsewhere")
     else:
-        for path in folder.rglob("manifest.ocdbt"):
+        for path in folder.rglob("float32/0"):
             path.unlink() if harm == "delete a file" else path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(CwpsError, match="a@1: (missing|damaged)") as error:
+    with pytest.raises(CwpsError, match=f"a@1/{tree}: (missing|damaged)") as error:
         Pool.open(pool.folder).effective("a")
     assert "\n" not in str(error.value)
 
 
-def test_an_interrupted_save_is_not_in_the_index_and_is_replaced(pool, tiny_variables, moved, monkeypatch):
+@pytest.mark.parametrize("moment", ["rows", "own", "index"])
+def test_an_interrupted_save_is_not_in_the_index_and_is_replaced(
+    pool, tiny_variables, moved, monkeypatch, moment
+):
+    save = arrays.save
+
+    def interrupted(folder, tree):
+        sha256 = save(folder, tree)
+        if folder.name == moment:
+            (folder / "arrays").rename(folder / "arrays.partial")
+            raise OSError("full")
+        return sha256
+
     with monkeypatch.context() as patch:
-        patch.setattr("cwps_jax.store.index.Index.write", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        patch.setattr("cwps_jax.store.arrays.save", interrupted)
+        if moment == "index":
+            patch.setattr(
+                "cwps_jax.store.index.Index.write", lambda *_: (_ for _ in ()).throw(OSError("full"))
+            )
         with pytest.raises(OSError, match="full"):
             add_task(pool, "a", tiny_variables, moved, 1)
     assert Pool.open(pool.folder).tasks == ()
     stored = add_task(Pool.open(pool.folder), "a", tiny_variables, moved, 2)
     chex.assert_trees_all_equal(Pool.open(pool.folder).effective("a"), stored)
+    assert not list(pool.folder.rglob("*.partial"))
 
 
 def test_two_writers_do_not_lose_each_others_tasks(pool, tiny_variables, moved):
@@ -160,7 +181,7 @@ def test_two_writers_do_not_lose_each_others_tasks(pool, tiny_variables, moved):
     assert Pool.open(pool.folder).tasks == ("a",)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 99}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 99}'])
 def test_an_index_that_is_none_is_refused(pool, content):
     (pool.folder / "index.json").write_text(content)
     with pytest.raises(CwpsError, match="index"):
@@ -209,6 +230,68 @@ def test_the_search_sees_every_stored_model(pool, tiny_variables, moved):
         np.testing.assert_array_equal(np.asarray(source.model), ownership[path][0])
 
 
+def test_rows_and_the_rest_are_read_apart(pool, tiny_variables, moved, tiny_layout):
+    """Ownership, gates and counts need no rows; a borrower needs of others nothing but their rows."""
+    stored = add_task(pool, "a", tiny_variables, moved, 1)
+    closed = random_gates(tiny_layout, 0, share=0)
+    layers = tiny_layout.layers
+    of_a = {one.path: Source(np.ones(one.channels, int), np.arange(one.channels)) for one in layers}
+    other = {"batch_stats": stored["batch_stats"]}
+    pool.add("b", stored["params"], other, closed, of_a, pool.pooled().names, {})
+    folder, away = pool.folder / "tasks" / "a@1", pool.folder / "away"
+    known = lambda one: (one.count("a"), one.relation("a"), one.gates("a"), one.pooled().models.owner)
+    expected = known(pool)
+    (folder / "rows").rename(away)
+    without = Pool.open(pool.folder)
+    chex.assert_trees_all_equal(known(without), expected)
+    with pytest.raises(CwpsError, match="a@1/rows: missing"):
+        without.effective("b")
+    away.rename(folder / "rows")
+    (folder / "own").rename(away)
+    chex.assert_trees_all_equal(Pool.open(pool.folder).effective("b"), stored)
+
+
+def test_threads_read_a_pool_at_once(pool, tiny_variables, moved, tiny_layout):
+    wanted = {}
+    for number in range(1, 9):
+        params, gates = moved(tiny_variables["params"], 0.5, number), random_gates(tiny_layout, number)
+        pool.add(f"task{number}", params, {}, gates, {}, ("pretrained",), {})
+        leaves, flat_gates = flatten(params), flatten(gates)
+        wanted[number] = {
+            leaf: leaves[leaf].reshape(-1, layer.channels).T[flat_gates[layer.path].ravel()]
+            for layer in tiny_layout.layers
+            for leaf in layer.leaves
+        }
+    for _ in range(5):
+        models = Pool.open(pool.folder).pooled().models
+        with ThreadPoolExecutor(4) as executor:
+            read = dict(zip(wanted, executor.map(models.read, wanted), strict=True))
+        chex.assert_trees_all_equal(read, wanted)
+        for layer in tiny_layout.layers:
+            for number, rows in wanted.items():
+                assert np.sum(models.owner[layer.path][number] == number) == len(rows[layer.path])
+
+
+DTYPES = ("float32", "bfloat16", "float16", "bool", "uint8", "uint16", "int32", "int64", "float64")
+
+
+def test_every_array_comes_back_to_the_bit(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def some(dtype):
+        drawn = (100 * rng.standard_normal((4, 6))).astype(np.int8).astype(jax.numpy.dtype(dtype))
+        return {"whole": drawn, "strided": drawn.T[::2], "none": drawn[:0], "scalar": drawn[0, 0].reshape(())}
+
+    tree = {"deep": {dtype: some(dtype) for dtype in DTYPES}, "no int8": np.zeros((0, 3), np.int8)}
+    sha256 = arrays.save(tmp_path / "tree", tree)
+    loaded, flat = arrays.load(tmp_path / "tree", sha256), flatten(tree)
+    assert list(flatten(loaded)) == list(flat)
+    for path, leaf in flatten(loaded).items():
+        same = type(leaf) is np.ndarray and leaf.dtype == flat[path].dtype and leaf.shape == flat[path].shape
+        assert same and leaf.tobytes() == flat[path].tobytes(), path
+    assert arrays.load(tmp_path / "empty", arrays.save(tmp_path / "empty", {"a": np.zeros(0)}))["a"].size == 0
+
+
 def test_logits_are_the_same_bits_in_a_fresh_process(pool, tiny_variables, moved, tiny_model, tmp_path):
     stored = add_task(pool, "a", tiny_variables, moved, 1)
     images = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype(np.float32)
@@ -239,4 +322,4 @@ def test_budgets_of_one_soft_run_nest(tiny_layout):
 
 
 def test_the_index_says_its_format(pool):
-    assert json.loads((pool.folder / "index.json").read_text())["format"] == 1
+    assert json.loads((pool.folder / "index.json").read_text())["format"] == 2

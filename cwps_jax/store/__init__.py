@@ -1,4 +1,4 @@
-"""The pool on disk: one shared tree, one packed tree a task version, one index."""
+"""The pool on disk: one shared tree, two trees a task version, one index."""
 
 from cwps_jax.store.pool import Pool
 

@@ -1,15 +1,28 @@
 """The only place that speaks to Orbax: trees of NumPy arrays in and out, with a hash of our own.
 
-Orbax verifies its index files but not array bytes: a flipped bit in an array file restores without an
-error. So every file of a saved tree is hashed, and the hash is compared before anything is loaded.
+::
+
+    folder/
+      leaves.json           {path of a leaf: its dtype, shape, and offset in elements}, in order
+      arrays/               an Orbax tree: for each dtype one flat array, of all leaves that have it
+        float32/0             its values and nothing else
+
+Orbax costs up to a millisecond an array, and a model has hundreds of leaves. An array's file is its plain
+values, so that a reader maps it into memory: what is read is what is used, and stays in memory no longer
+than the system has room. Orbax verifies its index files but not array bytes: a flipped bit in an array file
+restores without an error. So every file of a saved tree is hashed, and the hash is compared before anything
+is read.
 """
 
 import hashlib
+import json
+import math
+import os
 import pathlib
 import shutil
+from collections import Counter
 from typing import Any
 
-import jax
 import numpy as np
 
 from cwps_jax.core.trees import Tree, flatten, unflatten
@@ -19,46 +32,71 @@ from cwps_jax.errors import CwpsError
 def save(folder: pathlib.Path, tree: Tree) -> str:
     """Writes a tree of arrays and returns the SHA-256 of what was written.
 
-    Arrays without elements are left out, since Orbax stores none; a reader knows their shape anyway.
-
     Args:
         folder: a folder that the index does not refer to; one left by an interrupted run is replaced.
         tree: nested dict of arrays.
     """
     import orbax.checkpoint as ocp
 
-    arrays = {name: np.asarray(leaf) for name, leaf in flatten(tree).items() if np.size(leaf)}
+    arrays = {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
+    leaves, sizes = {}, Counter[str]()
+    for path, leaf in arrays.items():
+        dtype = leaf.dtype.name
+        leaves[path] = {"dtype": dtype, "shape": leaf.shape, "offset": sizes[dtype]}
+        sizes[dtype] += leaf.size
+    flat = {
+        dtype: np.concatenate([leaf.ravel() for leaf in arrays.values() if leaf.dtype.name == dtype])
+        for dtype in +sizes  # those that have elements: Orbax stores no others
+    }
     if folder.exists():
         shutil.rmtree(folder)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(unflatten(arrays)))
+    folder.mkdir(parents=True)
+    with (folder / "leaves.json").open("w") as file:
+        json.dump(leaves, file)
+        file.flush()
+        os.fsync(file.fileno())  # on the disk before the index names it; Orbax does so with its own
+    if flat:
+        # By the handler itself: it writes where it is told to, and the pool's index makes it count.
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+        (folder / "arrays").mkdir()
+        handler.save((folder / "arrays").absolute(), args=ocp.args.PyTreeSave(flat))
+    for dtype, array in flat.items():
+        if _file(folder, dtype).stat().st_size != array.nbytes:
+            raise CwpsError(f"{_file(folder, dtype)}: not plain values; use an Orbax of the version pinned")
     return files_sha256(folder)
 
 
 def load(folder: pathlib.Path, sha256: str) -> dict[str, Any]:
-    """Returns the tree that `save` wrote, as NumPy arrays.
+    """Returns the tree that `save` wrote, as read-only NumPy arrays that are mapped into memory.
 
     Raises:
         CwpsError: the folder is missing, or its files are not those that were written.
     """
-    import orbax.checkpoint as ocp
-
     if not folder.is_dir():
         raise CwpsError(f"{folder}: missing; restore it from a copy of the pool")
     if files_sha256(folder) != sha256:
         raise CwpsError(f"{folder}: damaged, its files are not those that were saved; restore it from a copy")
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        stored = checkpointer.metadata(folder.absolute()).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-        arguments = ocp.args.PyTreeRestore(restore_args=as_numpy)
-        return checkpointer.restore(folder.absolute(), args=arguments)
+    leaves = json.loads((folder / "leaves.json").read_text())
+    dtypes = {leaf["dtype"] for leaf in leaves.values() if 0 not in leaf["shape"]}
+    flat = {dtype: np.asarray(np.memmap(_file(folder, dtype), dtype, "r")) for dtype in dtypes}
+    return unflatten({path: _view(flat, **leaf) for path, leaf in leaves.items()})
+
+
+def _file(folder: pathlib.Path, dtype: str) -> pathlib.Path:
+    return folder / "arrays" / dtype / "0"
+
+
+def _view(flat: dict[str, np.ndarray], dtype: str, shape: list[int], offset: int) -> np.ndarray:
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return flat[dtype][offset : offset + math.prod(shape)].reshape(shape)
 
 
 def files_sha256(folder: pathlib.Path) -> str:
-    """Returns the SHA-256 over names and contents of all files in a folder, hidden ones left out."""
+    """Returns the SHA-256 over names and contents of a folder's files, without a system's hidden ones."""
     sha256 = hashlib.sha256()
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    for path in sorted(files):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    for path in sorted(path for path in files if path.name == ".zarray" or path.name[0] != "."):
         sha256.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             sha256.update(hashlib.file_digest(file, "sha256").digest())

@@ -1,6 +1,7 @@
 """The pool's index: one JSON file, replaced atomically, that says what the pool holds."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ from typing import Any
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.errors import CwpsError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,15 +22,17 @@ class Version:
         id: its number in the pool, from 1; channels name their owner by it. 0 is the pre-trained model.
         task: the task's name.
         version: 1 for the task's first.
-        sha256: of the packed tree's files.
-        bytes: payload bytes of the packed tree.
+        rows_sha256: of the files of its rows, which other versions borrow.
+        own_sha256: of the files of all that is its own alone.
+        bytes: payload bytes of both trees.
         record: what was measured when it was learned; plain JSON.
     """
 
     id: int
     task: str
     version: int
-    sha256: str
+    rows_sha256: str
+    own_sha256: str
     bytes: int
     record: Mapping[str, Any]
 
@@ -55,6 +58,17 @@ class Index:
     pretrained_sha256: str
     pretrained_record: Mapping[str, Any]
     versions: tuple[Version, ...] = ()
+
+    @functools.cached_property
+    def by_id(self) -> dict[int, Version]:
+        """The versions by their numbers."""
+        return {version.id: version for version in self.versions}
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Version]:
+        """The versions by "task@n", and each task's newest one by the task's name."""
+        newest = {version.task: version for version in self.versions}
+        return newest | {version.name: version for version in self.versions}
 
     def write(self, folder: pathlib.Path) -> None:
         """Replaces the index file: a reader sees the old one or the new one, whenever it looks."""

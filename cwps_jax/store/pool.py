@@ -5,21 +5,23 @@
     pool/
       index.json            what there is; replaced atomically, after everything it names is written
       pretrained/           the shared tree: the pre-trained model, whole
-      tasks/birds@1/        one packed tree a version:
-        masks/<kernel>        uint8, one bit a channel, packed
-        active/<leaf>         the active channels, channel-major (active, fan-in)
-        owner/<kernel>        for each inactive channel, the id of the version that stores it
-        row/<kernel>          ... and its row there (for the pre-trained model, the channel)
-        own/<leaf>            norms, other private leaves, and the head, as they are
-        other/<collection>    norm statistics
+      tasks/birds@1/        two trees a version:
+        rows/                 what a search compares and later versions borrow
+          <leaf>                the active channels, channel-major (active, fan-in)
+        own/                  the rest: ownership, gates and counts are known without the rows
+          masks/<kernel>        uint8, one bit a channel, packed
+          owner/<kernel>        for each inactive channel, the id of the version that stores it
+          row/<kernel>          ... and its row there (for the pre-trained model, the channel)
+          params/<leaf>         norms, other private leaves, and the head, as they are
+          other/<collection>    norm statistics
 
 Ownership is resolved when a version is written, to the version that really stores the row, so a look-up
-never follows a chain. What is written is never changed.
+never follows a chain. What is written is never changed. How a tree is stored: `cwps_jax.store.arrays`.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,7 @@ from cwps_jax.store import arrays
 from cwps_jax.store.index import Index, Version
 
 PRETRAINED = "pretrained"
-LOADED_BYTES = 1 << 30  # stored trees that stay in memory, the last used ones
+ROWS, OWN = "rows", "own"  # the folders of a version's two trees
 
 Ownership = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -53,7 +55,7 @@ class Pool:
     def __init__(self, folder: pathlib.Path, index: Index) -> None:
         self.folder = folder
         self.index = index
-        self._loaded = Recent(LOADED_BYTES)
+        self._loaded: dict[Any, dict[str, Any]] = {}  # hashes compared once; the files are mapped, not held
         self._compared = Recent(KEPT_BYTES)
         self._ownerships: dict[int, Ownership] = {}
         self._pooled: tuple[Any, Pooled] | None = None  # the newest alone: every method of a task asks for it
@@ -119,16 +121,16 @@ class Pool:
         Raises:
             CwpsError: it is not in the pool.
         """
-        for version in reversed(self.index.versions):
-            if task in (version.task, version.name):
-                return version
-        known = ", ".join((PRETRAINED, *self.tasks))
-        raise CwpsError(f"{self.folder}: no task {task!r} in this pool; it has {known}")
+        if task not in self.index.by_name:
+            known = ", ".join((PRETRAINED, *self.tasks))
+            raise CwpsError(f"{self.folder}: no task {task!r} in this pool; it has {known}")
+        return self.index.by_name[task]
 
     def effective(self, task: str) -> dict[str, Any]:
         """Returns the plain backbone's variables of a task: "params" and its other collections.
 
-        They are NumPy arrays, equal to the bit to those that were trained.
+        They are NumPy arrays, equal to the bit to those that were trained; those that are mapped from the
+        pool's files are read-only.
 
         Args:
             task: a task's name, "task@n", or "pretrained".
@@ -139,32 +141,29 @@ class Pool:
         if task == PRETRAINED:
             return self._shared()
         version = self.version(task)
-        packed = self._packed(version)
-        ownership = self.ownership(version)
+        own, ownership = self._own(version), self.ownership(version)
         owner, row = ({path: pair[one] for path, pair in ownership.items()} for one in (0, 1))
         shared = gather(self.layout, owner, row, self._rows, self._pretrained())
-        leaves = {**flatten(packed.get("own", {})), **shared}
-        return {"params": unflatten(leaves), **packed.get("other", {})}
+        leaves = {**flatten(own.get("params", {})), **shared}
+        return {"params": unflatten(leaves), **own.get("other", {})}
 
     def gates(self, task: str) -> dict[str, np.ndarray]:
         """Returns a task's hard gates, a nested dict of boolean arrays."""
-        bits = flatten(self._packed(self.version(task))["masks"])
+        bits = flatten(self._own(self.version(task))["masks"])
         return unflatten({layer.path: _unpack_bits(layer, bits[layer.path]) for layer in self.layout.layers})
 
     def ownership(self, version: Version) -> Ownership:
         """Returns {path of a kernel: (id of each channel's owner, its row there)}."""
         if version.id in self._ownerships:
             return self._ownerships[version.id]
-        packed = self._packed(version)
-        bits = flatten(packed["masks"])
-        owners, rows = flatten(packed.get("owner", {})), flatten(packed.get("row", {}))
+        own = self._own(version)
+        bits, owners, rows = (flatten(own[name]) for name in ("masks", "owner", "row"))
         found: Ownership = {}
         for layer in self.layout.layers:
             active = _unpack_bits(layer, bits[layer.path]).ravel()
             owner = np.full(layer.channels, version.id, np.int32)
             row = np.cumsum(active, dtype=np.int32) - 1
-            if not active.all():
-                owner[~active], row[~active] = owners[layer.path], rows[layer.path]
+            owner[~active], row[~active] = owners[layer.path], rows[layer.path]
             found[layer.path] = owner, row
         return self._ownerships.setdefault(version.id, found)
 
@@ -172,23 +171,18 @@ class Pool:
         """Returns the share of a task's channels that each owner stores, weighted by parameters."""
         ownership = self.ownership(self.version(task))
         names = [PRETRAINED, *self.tasks]
-        place = np.zeros(1 + max(version.id for version in self.index.versions), np.int64)
+        number = {name: place for place, name in enumerate(names)}
+        place = np.zeros(1 + max(self.index.by_id), np.int64)
         for version in self.index.versions:
-            place[version.id] = names.index(version.task)
+            place[version.id] = number[version.task]
         owners = {path: place[owner] for path, (owner, _) in ownership.items()}
         return accounting.relation(self.layout, owners, names)
 
     def count(self, task: str) -> accounting.Count:
-        """Counts what a task's version keeps, from the arrays that are stored."""
-        packed = self._packed(self.version(task))
-        own = flatten(packed.get("own", {}))
-        private = sum(own[path].size for path in self.layout.private_paths)
-        return accounting.Count(
-            active=sum(rows.size for rows in flatten(packed.get("active", {})).values()),
-            private=private,
-            head=sum(leaf.size for leaf in own.values()) - private,
-            backbone=self.layout.backbone_parameters,
-        )
+        """Counts what a task's version keeps, without reading its rows."""
+        own = flatten(self._own(self.version(task)).get("params", {}))
+        counted = accounting.count(self.layout, self.gates(task))
+        return dataclasses.replace(counted, head=sum(leaf.size for leaf in own.values()) - counted.private)
 
     def pooled(self, without: str | None = None) -> Pooled:
         """Returns the pre-trained model and every task's newest one, oldest first, as rows that are stored.
@@ -241,10 +235,11 @@ class Pool:
             raise CwpsError(f"{self.folder}: another process has changed this pool; open it again")
         number = 1 + sum(version.task == task for version in self.index.versions)
         identity = 1 + max((version.id for version in self.index.versions), default=0)
-        tree = self._pack(params, other, gates, sources, pooled)
+        trees = self._pack(params, other, gates, sources, pooled)
         folder = self.folder / "tasks" / f"{task}@{number}"
-        sha256 = arrays.save(folder, tree)
-        version = Version(identity, task, number, sha256, arrays.payload_bytes(tree), dict(record))
+        rows_sha256, own_sha256 = (arrays.save(folder / name, trees[name]) for name in (ROWS, OWN))
+        size = arrays.payload_bytes(trees)
+        version = Version(identity, task, number, rows_sha256, own_sha256, size, dict(record))
         index = dataclasses.replace(self.index, versions=(*self.index.versions, version))
         index.write(self.folder)
         self.index = Index.read(self.folder)
@@ -269,34 +264,39 @@ class Pool:
             owners[layer.path], rows[layer.path] = _smallest(owner), _smallest(row)
         layer_paths = set(self.layout.layer_paths)
         bits = {path: np.packbits(gate.ravel()) for path, gate in flat_gates.items()}
-        return {
+        own = {
             "masks": unflatten(bits),
-            "active": unflatten(packing.pack(self.layout, unflatten(leaves), unflatten(flat_gates))),
             "owner": unflatten(owners),
             "row": unflatten(rows),
-            "own": unflatten({path: leaf for path, leaf in leaves.items() if path not in layer_paths}),
+            "params": unflatten({path: leaf for path, leaf in leaves.items() if path not in layer_paths}),
             "other": dict(other),
         }
+        return {ROWS: packing.pack(self.layout, unflatten(leaves), unflatten(flat_gates)), OWN: own}
 
     def _rows(self, identity: int) -> dict[str, np.ndarray]:
         """Returns the rows that an owner stores, {path of a leaf: (rows, fan-in)}."""
         if identity == 0:
-            return self._loaded.get(PRETRAINED, lambda: model_rows(self.layout, self._pretrained()))
-        return flatten(self._packed(self._by_id(identity)).get("active", {}))
+            return self._once((0, ROWS), lambda: model_rows(self.layout, self._pretrained()))
+        version = self.index.by_id[identity]
+        return flatten(self._tree(version, ROWS, version.rows_sha256))
 
-    def _by_id(self, identity: int) -> Version:
-        return next(version for version in self.index.versions if version.id == identity)
+    def _own(self, version: Version) -> dict[str, Any]:
+        return self._tree(version, OWN, version.own_sha256)
 
-    def _packed(self, version: Version) -> dict[str, Any]:
-        folder = self.folder / "tasks" / version.name
-        return self._loaded.get(version.id, lambda: arrays.load(folder, version.sha256))
+    def _tree(self, version: Version, name: str, sha256: str) -> dict[str, Any]:
+        folder = self.folder / "tasks" / version.name / name
+        return self._once((version.id, name), lambda: arrays.load(folder, sha256))
+
+    def _once(self, key: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Returns what `make` gave for this key first; two threads at once may both make it."""
+        return self._loaded[key] if key in self._loaded else self._loaded.setdefault(key, make())
 
     def _pretrained(self) -> dict[str, Any]:
         return flatten(self._shared()["params"])
 
     def _shared(self) -> dict[str, Any]:
         sha256 = self.index.pretrained_sha256
-        return self._loaded.get(0, lambda: arrays.load(self.folder / PRETRAINED, sha256))
+        return self._once(PRETRAINED, lambda: arrays.load(self.folder / PRETRAINED, sha256))
 
 
 def _unpack_bits(layer: Layer, bits: np.ndarray) -> np.ndarray:
