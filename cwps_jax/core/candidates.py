@@ -8,6 +8,7 @@ on the host.
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import jax
@@ -16,9 +17,9 @@ import numpy as np
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.core.stored import Rows, StoredModels, aligned_zeros
 
-BLOCK_BYTES = 1 << 30  # rows that are read, and on all devices together, at a time
-CHUNK_BYTES = 32 << 20  # rows of one compiled call: beyond this size, all pools share one program
-WIDEST = 8  # rows of one channel that are compared together
+BLOCK_BYTES = 1 << 30  # rows that are read at a time; two blocks are on all devices together
+CHUNK_BYTES = 2 << 20  # one row of each channel that one compiled call compares
+READERS = 8  # threads: reading, hashing and subtracting rows is done without Python's lock
 
 Form = Literal["changes", "directions", "rows"]
 
@@ -69,19 +70,27 @@ class Slots:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One block's rows of a layer in chunks of groups, each of one channel's rows and filled with zeros.
+    """One block's rows of a layer in chunks, each of some channels with all of their rows.
 
     Attributes:
-        place: int (slots,), where the row of each slot stands, counted through chunks, groups and widths.
-        channel: int32 (chunks, groups), the channel of each group.
-        rows: float32 (chunks, groups, width, size).
+        place: int (slots,), where the row of each slot stands.
         squared: float32 (slots,), squared norms of the rows: 0 where a channel has not moved.
+        channel: int32 (chunks, groups), the channels of each chunk.
+        widths: how many rows each channel of a chunk has, filled with zeros.
+        rows: float32 (rows, size), chunk by chunk.
     """
 
     place: np.ndarray
-    channel: np.ndarray
-    rows: np.ndarray
     squared: np.ndarray
+    channel: np.ndarray
+    widths: list[int]
+    rows: np.ndarray
+
+    def split(self, values: np.ndarray) -> list[np.ndarray]:
+        """Returns views of the chunks, (groups, width, ...), of values that stand as the rows do."""
+        groups = self.channel.shape[1]
+        chunks = np.split(values, groups * np.cumsum(self.widths)[:-1])
+        return [chunk.reshape(groups, -1, *values.shape[1:]) for chunk in chunks]
 
 
 Block = list[tuple[str, np.ndarray, Part]]
@@ -151,13 +160,16 @@ def _parts(
     """Reads the rows of each owner once."""
     pretrained = models.read(0)
     start = {path: channel_rows(slots[path].layer, pretrained, slice(None), form) for path in chosen}
-    places, channels, shapes = {}, {}, {}
-    for path, among in chosen.items():
-        size = start[path].shape[1]
-        places[path], channels[path], width = _places(slots[path].channel[among], size)
-        shapes[path] = jax.ShapeDtypeStruct((*channels[path].shape, width, size), np.float32)
-    rows = aligned_zeros(shapes)
-    for owner in owners:
+    placed = {path: _places(slots[path], among) for path, among in chosen.items()}
+    rows = aligned_zeros(
+        {
+            path: jax.ShapeDtypeStruct((channel.shape[1] * sum(widths), start[path].shape[1]), np.float32)
+            for path, (_, channel, widths) in placed.items()
+        }
+    )
+    squared = {path: np.zeros(len(among), np.float32) for path, among in chosen.items()}
+
+    def read(owner: int) -> None:
         stored = models.read(owner)
         for path, among in chosen.items():
             one, mine = slots[path], np.flatnonzero(slots[path].owner[among] == owner)
@@ -165,28 +177,36 @@ def _parts(
                 found = channel_rows(one.layer, stored, one.row[among[mine]], form)
                 if form != "rows":
                     found -= start[path][one.channel[among[mine]]]
-                rows[path].reshape(-1, found.shape[1])[places[path][mine]] = found
-    squared = {path: np.einsum("...s,...s->...", each, each).ravel() for path, each in rows.items()}
-    return {
-        path: Part(place, channels[path], rows[path], squared[path][place]) for path, place in places.items()
-    }
+                squared[path][mine] = np.einsum("rs,rs->r", found, found)
+                rows[path][placed[path][0][mine]] = found
+
+    with ThreadPoolExecutor(READERS) as readers:
+        list(readers.map(read, owners))
+    return {path: Part(one[0], squared[path], *one[1:], rows[path]) for path, one in placed.items()}
 
 
-def _places(channel: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns where each slot stands, the groups' channels, int32 (chunks, groups), and the groups' width.
+def _places(slots: Slots, among: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Returns where each slot's row stands, the chunks' channels, int32 (chunks, groups), and their widths.
 
-    A channel's slots fill groups of one width, so that a group is one product of its rows and the child's
-    channel. Groups of a chunk are a power of two, and a chunk's largest size does not depend on the pool.
+    A channel's rows are together, so that they are one product with the child's channel. Channels with as
+    many rows share a chunk, which is as wide as its first one needs; the groups of a chunk depend on the
+    layer alone, and its width is one of few, so that pools share programs.
     """
-    channels, first, counts = np.unique(channel, return_index=True, return_counts=True)
-    width = 1
-    while width < WIDEST and 4 * width <= counts.mean():
-        width *= 2
-    groups = -(-counts // width)
-    place = np.repeat((np.cumsum(groups) - groups) * width - first, counts) + np.arange(len(channel))
-    total = int(groups.sum())
-    most = max(1, CHUNK_BYTES // (4 * size * width))
-    chunk = 1 << min((total - 1).bit_length(), most.bit_length() - 1)
-    of_group = np.zeros(-(-total // chunk) * chunk, np.int32)
-    of_group[:total] = np.repeat(channels, groups)
-    return place, of_group.reshape(-1, chunk), width
+    channels, first, counts = np.unique(slots.channel[among], return_index=True, return_counts=True)
+    most = max(1, CHUNK_BYTES // (4 * slots.layer.channel_parameters))
+    groups = 1 << min(most.bit_length() - 1, (slots.layer.channels - 1).bit_length())
+    order = np.argsort(-counts, kind="stable")
+    channel = np.zeros(-(-len(channels) // groups) * groups, np.int32)
+    channel[: len(channels)] = channels[order]
+    widths = [_width(int(rows)) for rows in counts[order[::groups]]]
+    begin = np.empty(len(channels), np.int64)
+    each = np.repeat(widths, groups)[: len(order)]
+    begin[order] = np.cumsum(each) - each
+    place = np.repeat(begin - first, counts) + np.arange(len(among))
+    return place, channel.reshape(-1, groups), widths
+
+
+def _width(rows: int) -> int:
+    """Returns the next number of three significant bits: at most a quarter more."""
+    step = 1 << max(rows.bit_length() - 3, 0)
+    return -(-rows // step) * step

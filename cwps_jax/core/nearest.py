@@ -7,14 +7,14 @@ cannot tell apart are compared again, weight by weight.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwps_jax.core.candidates import Form, Part, Slots, blocks, channel_rows, direction, slots_of
+from cwps_jax.core.candidates import Block, Form, Part, Slots, blocks, channel_rows, direction, slots_of
 from cwps_jax.core.channels import Layout, Shape, to_columns
 from cwps_jax.core.stored import StoredModels
 
@@ -45,19 +45,22 @@ def aligned(
     form: Form = "directions" if distance == "cosine" else "changes"
     changes, every = _own(layout, form, child, models.read(0)), slots_of(layout, models)
     compared = {path: _Compared(slots, distance, z, by_layer) for path, slots in every.items()}
+    opened: dict[str, np.ndarray] = {}
     channels = lambda path, slots, part: part.channel
     for path, slots, part, products in _on_devices(layout, models, form, changes, channels, _products):
         compared[path].fill(slots, part, np.concatenate([one.ravel() for one in products]))
+        if compared[path].filled:  # decided now, while the devices are at the next layers
+            opened[path] = compared[path].opened(np.asarray(changes[path]))
     own = jax.device_get(changes)
-    opened = {path: one.opened(own[path]) for path, one in compared.items()}
+    opened |= {path: compared[path].opened(own[path]) for path in every if path not in opened}
     if any(each.any() for each in opened.values()):
         for path, one in compared.items():
             wanted = np.flatnonzero(opened[path] & every[path].unchanged)
             one.fill_exactly(wanted, np.zeros((1, own[path].shape[1])), np.zeros_like(wanted), own[path])
         for block in blocks(layout, models, form):
             for path, slots, part in block:
-                wanted, rows = opened[path][slots], part.rows.reshape(-1, part.rows.shape[-1])
-                compared[path].fill_exactly(slots[wanted], rows, part.place[wanted], own[path])
+                wanted = opened[path][slots]
+                compared[path].fill_exactly(slots[wanted], part.rows, part.place[wanted], own[path])
     return {path: (compared[path].nearest(), np.arange(one.layer.channels)) for path, one in every.items()}
 
 
@@ -76,11 +79,18 @@ class _Compared:
             self.model = np.sort(np.unique(slots.index, axis=1, return_index=True)[1])
             self.group = np.zeros_like(self.model)
         self.first = np.flatnonzero(self.model == 0)
+        self.missing = np.count_nonzero(~slots.unchanged)
+
+    @property
+    def filled(self) -> bool:
+        """Whether every row that has changed has been compared."""
+        return self.missing == 0
 
     def fill(self, slots: np.ndarray, part: Part, products: np.ndarray) -> None:
         """Notes the products of a part's rows and the child's changes."""
         self.product[slots] = products[part.place]
         self.squared[slots] = part.squared
+        self.missing -= len(slots)
 
     def opened(self, own: np.ndarray) -> np.ndarray:
         """Returns bool (slots,), those that only a comparison weight by weight can tell apart."""
@@ -153,11 +163,11 @@ def of_any(layout: Layout, child: Mapping[str, Any], models: StoredModels, dista
     cost = {path: np.full(one.layer.channels, np.inf, np.float32) for path, one in every.items()}
     best = {path: np.zeros(one.layer.channels, np.int32) for path, one in every.items()}
 
-    def places(path: str, slots: np.ndarray, part: Part) -> np.ndarray:
+    def places(path: str, slots: np.ndarray, part: Part) -> list[np.ndarray]:
         # Ties go to the oldest model, then to the lowest channel.
-        one, place = every[path], np.full(part.rows.shape[:3], NOWHERE, np.int32)
-        place.ravel()[part.place] = (one.model * one.layer.channels + one.channel)[slots]
-        return place
+        one, place = every[path], np.full(len(part.rows), NOWHERE, np.int32)
+        place[part.place] = (one.model * one.layer.channels + one.channel)[slots]
+        return part.split(place)
 
     nearest = functools.partial(_nearest, distance=distance, z=z)
     for path, _, _, found in _on_devices(layout, models, "rows", own, places, nearest):
@@ -172,8 +182,8 @@ def _on_devices(
     models: StoredModels,
     form: Form,
     own: Mapping[str, Any],
-    beside: Callable[[str, np.ndarray, Part], np.ndarray],
-    compare: Callable[[Any, jax.Array, jax.Array], Any],
+    beside: Callable[[str, np.ndarray, Part], Iterable[np.ndarray]],
+    compare: Callable[[Any, np.ndarray, np.ndarray], Any],
 ) -> Iterator[tuple[str, np.ndarray, Part, list[Any]]]:
     """Yields every part of the pool, as `blocks` does, and what `compare` gave for its chunks.
 
@@ -182,22 +192,30 @@ def _on_devices(
         models: the pool's models.
         form: as in `blocks`.
         own: {path: what every chunk of this layer is compared with}.
-        beside: (path, slots, part) to what else `compare` takes, stacked over the part's chunks.
-        compare: (a layer's own, a chunk's rows, what is beside them) to arrays. All are on one device, and
-            the chunks on all devices in turn.
+        beside: (path, slots, part) to what else `compare` takes, chunk by chunk.
+        compare: (a layer's own, a chunk's rows, what is beside them) to arrays, on the device where that
+            own is: all devices in turn.
     """
     devices = jax.local_devices()
     placed = functools.cache(lambda path, device: jax.device_put(own[path], device))
-    for block in blocks(layout, models, form):
-        begun = []
+
+    def begin(block: Block) -> Iterator[tuple[str, np.ndarray, Part, list[Any]]]:
         for layer, (path, slots, part) in enumerate(block):
-            for chunk, each in enumerate(zip(part.rows, beside(path, slots, part), strict=True)):
+            begun = []
+            for chunk, each in enumerate(zip(part.split(part.rows), beside(path, slots, part), strict=True)):
                 # By its number, so that a pool that grows compiles no program for another device.
                 device = devices[(layer + chunk) % len(devices)]
-                begun.append(compare(placed(path, device), *jax.device_put(each, device)))
-        found = iter(jax.device_get(begun))
-        for path, slots, part in block:
-            yield path, slots, part, list(itertools.islice(found, len(part.rows)))
+                # NumPy follows to that device by itself; a call of device_put is longer than many products.
+                begun.append(compare(placed(path, device), *each))
+            yield path, slots, part, begun
+
+    earlier: list[tuple[str, np.ndarray, Part, list[Any]]] = []
+    for block in itertools.chain(blocks(layout, models, form), [[]]):
+        # The devices have work while a block's results are fetched, and while the next one is read.
+        begun = list(begin(block))
+        for path, slots, part, found in earlier:
+            yield path, slots, part, jax.device_get(found)
+        earlier = begun
 
 
 def _own(

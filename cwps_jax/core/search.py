@@ -5,6 +5,7 @@ every model in the pool, and the nearest becomes the parent's channel (METHOD, s
 """
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from cwps_jax.core import nearest
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.stored import StoredModels, gather
+from cwps_jax.core.stored import StoredModels, copied_layers, write
 from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
 
@@ -91,17 +92,17 @@ def composite(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in flat.values()):
         raise CwpsError("the search reads stored rows and compiles its own programs: call it outside of jit")
     own = {leaf: flat[leaf] for leaf in layout.layer_paths}
-    if search.candidates == "any":
-        found = nearest.of_any(layout, own, models, search.distance, search.z)
-    else:
-        by_layer = search.granularity == "layer"
-        found = nearest.aligned(layout, own, models, search.distance, search.z, by_layer)
-    parent = gather(
-        layout,
-        {path: models.owner[path][pair] for path, pair in found.items()},
-        {path: models.row[path][pair] for path, pair in found.items()},
-        models.read,
-        models.pretrained(),
+    with ThreadPoolExecutor(1) as beside:
+        # Copied while the devices compare.
+        parent = beside.submit(copied_layers, layout, models.pretrained())
+        if search.candidates == "any":
+            found = nearest.of_any(layout, own, models, search.distance, search.z)
+        else:
+            by_layer = search.granularity == "layer"
+            found = nearest.aligned(layout, own, models, search.distance, search.z, by_layer)
+    owner, row = (
+        {path: where[path][pair] for path, pair in found.items()} for where in (models.owner, models.row)
     )
+    write(layout, owner, row, models.read, parent.result())
     sources = {path: Source(*(one.astype(np.int32) for one in pair)) for path, pair in found.items()}
-    return unflatten(parent), sources
+    return unflatten(parent.result()), sources

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cwps_jax.core.channels import Layer, Layout, Shape, to_columns
+from cwps_jax.core.channels import Layout, Shape, to_columns
 from cwps_jax.core.recent import Recent
 
 KEPT_BYTES = 2 << 30  # rows that stay in the host's memory from one search to the next
@@ -67,28 +67,49 @@ def gather(
     read: Callable[[int], Rows],
     pretrained: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-    """Returns the layers' leaves, a flat dict, whose channels are the named rows. Each owner is read once.
+    """Returns the layers' leaves, a flat dict, whose channels are the named rows.
 
     Args:
         layout: the backbone's layout.
         owner: {path of a kernel: int (channels,)}.
         row: the same, the row there.
         read: as in `StoredModels`.
-        pretrained: the pre-trained model's leaves; most channels are theirs, and need not be turned.
+        pretrained: the pre-trained model's leaves.
     """
-    leaves = copied({leaf: np.asarray(pretrained[leaf]) for leaf in layout.layer_paths})
-    others: dict[int, list[tuple[Layer, np.ndarray]]] = {}
-    for layer in layout.layers:
-        owners = owner[layer.path]
-        taken = (owners != 0) | (row[layer.path] != np.arange(layer.channels))
-        for identity in np.unique(owners[taken]).tolist():
-            others.setdefault(identity, []).append((layer, taken & (owners == identity)))
-    for identity, places in sorted(others.items()):
-        stored = read(identity)
-        for layer, taken in places:
-            for leaf in layer.leaves:
-                _put(leaves[leaf], layer.gate_shape, taken, stored[leaf][row[layer.path][taken]])
+    leaves = copied_layers(layout, pretrained)
+    write(layout, owner, row, read, leaves)
     return leaves
+
+
+def copied_layers(layout: Layout, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns `copied` leaves of the layers alone."""
+    return copied({leaf: np.asarray(leaves[leaf]) for leaf in layout.layer_paths})
+
+
+def write(
+    layout: Layout,
+    owner: Mapping[str, np.ndarray],
+    row: Mapping[str, np.ndarray],
+    read: Callable[[int], Rows],
+    leaves: Mapping[str, np.ndarray],
+) -> None:
+    """Writes the named rows, as in `gather`, into a copy of the pre-trained model's leaves.
+
+    Most channels are that model's own; there is nothing to do for these.
+    """
+    for layer in layout.layers:
+        owners, rows = owner[layer.path], row[layer.path]
+        taken = np.flatnonzero((owners != 0) | (rows != np.arange(layer.channels)))
+        if not len(taken):
+            continue
+        taken = taken[np.argsort(owners[taken], kind="stable")]
+        identities, first = np.unique(owners[taken], return_index=True)
+        pieces = [
+            (read(identity), rows[channels])
+            for identity, channels in zip(identities.tolist(), np.split(taken, first[1:]), strict=True)
+        ]
+        for leaf in layer.leaves:
+            _put(leaves[leaf], layer.gate_shape, taken, np.concatenate([one[leaf][at] for one, at in pieces]))
 
 
 def copied(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -119,5 +140,6 @@ def _put(leaf: np.ndarray, gate_shape: Shape, taken: np.ndarray, rows: np.ndarra
     if leaf.ndim != len(gate_shape):
         leaf = leaf.reshape(gate_shape)
     axes = [axis for axis, size in enumerate(gate_shape) if size != 1]
-    first = np.moveaxis(leaf, axes, range(len(axes)))
-    first[taken.reshape(first.shape[: len(axes)])] = rows.reshape(-1, *first.shape[len(axes) :])
+    first = np.moveaxis(leaf, axes, range(len(axes))) if axes else leaf[None]
+    sizes = first.shape[: max(1, len(axes))]
+    first[np.unravel_index(taken, sizes)] = rows.reshape(-1, *first.shape[len(sizes) :])
