@@ -45,7 +45,7 @@ def moved(params: Tree, rng: np.random.Generator) -> dict[str, Any]:
 
     def move(path: str, leaf: Any) -> np.ndarray:
         leaf = np.asarray(leaf)
-        return leaf + rng.normal(0, 0.1 * (leaf.std() or 1), leaf.shape).astype(leaf.dtype)
+        return leaf + np.float32(0.1 * (leaf.std() or 1)) * rng.standard_normal(leaf.shape, np.float32)
 
     return map_with_path(move, params)
 
