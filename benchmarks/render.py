@@ -10,7 +10,7 @@ import statistics
 import sys
 from typing import Any
 
-from targets import ratios_table, targets_table
+from targets import pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
 
@@ -246,7 +246,11 @@ def tables_of(path: str) -> dict[str, str]:
     if path == "docs/performance.md":
         files = (ROOT / "benchmarks" / "results").glob("*.json")
         results = {file.name: json.loads(file.read_text()) for file in files}
-        return {"targets": targets_table(results), "ratios": ratios_table(results)}
+        return {
+            "targets": targets_table(results),
+            "pool": pool_line(results["pool_cpu.json"]),
+            "ratios": ratios_table(results),
+        }
     return {
         "pacs": run_table(_read("docs/results/pacs_seed0.json")[0]),
         "fewshot": draws_table(_read("docs/results/pacs_10_shots.json")[0]),

@@ -142,6 +142,19 @@ def targets_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def pool_line(result: dict[str, Any]) -> str:
+    """Returns what benchmarks/pool.py found."""
+    settings, seconds = result["settings"], result["seconds"]
+    return (
+        f"{settings['tasks']} tasks on {settings['backbone']}, each with {settings['active']:.0%} of the "
+        f"channels of its own, {result['file_bytes'] / 1e9:.1f} GB: the search takes "
+        f"{seconds['again']:.1f} s where rows stayed in memory, and {seconds['cold']:.0f} s from opening the "
+        "pool on, reading, hashing and arranging them; to read the files alone takes "
+        f"{seconds['read']:.1f} s. Medians of {settings['repeats']} turns, {result['device']}, commit "
+        f"{result['commit']}."
+    )
+
+
 def ratios_table(results: Results) -> str:
     """Returns every ratio of every result file, and what each file was measured on."""
     lines = ["| file | ratio | median (quartiles) |", "|---|---|---|"]
