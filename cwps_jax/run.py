@@ -115,7 +115,12 @@ def _learn_draw(
                 variables, scores = _pretrain(config, source, make_model, trainer, progress)
                 record = {**record, **scores}
             pool = Pool.create(
-                workdir / "pool", variables, trainer.layout, backbone=config.backbone, record=record
+                workdir / "pool",
+                variables,
+                trainer.layout,
+                backbone=config.backbone,
+                record=record,
+                search_gigabytes=config.search_gigabytes,
             )
         for name, task in tasks.items():
             if name in pool.tasks:

@@ -106,8 +106,8 @@ def test_a_second_version_leaves_the_first_readable(pool, tiny_variables, moved)
 def test_the_count_agrees_with_the_stored_arrays(pool, tiny_variables, moved, tiny_layout):
     add_task(pool, "a", tiny_variables, moved, 3)
     version, folder = pool.version("a"), pool.folder / "tasks" / "a@1"
-    rows = flatten(arrays.load(folder / "rows", version.rows_sha256))
-    own = flatten(arrays.load(folder / "own", version.own_sha256))
+    rows = arrays.load(folder / "rows", version.rows_sha256)
+    own = arrays.load(folder / "own", version.own_sha256)
     count = pool.count("a")
     assert count.active == sum(leaf.size for leaf in rows.values()) > 0
     assert count.private == sum(own[f"params/{path}"].size for path in tiny_layout.private_paths) > 0
@@ -251,6 +251,20 @@ def test_rows_and_the_rest_are_read_apart(pool, tiny_variables, moved, tiny_layo
     chex.assert_trees_all_equal(Pool.open(pool.folder).effective("b"), stored)
 
 
+def test_rows_stay_from_search_to_search_as_there_is_memory(pool, tiny_variables, moved):
+    add_task(pool, "a", tiny_variables, moved, 1)
+    add_task(pool, "b", tiny_variables, moved, 2)
+    for gigabytes, stays in ((0, False), (1, True)):
+        opened = Pool.open(pool.folder, search_gigabytes=gigabytes)
+        composite_parent(tiny_variables["params"], opened)
+        kept = opened.pooled().models.kept
+        assert kept.limit == gigabytes * 10**9
+        assert kept.bytes > 0  # the newest block is there in any case
+        before = kept.bytes
+        composite_parent(tiny_variables["params"], opened, Search("cosine"))
+        assert (kept.bytes > before) == stays
+
+
 def test_threads_read_a_pool_at_once(pool, tiny_variables, moved, tiny_layout):
     wanted = {}
     for number in range(1, 9):
@@ -265,7 +279,10 @@ def test_threads_read_a_pool_at_once(pool, tiny_variables, moved, tiny_layout):
     for _ in range(5):
         models = Pool.open(pool.folder).pooled().models
         with ThreadPoolExecutor(4) as executor:
-            read = dict(zip(wanted, executor.map(models.read, wanted), strict=True))
+            read = {
+                number: dict(rows)
+                for number, rows in zip(wanted, executor.map(models.read, wanted), strict=True)
+            }
         chex.assert_trees_all_equal(read, wanted)
         for layer in tiny_layout.layers:
             for number, rows in wanted.items():

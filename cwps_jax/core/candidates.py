@@ -1,14 +1,17 @@
 """What the search compares: every stored row of a pool once, by default as its change since pre-training.
 
 Models share rows: what a task borrowed is stored by another. So the search does not read models; it reads
-*slots*, the distinct (channel, owner, row) of all models, block by block of the rows' owners. All of it is
-on the host.
+*slots*, the distinct (channel, owner, row) of all models, block by block of the rows' owners. What is
+compared first, and kept for the next search, can be rounded to 8 bits, with how far that took each row. All
+of it is on the host.
 """
 
 import dataclasses
 import functools
+import hashlib
+import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import jax
@@ -17,9 +20,11 @@ import numpy as np
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.core.stored import Rows, StoredModels, aligned_zeros
 
+READERS = 8  # threads that wait for files and hash them, without Python's lock
+WORKERS = min(8, os.cpu_count() or 1)  # threads that subtract and round: no more than there are cores
 BLOCK_BYTES = 1 << 30  # rows that are read at a time; two blocks are on all devices together
 CHUNK_BYTES = 2 << 20  # one row of each channel that one compiled call compares
-READERS = 8  # threads: reading, hashing and subtracting rows is done without Python's lock
+VANISHING = 1e-35  # a row that is smaller everywhere is zero in 8 bits: no float32 is left for its scale
 
 Form = Literal["changes", "directions", "rows"]
 
@@ -75,13 +80,17 @@ class Part:
     Attributes:
         place: int (slots,), where the row of each slot stands.
         squared: float32 (slots,), squared norms of the rows: 0 where a channel has not moved.
+        scale: float32 (slots,), what `rows` are to be multiplied by.
+        error: float32 (slots,), the norm of what is still missing then: 0 unless they are rounded.
         channel: int32 (chunks, groups), the channels of each chunk.
         widths: how many rows each channel of a chunk has, filled with zeros.
-        rows: float32 (rows, size), chunk by chunk.
+        rows: float32, or int8 where they are rounded, (rows, size), chunk by chunk.
     """
 
     place: np.ndarray
     squared: np.ndarray
+    scale: np.ndarray
+    error: np.ndarray
     channel: np.ndarray
     widths: list[int]
     rows: np.ndarray
@@ -98,12 +107,16 @@ Block = list[tuple[str, np.ndarray, Part]]
 
 def slots_of(layout: Layout, models: StoredModels) -> dict[str, Slots]:
     """Returns the slots of every layer, by its path."""
-    return models.remembered(
-        ("slots", layout), lambda: {layer.path: Slots.of(layer, models) for layer in layout.layers}
-    )
+
+    def found() -> dict[str, Slots]:
+        with ThreadPoolExecutor(WORKERS) as threads:
+            slots = threads.map(lambda layer: Slots.of(layer, models), layout.layers)
+        return {one.layer.path: one for one in slots}
+
+    return models.remembered(("slots", layout), found)
 
 
-def blocks(layout: Layout, models: StoredModels, form: Form) -> Iterator[Block]:
+def blocks(layout: Layout, models: StoredModels, form: Form, rounded: bool) -> Iterator[Block]:
     """Yields the rows of all slots, some owners at a time: (path, slots, their rows) for each layer.
 
     Args:
@@ -111,17 +124,42 @@ def blocks(layout: Layout, models: StoredModels, form: Form) -> Iterator[Block]:
         models: the models.
         form: "changes", rows less their channel's start, without the unchanged; "directions", the same of
             rows and starts scaled to length 1; "rows", as they are.
+        rounded: to 8 bits, each row by a scale of its own.
     """
     slots = slots_of(layout, models)
-    for held, owners, chosen in models.remembered((form, layout), lambda: list(_plan(slots, form))):
+    dtype = np.dtype(np.int8 if rounded else np.float32)
+    planned = models.remembered((form, dtype, layout), lambda: list(_plan(slots, form, dtype)))
+    # What is kept comes first: of a pool that is too large, each block would else be dropped before its turn.
+    for held, owners, chosen in sorted(planned, key=lambda block: block[0] not in models.kept):
         # Slots are numbered anew when the pool grows; what is kept of a block is not.
-        parts = models.kept.get(held, functools.partial(_parts, slots, models, owners, chosen, form))
+        parts = models.kept.get(held, functools.partial(_parts, slots, models, owners, chosen, form, dtype))
         yield [(path, chosen[path], part) for path, part in parts.items()]
+
+
+def slot_rows(slots: Slots, models: StoredModels, chosen: np.ndarray, form: Form) -> np.ndarray:
+    """Returns the rows of some slots of a layer, float32 (chosen, size), in a form of `blocks`.
+
+    Those of an owner should be next to each other: each such run is one look-up.
+    """
+    layer, owner, row = slots.layer, slots.owner[chosen], slots.row[chosen]
+    rows = np.empty((len(chosen), layer.channel_parameters), np.float32)
+    bounds = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(owner)]
+    for run in map(slice, bounds, bounds[1:]):
+        stored, end = models.read(int(owner[run.start])), 0
+        for found in (stored[leaf][row[run]] for leaf in layer.leaves):
+            begin, end = end, end + found.shape[1]
+            rows[run, begin:end] = found
+    if form == "directions":
+        rows = direction(rows)
+    if form != "rows":
+        rows -= channel_rows(layer, models.read(0), slots.channel[chosen], form)
+    return rows
 
 
 def channel_rows(layer: Layer, stored: Rows, rows: np.ndarray | slice, form: Form) -> np.ndarray:
     """Returns stored rows of a layer, bias last, float32 (rows, size): as directions, or as they are."""
-    found = np.concatenate([stored[leaf][rows] for leaf in layer.leaves], axis=1, dtype=np.float32)
+    parts = [stored[leaf][rows] for leaf in layer.leaves]
+    found = np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), np.float32)
     return direction(found) if form == "directions" else found
 
 
@@ -132,12 +170,16 @@ def direction(rows: Any) -> Any:
     return rows / numpy.where(norm > 0, norm, 1)
 
 
-def _plan(slots: Mapping[str, Slots], form: Form) -> Iterator[tuple[Any, list[int], dict[str, np.ndarray]]]:
+def _plan(
+    slots: Mapping[str, Slots], form: Form, dtype: np.dtype
+) -> Iterator[tuple[Any, list[int], dict[str, np.ndarray]]]:
     """Yields what each block is, its owners, and its slots by path; a growing pool changes the last one."""
-    read = {path: np.flatnonzero((form == "rows") | ~one.unchanged) for path, one in slots.items()}
+    large = sorted(slots, key=lambda path: -slots[path].layer.parameters)
+    read = {path: np.flatnonzero((form == "rows") | ~slots[path].unchanged) for path in large}
     size = np.zeros(1 + max(one.owner.max() for one in slots.values()), np.int64)
     for path, one in slots.items():
-        size += 4 * one.layer.channel_parameters * np.bincount(one.owner[read[path]], minlength=len(size))
+        count = np.bincount(one.owner[read[path]], minlength=len(size))
+        size += dtype.itemsize * one.layer.channel_parameters * count
     blocks: list[list[int]] = []
     for owner in np.flatnonzero(size).tolist():
         if not blocks or size[[*blocks[-1], owner]].sum() > BLOCK_BYTES:
@@ -146,8 +188,12 @@ def _plan(slots: Mapping[str, Slots], form: Form) -> Iterator[tuple[Any, list[in
     for owners in blocks:
         chosen = {path: among[np.isin(slots[path].owner[among], owners)] for path, among in read.items()}
         chosen = {path: among for path, among in chosen.items() if len(among)}
-        held = ((path, slots[path].identity[:, among].tobytes()) for path, among in chosen.items())
-        yield (form, *held), owners, chosen
+        held = ((path, _digest(slots[path].identity[:, among])) for path, among in chosen.items())
+        yield (form, dtype, *held), owners, chosen
+
+
+def _digest(values: np.ndarray) -> bytes:
+    return hashlib.sha256(values.tobytes()).digest()
 
 
 def _parts(
@@ -156,33 +202,53 @@ def _parts(
     owners: list[int],
     chosen: Mapping[str, np.ndarray],
     form: Form,
+    dtype: np.dtype,
 ) -> dict[str, Part]:
     """Reads the rows of each owner once."""
-    pretrained = models.read(0)
-    start = {path: channel_rows(slots[path].layer, pretrained, slice(None), form) for path in chosen}
     placed = {path: _places(slots[path], among) for path, among in chosen.items()}
     rows = aligned_zeros(
         {
-            path: jax.ShapeDtypeStruct((channel.shape[1] * sum(widths), start[path].shape[1]), np.float32)
+            path: jax.ShapeDtypeStruct(
+                (channel.shape[1] * sum(widths), slots[path].layer.channel_parameters), dtype
+            )
             for path, (_, channel, widths) in placed.items()
         }
     )
-    squared = {path: np.zeros(len(among), np.float32) for path, among in chosen.items()}
+    squared, scale, error = (
+        {path: np.full(len(among), value, np.float32) for path, among in chosen.items()}
+        for value in (0, 1, 0)
+    )
 
-    def read(owner: int) -> None:
-        stored = models.read(owner)
+    def arrange(owner: int, ready: Future) -> None:
+        ready.result()
         for path, among in chosen.items():
-            one, mine = slots[path], np.flatnonzero(slots[path].owner[among] == owner)
+            mine = np.flatnonzero(slots[path].owner[among] == owner)
             if len(mine):
-                found = channel_rows(one.layer, stored, one.row[among[mine]], form)
-                if form != "rows":
-                    found -= start[path][one.channel[among[mine]]]
+                found = slot_rows(slots[path], models, among[mine], form)
                 squared[path][mine] = np.einsum("rs,rs->r", found, found)
+                if dtype == np.int8:
+                    found, scale[path][mine], error[path][mine] = _rounded(found)
                 rows[path][placed[path][0][mine]] = found
 
-    with ThreadPoolExecutor(READERS) as readers:
-        list(readers.map(read, owners))
-    return {path: Part(one[0], squared[path], *one[1:], rows[path]) for path, one in placed.items()}
+    with ThreadPoolExecutor(READERS) as readers, ThreadPoolExecutor(WORKERS) as workers:
+        list(workers.map(arrange, owners, [readers.submit(models.read, owner) for owner in owners]))
+    return {
+        path: Part(one[0], squared[path], scale[path], error[path], *one[1:], rows[path])
+        for path, one in placed.items()
+    }
+
+
+def _rounded(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns rows over their scales, whole numbers, their scales, and the norms of what that leaves out.
+
+    It uses up the rows.
+    """
+    most = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    scale = np.where(most > VANISHING, most, 1) / np.float32(127)
+    rows /= scale[:, None]
+    whole = np.rint(rows)
+    rows -= whole
+    return whole, scale, scale * np.sqrt(np.einsum("rs,rs->r", rows, rows))
 
 
 def _places(slots: Slots, among: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:

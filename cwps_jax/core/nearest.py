@@ -1,7 +1,7 @@
 """Which stored row is nearest to each channel of a child: distances by matrix products, made exact.
 
-A product of changes since pre-training is right up to a known rounding. Candidates that this rounding
-cannot tell apart are compared again, weight by weight.
+A product of changes since pre-training is right up to a known rounding, of floating point and of the rows to
+8 bits. Candidates that this rounding cannot tell apart are compared again, weight by weight.
 """
 
 import functools
@@ -14,14 +14,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwps_jax.core.candidates import Block, Form, Part, Slots, blocks, channel_rows, direction, slots_of
-from cwps_jax.core.channels import Layout, Shape, to_columns
+from cwps_jax.core.candidates import (
+    Block,
+    Form,
+    Part,
+    Slots,
+    blocks,
+    channel_rows,
+    direction,
+    slot_rows,
+    slots_of,
+)
+from cwps_jax.core.channels import Layer, Layout, Shape, to_columns
 from cwps_jax.core.stored import StoredModels
 
-EXACT_ROWS = 256  # that are compared weight by weight at a time
+EXACT_BYTES = 1 << 20  # rows that are compared weight by weight at a time
+PIECE_BYTES = 4 << 20  # rows that are float32 at a time, on a CPU: what its caches hold
 NOWHERE = np.iinfo(np.int32).max  # the place of a filling row
 
-Found = dict[str, tuple[np.ndarray, np.ndarray]]  # {path of a kernel: (model, channel)}
+Found = Iterator[tuple[Layer, np.ndarray, np.ndarray]]  # a layer, its channels' models and channels there
 
 
 def aligned(
@@ -32,7 +43,9 @@ def aligned(
     z: float,
     by_layer: bool,
 ) -> Found:
-    """Returns for every channel the model whose channel of the same index is nearest.
+    """Yields for every channel the model whose channel of the same index is nearest, layer by layer.
+
+    A layer is decided as soon as all of its rows are compared, while the devices are at the next ones.
 
     Args:
         layout: the backbone's layout.
@@ -45,23 +58,18 @@ def aligned(
     form: Form = "directions" if distance == "cosine" else "changes"
     changes, every = _own(layout, form, child, models.read(0)), slots_of(layout, models)
     compared = {path: _Compared(slots, distance, z, by_layer) for path, slots in every.items()}
-    opened: dict[str, np.ndarray] = {}
+
+    # Sums over a layer differ by less than rounding to 8 bits leaves open.
+    rounded = not by_layer
     channels = lambda path, slots, part: part.channel
-    for path, slots, part, products in _on_devices(layout, models, form, changes, channels, _products):
+    for path, slots, part, products in _on_devices(
+        layout, models, form, rounded, changes, channels, _products
+    ):
         compared[path].fill(slots, part, np.concatenate([one.ravel() for one in products]))
-        if compared[path].filled:  # decided now, while the devices are at the next layers
-            opened[path] = compared[path].opened(np.asarray(changes[path]))
-    own = jax.device_get(changes)
-    opened |= {path: compared[path].opened(own[path]) for path in every if path not in opened}
-    if any(each.any() for each in opened.values()):
-        for path, one in compared.items():
-            wanted = np.flatnonzero(opened[path] & every[path].unchanged)
-            one.fill_exactly(wanted, np.zeros((1, own[path].shape[1])), np.zeros_like(wanted), own[path])
-        for block in blocks(layout, models, form):
-            for path, slots, part in block:
-                wanted = opened[path][slots]
-                compared[path].fill_exactly(slots[wanted], part.rows, part.place[wanted], own[path])
-    return {path: (compared[path].nearest(), np.arange(one.layer.channels)) for path, one in every.items()}
+        if compared[path].filled:
+            yield compared.pop(path).nearest(models, form, np.asarray(changes[path]))
+    for path, one in compared.items():
+        yield one.nearest(models, form, np.asarray(changes[path]))
 
 
 class _Compared:
@@ -72,7 +80,7 @@ class _Compared:
 
     def __init__(self, slots: Slots, distance: str, z: float, by_layer: bool) -> None:
         self.slots, self.distance, self.z, self.by_layer = slots, distance, z, by_layer
-        self.product, self.squared, self.exact = np.zeros((3, len(slots.channel)))
+        self.product, self.squared, self.error, self.exact = np.zeros((4, len(slots.channel)))
         self.model, self.group = slots.model, slots.channel
         if by_layer:
             # Of models that have the very same slots the oldest is the candidate.
@@ -88,52 +96,67 @@ class _Compared:
 
     def fill(self, slots: np.ndarray, part: Part, products: np.ndarray) -> None:
         """Notes the products of a part's rows and the child's changes."""
-        self.product[slots] = products[part.place]
+        self.product[slots] = products[part.place] * part.scale
         self.squared[slots] = part.squared
+        self.error[slots] = part.error
         self.missing -= len(slots)
 
-    def opened(self, own: np.ndarray) -> np.ndarray:
-        """Returns bool (slots,), those that only a comparison weight by weight can tell apart."""
+    def nearest(
+        self, models: StoredModels, form: Form, own: np.ndarray
+    ) -> tuple[Layer, np.ndarray, np.ndarray]:
+        """Returns the layer, its channels' models, and their channels there; ties go to the oldest.
+
+        Args:
+            models: the pool's models.
+            form: of the rows that were compared.
+            own: float32 (channels, size), the child's channels in this form.
+        """
+        near, unclear = self._bounded(own)
+        self._fill_exactly(np.flatnonzero(unclear), models, form, own)
+        cost = self._sum(self.exact)
+        if self.distance == "change":
+            cost = self._disagreement(cost)
+        cost = np.where(near, cost, np.inf)
+        lowest = np.flatnonzero(cost == np.minimum.reduceat(cost, self.first)[self.group])
+        oldest = lowest[np.searchsorted(self.group[lowest], np.arange(len(self.first)))]
         layer = self.slots.layer
-        self.length = np.einsum("cs,cs->c", own, own)[self.slots.channel].astype(np.float64)
+        return layer, np.broadcast_to(self.model[oldest], layer.channels), np.arange(layer.channels)
+
+    def _bounded(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns which candidates can be nearest, and which slots that leaves open, both bool."""
+        layer = self.slots.layer
+        length = np.einsum("cs,cs->c", own, own)[self.slots.channel].astype(np.float64)
         rounding = layer.channel_parameters * float(np.finfo(np.float32).eps)
         product, squared = self._sum(self.product), self._sum(self.squared)
-        slack = 2 * rounding * self._sum(np.sqrt(self.length * self.squared))
+        # By Cauchy and Schwarz, of what was summed and of what was left out.
+        slack = self._sum(np.sqrt(length) * (3 * rounding * np.sqrt(self.squared) + self.error))
         if self.distance == "change":
-            norm = np.sqrt(self._sum(self.length) * squared)
+            norm = np.sqrt(self._sum(length) * squared)
             parameters = layer.parameters if self.by_layer else layer.channel_parameters
             self.scale = math.sqrt(parameters) / np.where(norm > 0, norm, np.inf)
             low, high = self._disagreement(product + slack), self._disagreement(product - slack)
         else:
-            cost, slack = squared - 2 * product, slack + rounding * squared
+            cost, slack = squared - 2 * product, 2 * slack + rounding * squared
             low, high = cost - slack, cost + slack
-        self.near = low <= np.minimum.reduceat(high, self.first)[self.group]
-        unclear = self.near & (np.add.reduceat(self.near, self.first, dtype=int) > 1)[self.group]
+        near = low <= np.minimum.reduceat(high, self.first)[self.group]
+        unclear = near & (np.add.reduceat(near, self.first, dtype=int) > 1)[self.group]
         if not self.by_layer:
-            return unclear
-        found = np.zeros(len(self.product), bool)
-        found[self.slots.index[:, self.model[unclear]]] = True
-        return found
+            return near, unclear
+        slots = np.zeros(len(self.product), bool)
+        slots[self.slots.index[:, self.model[unclear]]] = True
+        return near, slots
 
-    def fill_exactly(self, slots: np.ndarray, rows: np.ndarray, place: np.ndarray, own: np.ndarray) -> None:
-        """Compares slots weight by weight; their rows stand at these places."""
-        for first in range(0, len(slots), EXACT_ROWS):
-            some = slice(first, first + EXACT_ROWS)
-            ours, theirs = own[self.slots.channel[slots[some]]], rows[place[some]]
+    def _fill_exactly(self, slots: np.ndarray, models: StoredModels, form: Form, own: np.ndarray) -> None:
+        """Compares slots weight by weight, as they are stored."""
+        slots = slots[np.argsort(self.slots.owner[slots], kind="stable")]
+        step = max(1, EXACT_BYTES // (4 * self.slots.layer.channel_parameters))
+        for first in range(0, len(slots), step):
+            some = slots[first : first + step]
+            ours, theirs = own[self.slots.channel[some]], slot_rows(self.slots, models, some, form)
             if self.distance != "change":
                 ours = theirs = ours - theirs
             # In float64 without a cast inside the sum: equal rows cost the same to the bit.
-            self.exact[slots[some]] = np.multiply(ours, theirs, dtype=np.float64).sum(axis=1)
-
-    def nearest(self) -> np.ndarray:
-        """Returns each channel's model, int (channels,): ties go to the oldest."""
-        cost = self._sum(self.exact)
-        if self.distance == "change":
-            cost = self._disagreement(cost)
-        cost = np.where(self.near, cost, np.inf)
-        lowest = np.flatnonzero(cost == np.minimum.reduceat(cost, self.first)[self.group])
-        oldest = lowest[np.searchsorted(self.group[lowest], np.arange(len(self.first)))]
-        return np.broadcast_to(self.model[oldest], self.slots.layer.channels)
+            self.exact[some] = np.multiply(ours, theirs, dtype=np.float64).sum(axis=1)
 
     def _disagreement(self, product: np.ndarray) -> np.ndarray:
         """Returns the cost of "change": minus an agreement above z, else 0 for what never moved, else 1."""
@@ -146,7 +169,7 @@ class _Compared:
 
 
 def of_any(layout: Layout, child: Mapping[str, Any], models: StoredModels, distance: str, z: float) -> Found:
-    """Returns for every channel the nearest channel of the same layer, whichever its index: (model, channel).
+    """Yields for every channel the nearest channel of the same layer, whichever its index, layer by layer.
 
     Args:
         layout: the backbone's layout.
@@ -170,17 +193,20 @@ def of_any(layout: Layout, child: Mapping[str, Any], models: StoredModels, dista
         return part.split(place)
 
     nearest = functools.partial(_nearest, distance=distance, z=z)
-    for path, _, _, found in _on_devices(layout, models, "rows", own, places, nearest):
+    for path, _, _, found in _on_devices(layout, models, "rows", False, own, places, nearest):
         for lowest, place in found:
             nearer = (lowest < cost[path]) | ((lowest == cost[path]) & (place < best[path]))
             cost[path], best[path] = np.where(nearer, lowest, cost[path]), np.where(nearer, place, best[path])
-    return {path: np.divmod(place, every[path].layer.channels) for path, place in best.items()}
+    for path, place in best.items():
+        layer = every[path].layer
+        yield layer, *np.divmod(place, layer.channels)
 
 
 def _on_devices(
     layout: Layout,
     models: StoredModels,
     form: Form,
+    rounded: bool,
     own: Mapping[str, Any],
     beside: Callable[[str, np.ndarray, Part], Iterable[np.ndarray]],
     compare: Callable[[Any, np.ndarray, np.ndarray], Any],
@@ -191,6 +217,7 @@ def _on_devices(
         layout: the backbone's layout.
         models: the pool's models.
         form: as in `blocks`.
+        rounded: as in `blocks`.
         own: {path: what every chunk of this layer is compared with}.
         beside: (path, slots, part) to what else `compare` takes, chunk by chunk.
         compare: (a layer's own, a chunk's rows, what is beside them) to arrays, on the device where that
@@ -210,7 +237,7 @@ def _on_devices(
             yield path, slots, part, begun
 
     earlier: list[tuple[str, np.ndarray, Part, list[Any]]] = []
-    for block in itertools.chain(blocks(layout, models, form), [[]]):
+    for block in itertools.chain(blocks(layout, models, form, rounded), [[]]):
         # The devices have work while a block's results are fetched, and while the next one is read.
         begun = list(begin(block))
         for path, slots, part, found in earlier:
@@ -242,7 +269,28 @@ def _own_layer(leaves: list[jax.Array], start: list[jax.Array], gate_shape: Shap
 @jax.jit
 def _products(own: jax.Array, rows: jax.Array, channel: jax.Array) -> jax.Array:
     """Returns the inner products of a chunk's rows and their channels, (groups, width)."""
-    return jnp.einsum("gws,gs->gw", rows, own[channel], precision=jax.lax.Precision.HIGHEST)
+    if rows.dtype == jnp.float32:
+        return _product(rows, own[channel])
+    return jax.lax.platform_dependent(own, rows, channel, cpu=_products_by_pieces, default=_products_of_all)
+
+
+def _products_of_all(own: jax.Array, rows: jax.Array, channel: jax.Array) -> jax.Array:
+    return _product(rows, own[channel])
+
+
+def _products_by_pieces(own: jax.Array, rows: jax.Array, channel: jax.Array) -> jax.Array:
+    """A CPU writes the rows as float32 before it multiplies: here into its caches, not into new memory."""
+    groups, width, size = rows.shape
+    fit = max(2, PIECE_BYTES // (4 * width * size))  # two at least, for its cores
+    some = min(1 << (fit.bit_length() - 1), groups)  # groups are a power of two
+    pieces = rows.reshape(-1, some, width, size), channel.reshape(-1, some)
+    found = jax.lax.map(lambda piece: _product(piece[0], own[piece[1]]), pieces)
+    return found.reshape(groups, width)
+
+
+def _product(rows: jax.Array, own: jax.Array) -> jax.Array:
+    rows = rows.astype(jnp.float32)
+    return jnp.einsum("gws,gs->gw", rows, own, precision=jax.lax.Precision.HIGHEST)
 
 
 @functools.partial(jax.jit, static_argnames=("distance", "z"))

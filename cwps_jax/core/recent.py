@@ -26,6 +26,9 @@ class Recent:
         self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Returns the tree of a key, made by `make` where it is not kept; two threads may both make it."""
         with self._lock:

@@ -100,9 +100,9 @@ def composite(
         else:
             by_layer = search.granularity == "layer"
             found = nearest.aligned(layout, own, models, search.distance, search.z, by_layer)
-    owner, row = (
-        {path: where[path][pair] for path, pair in found.items()} for where in (models.owner, models.row)
-    )
-    write(layout, owner, row, models.read, parent.result())
-    sources = {path: Source(*(one.astype(np.int32) for one in pair)) for path, pair in found.items()}
-    return unflatten(parent.result()), sources
+        sources = {}
+        for layer, model, channel in found:
+            owner, row = (where[layer.path][model, channel] for where in (models.owner, models.row))
+            write(layer, owner, row, models.read, parent.result())
+            sources[layer.path] = Source(model.astype(np.int32), channel.astype(np.int32))
+    return unflatten(parent.result()), {layer.path: sources[layer.path] for layer in layout.layers}

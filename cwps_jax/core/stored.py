@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from cwps_jax.core.channels import Layout, Shape, to_columns
+from cwps_jax.core.channels import Layer, Layout, Shape, to_columns
 from cwps_jax.core.recent import Recent
 
-KEPT_BYTES = 2 << 30  # rows that stay in the host's memory from one search to the next
+SEARCH_GIGABYTES = 4.0  # of the host's memory, for the rows that stay from one search to the next
 ALIGNMENT = 64  # bytes, of XLA's buffers on a CPU
 
 Rows = Mapping[str, np.ndarray]
@@ -34,7 +34,7 @@ class StoredModels:
     row: Mapping[str, np.ndarray]
     read: Callable[[int], Rows]
     pretrained: Callable[[], Mapping[str, Any]]
-    kept: Recent = dataclasses.field(default_factory=lambda: Recent(KEPT_BYTES))
+    kept: Recent = dataclasses.field(default_factory=lambda: Recent(int(SEARCH_GIGABYTES * 1e9)))
     planned: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def remembered(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -77,7 +77,8 @@ def gather(
         pretrained: the pre-trained model's leaves.
     """
     leaves = copied_layers(layout, pretrained)
-    write(layout, owner, row, read, leaves)
+    for layer in layout.layers:
+        write(layer, owner[layer.path], row[layer.path], read, leaves)
     return leaves
 
 
@@ -87,29 +88,27 @@ def copied_layers(layout: Layout, leaves: Mapping[str, Any]) -> dict[str, np.nda
 
 
 def write(
-    layout: Layout,
-    owner: Mapping[str, np.ndarray],
-    row: Mapping[str, np.ndarray],
+    layer: Layer,
+    owner: np.ndarray,
+    row: np.ndarray,
     read: Callable[[int], Rows],
     leaves: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes the named rows, as in `gather`, into a copy of the pre-trained model's leaves.
+    """Writes a layer's named rows, as in `gather`, into a copy of the pre-trained model's leaves.
 
     Most channels are that model's own; there is nothing to do for these.
     """
-    for layer in layout.layers:
-        owners, rows = owner[layer.path], row[layer.path]
-        taken = np.flatnonzero((owners != 0) | (rows != np.arange(layer.channels)))
-        if not len(taken):
-            continue
-        taken = taken[np.argsort(owners[taken], kind="stable")]
-        identities, first = np.unique(owners[taken], return_index=True)
-        pieces = [
-            (read(identity), rows[channels])
-            for identity, channels in zip(identities.tolist(), np.split(taken, first[1:]), strict=True)
-        ]
-        for leaf in layer.leaves:
-            _put(leaves[leaf], layer.gate_shape, taken, np.concatenate([one[leaf][at] for one, at in pieces]))
+    taken = np.flatnonzero((owner != 0) | (row != np.arange(layer.channels)))
+    if not len(taken):
+        return
+    taken = taken[np.argsort(owner[taken], kind="stable")]
+    identities, first = np.unique(owner[taken], return_index=True)
+    pieces = [
+        (read(identity), row[channels])
+        for identity, channels in zip(identities.tolist(), np.split(taken, first[1:]), strict=True)
+    ]
+    for leaf in layer.leaves:
+        _put(leaves[leaf], layer.gate_shape, taken, np.concatenate([one[leaf][at] for one, at in pieces]))
 
 
 def copied(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -21,11 +21,12 @@ import os
 import pathlib
 import shutil
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from cwps_jax.core.trees import Tree, flatten, unflatten
+from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
 
 
@@ -66,8 +67,38 @@ def save(folder: pathlib.Path, tree: Tree) -> str:
     return files_sha256(folder)
 
 
-def load(folder: pathlib.Path, sha256: str) -> dict[str, Any]:
-    """Returns the tree that `save` wrote, as read-only NumPy arrays that are mapped into memory.
+class Leaves(Mapping[str, np.ndarray]):
+    """A stored tree's leaves by their paths, read-only: each becomes an array when it is asked for.
+
+    Args:
+        described: {path of a leaf: its dtype, shape, and offset in elements}.
+        flat: {dtype: the elements of all leaves that have it}.
+    """
+
+    def __init__(self, described: Mapping[str, Any], flat: Mapping[str, np.ndarray]) -> None:
+        self._described = described
+        self._flat = flat
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        dtype, shape, offset = (self._described[path][key] for key in ("dtype", "shape", "offset"))
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        return self._flat[dtype][offset : offset + math.prod(shape)].reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._described)
+
+    def __len__(self) -> int:
+        return len(self._described)
+
+    def under(self, key: str) -> dict[str, np.ndarray]:
+        """Returns the leaves of the sub-tree of a key, by their paths in it."""
+        within = f"{key}/"
+        return {path.removeprefix(within): self[path] for path in self if path.startswith(within)}
+
+
+def load(folder: pathlib.Path, sha256: str) -> Leaves:
+    """Returns the leaves of the tree that `save` wrote, mapped into memory.
 
     Raises:
         CwpsError: the folder is missing, or its files are not those that were written.
@@ -76,20 +107,14 @@ def load(folder: pathlib.Path, sha256: str) -> dict[str, Any]:
         raise CwpsError(f"{folder}: missing; restore it from a copy of the pool")
     if files_sha256(folder) != sha256:
         raise CwpsError(f"{folder}: damaged, its files are not those that were saved; restore it from a copy")
-    leaves = json.loads((folder / "leaves.json").read_text())
-    dtypes = {leaf["dtype"] for leaf in leaves.values() if 0 not in leaf["shape"]}
+    described = json.loads((folder / "leaves.json").read_text())
+    dtypes = {leaf["dtype"] for leaf in described.values() if 0 not in leaf["shape"]}
     flat = {dtype: np.asarray(np.memmap(_file(folder, dtype), dtype, "r")) for dtype in dtypes}
-    return unflatten({path: _view(flat, **leaf) for path, leaf in leaves.items()})
+    return Leaves(described, flat)
 
 
 def _file(folder: pathlib.Path, dtype: str) -> pathlib.Path:
     return folder / "arrays" / dtype / "0"
-
-
-def _view(flat: dict[str, np.ndarray], dtype: str, shape: list[int], offset: int) -> np.ndarray:
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    return flat[dtype][offset : offset + math.prod(shape)].reshape(shape)
 
 
 def files_sha256(folder: pathlib.Path) -> str:

@@ -22,6 +22,7 @@ never follows a chain. What is written is never changed. How a tree is stored: `
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from cwps_jax.core import accounting, packing
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.core.recent import Recent
 from cwps_jax.core.search import Source
-from cwps_jax.core.stored import KEPT_BYTES, StoredModels, gather, model_rows
+from cwps_jax.core.stored import SEARCH_GIGABYTES, StoredModels, gather, model_rows
 from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.method import Pooled
@@ -52,11 +53,13 @@ class Pool:
         index: what it holds.
     """
 
-    def __init__(self, folder: pathlib.Path, index: Index) -> None:
+    def __init__(
+        self, folder: pathlib.Path, index: Index, *, search_gigabytes: float = SEARCH_GIGABYTES
+    ) -> None:
         self.folder = folder
         self.index = index
-        self._loaded: dict[Any, dict[str, Any]] = {}  # hashes compared once; the files are mapped, not held
-        self._compared = Recent(KEPT_BYTES)
+        self._loaded: dict[Any, Any] = {}  # hashes compared once; the files are mapped, not held
+        self._compared = Recent(int(search_gigabytes * 1e9))
         self._ownerships: dict[int, Ownership] = {}
         self._pooled: tuple[Any, Pooled] | None = None  # the newest alone: every method of a task asks for it
 
@@ -69,6 +72,7 @@ class Pool:
         *,
         backbone: str = "",
         record: Mapping[str, Any] | None = None,
+        search_gigabytes: float = SEARCH_GIGABYTES,
     ) -> "Pool":
         """Makes a pool that holds the pre-trained model alone.
 
@@ -78,6 +82,7 @@ class Pool:
             layout: where its leaves belong, see `channel_layout`; the head may have another size.
             backbone: its name, so that another one is refused.
             record: where it came from; plain JSON.
+            search_gigabytes: as in `open`.
 
         Raises:
             CwpsError: there is a pool already, or the variables are not those of the layout.
@@ -97,13 +102,22 @@ class Pool:
         folder.mkdir(parents=True, exist_ok=True)
         sha256 = arrays.save(folder / PRETRAINED, variables)
         Index(backbone, dataclasses.replace(layout, head=head), sha256, dict(record or {})).write(folder)
-        return cls.open(folder)
+        return cls.open(folder, search_gigabytes=search_gigabytes)
 
     @classmethod
-    def open(cls, folder: str | pathlib.Path) -> "Pool":
-        """Opens a pool. Raises CwpsError where there is none."""
+    def open(cls, folder: str | pathlib.Path, *, search_gigabytes: float = SEARCH_GIGABYTES) -> "Pool":
+        """Opens a pool.
+
+        Args:
+            folder: where it is.
+            search_gigabytes: memory for the rows that stay from one search to the next, a byte a weight;
+                what does not fit is read and rounded by each search anew.
+
+        Raises:
+            CwpsError: there is none.
+        """
         folder = pathlib.Path(folder)
-        return cls(folder, Index.read(folder))
+        return cls(folder, Index.read(folder), search_gigabytes=search_gigabytes)
 
     @property
     def layout(self) -> Layout:
@@ -144,26 +158,23 @@ class Pool:
         own, ownership = self._own(version), self.ownership(version)
         owner, row = ({path: pair[one] for path, pair in ownership.items()} for one in (0, 1))
         shared = gather(self.layout, owner, row, self._rows, self._pretrained())
-        leaves = {**flatten(own.get("params", {})), **shared}
-        return {"params": unflatten(leaves), **own.get("other", {})}
+        return {"params": unflatten({**own.under("params"), **shared}), **unflatten(own.under("other"))}
 
     def gates(self, task: str) -> dict[str, np.ndarray]:
         """Returns a task's hard gates, a nested dict of boolean arrays."""
-        bits = flatten(self._own(self.version(task))["masks"])
-        return unflatten({layer.path: _unpack_bits(layer, bits[layer.path]) for layer in self.layout.layers})
+        own = self._own(self.version(task))
+        return unflatten({layer.path: _gate(layer, own) for layer in self.layout.layers})
 
     def ownership(self, version: Version) -> Ownership:
         """Returns {path of a kernel: (id of each channel's owner, its row there)}."""
         if version.id in self._ownerships:
             return self._ownerships[version.id]
-        own = self._own(version)
-        bits, owners, rows = (flatten(own[name]) for name in ("masks", "owner", "row"))
-        found: Ownership = {}
+        own, found = self._own(version), {}
         for layer in self.layout.layers:
-            active = _unpack_bits(layer, bits[layer.path]).ravel()
+            active = _gate(layer, own).ravel()
             owner = np.full(layer.channels, version.id, np.int32)
             row = np.cumsum(active, dtype=np.int32) - 1
-            owner[~active], row[~active] = owners[layer.path], rows[layer.path]
+            owner[~active], row[~active] = own[f"owner/{layer.path}"], own[f"row/{layer.path}"]
             found[layer.path] = owner, row
         return self._ownerships.setdefault(version.id, found)
 
@@ -180,7 +191,7 @@ class Pool:
 
     def count(self, task: str) -> accounting.Count:
         """Counts what a task's version keeps, without reading its rows."""
-        own = flatten(self._own(self.version(task)).get("params", {}))
+        own = self._own(self.version(task)).under("params")
         counted = accounting.count(self.layout, self.gates(task))
         return dataclasses.replace(counted, head=sum(leaf.size for leaf in own.values()) - counted.private)
 
@@ -197,7 +208,9 @@ class Pool:
         return self._pooled[1]
 
     def _models(self, names: tuple[str, ...]) -> StoredModels:
-        ownerships = [self.ownership(self.version(name)) for name in names[1:]]
+        # Two threads: one waits for files; more would wait for Python's lock.
+        with ThreadPoolExecutor(2) as readers:
+            ownerships = list(readers.map(self.ownership, map(self.version, names[1:])))
         owner, row = {}, {}
         for layer in self.layout.layers:
             own = np.zeros(layer.channels, np.int32), np.arange(layer.channels, dtype=np.int32)
@@ -273,21 +286,19 @@ class Pool:
         }
         return {ROWS: packing.pack(self.layout, unflatten(leaves), unflatten(flat_gates)), OWN: own}
 
-    def _rows(self, identity: int) -> dict[str, np.ndarray]:
+    def _rows(self, identity: int) -> Mapping[str, np.ndarray]:
         """Returns the rows that an owner stores, {path of a leaf: (rows, fan-in)}."""
         if identity == 0:
             return self._once((0, ROWS), lambda: model_rows(self.layout, self._pretrained()))
         version = self.index.by_id[identity]
-        return flatten(self._tree(version, ROWS, version.rows_sha256))
+        folder = self.folder / "tasks" / version.name / ROWS
+        return self._once((version.id, ROWS), lambda: arrays.load(folder, version.rows_sha256))
 
-    def _own(self, version: Version) -> dict[str, Any]:
-        return self._tree(version, OWN, version.own_sha256)
+    def _own(self, version: Version) -> arrays.Leaves:
+        folder = self.folder / "tasks" / version.name / OWN
+        return self._once((version.id, OWN), lambda: arrays.load(folder, version.own_sha256))
 
-    def _tree(self, version: Version, name: str, sha256: str) -> dict[str, Any]:
-        folder = self.folder / "tasks" / version.name / name
-        return self._once((version.id, name), lambda: arrays.load(folder, sha256))
-
-    def _once(self, key: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         """Returns what `make` gave for this key first; two threads at once may both make it."""
         return self._loaded[key] if key in self._loaded else self._loaded.setdefault(key, make())
 
@@ -296,11 +307,12 @@ class Pool:
 
     def _shared(self) -> dict[str, Any]:
         sha256 = self.index.pretrained_sha256
-        return self._once(PRETRAINED, lambda: arrays.load(self.folder / PRETRAINED, sha256))
+        return self._once(PRETRAINED, lambda: unflatten(arrays.load(self.folder / PRETRAINED, sha256)))
 
 
-def _unpack_bits(layer: Layer, bits: np.ndarray) -> np.ndarray:
-    return np.unpackbits(bits, count=layer.channels).astype(bool).reshape(layer.gate_shape)
+def _gate(layer: Layer, own: arrays.Leaves) -> np.ndarray:
+    bits = np.unpackbits(own[f"masks/{layer.path}"], count=layer.channels)
+    return bits.astype(bool).reshape(layer.gate_shape)
 
 
 def _smallest(values: np.ndarray) -> np.ndarray:
