@@ -23,18 +23,36 @@ from cwps_jax.models import create
 from cwps_jax.store.pool import PRETRAINED, Pool
 
 BUDGET = 0.4  # of a task that is learned
+FAMILY_SEED = 10_000  # the first of the families', beyond all tasks'
 
 
 def stored_pool(
-    folder: pathlib.Path, variables: dict[str, Any], layout: Layout, tasks: int, active: float
+    folder: pathlib.Path,
+    variables: dict[str, Any],
+    layout: Layout,
+    tasks: int,
+    active: float,
+    families: int = 0,
 ) -> Pool:
-    """Returns a pool of tasks that each own the same share of every layer, moved at random by a tenth."""
-    pool = Pool.create(folder, variables, layout)
+    """Returns a pool of tasks that each own the same share of every layer, moved at random by a tenth.
+
+    Args:
+        folder: where.
+        variables: of the pre-trained model.
+        layout: its layout.
+        tasks: how many.
+        active: the share.
+        families: of tasks, in turn, whose changes are `related`; 0 for changes of their own.
+    """
+    record = {"tasks": tasks, "active": active, "families": families}
+    pool = Pool.create(folder, variables, layout, record=record)
     other = {name: tree for name, tree in variables.items() if name != "params"}
     for number in range(tasks):
         rng = np.random.default_rng(number)
         gates = masks.harden(share_open(layout, active, rng), layout, 1.0)
         child = moved(variables["params"], rng)
+        if families:
+            child = related(variables["params"], child, number % families)
         params = jax.device_get(mix(variables["params"], child, gates))
         pool.add(f"task{number}", params, other, jax.device_get(gates), {}, (PRETRAINED,), {})
     return pool
@@ -48,6 +66,23 @@ def moved(params: Tree, rng: np.random.Generator) -> dict[str, Any]:
         return leaf + np.float32(0.1 * (leaf.std() or 1)) * rng.standard_normal(leaf.shape, np.float32)
 
     return map_with_path(move, params)
+
+
+def related(params: Tree, own: Tree, family: int) -> dict[str, Any]:
+    """Returns parameters whose change shares half of its variance with all others of a family.
+
+    Args:
+        params: of the pre-trained model.
+        own: `moved` from there.
+        family: its number.
+    """
+    common = moved(params, np.random.default_rng(FAMILY_SEED + family))
+    return jax.tree.map(
+        lambda start, one, two: start + np.float32(0.714) * (one - start) + np.float32(0.7) * (two - start),
+        params,
+        own,
+        common,
+    )
 
 
 def random_task(size: int, items: int, classes: int, seed: int) -> TaskData:

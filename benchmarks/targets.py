@@ -146,12 +146,14 @@ def pool_line(result: dict[str, Any]) -> str:
     """Returns what benchmarks/pool.py found."""
     settings, seconds = result["settings"], result["seconds"]
     return (
-        f"{settings['tasks']} tasks on {settings['backbone']}, each with {settings['active']:.0%} of the "
-        f"channels of its own, {result['file_bytes'] / 1e9:.1f} GB: the search takes "
-        f"{seconds['again']:.1f} s where rows stayed in memory, and {seconds['cold']:.0f} s from opening the "
-        "pool on, reading, hashing and arranging them; to read the files alone takes "
-        f"{seconds['read']:.1f} s. Medians of {settings['repeats']} turns, {result['device']}, commit "
-        f"{result['commit']}."
+        f"{settings['tasks']:,} tasks on {settings['backbone']}, in {settings['families']} families, "
+        f"each with {settings['active']:.0%} of the channels of its own, "
+        f"{result['file_bytes'] / 1e9:.1f} GB: a search takes {seconds['again']:.1f} s "
+        "({:.1f} to {:.1f}) where rows stayed in memory, ".format(*seconds["again_quartiles"])
+        + f"and the first one of a process {seconds['cold']:.0f} s, from opening the pool on, with reading, "
+        f"hashing and rounding the rows; to read the files alone takes {seconds['read']:.0f} s. Medians of "
+        f"{settings['repeats']} turns, with {result['searches']} searches in all from memory, "
+        f"{result['device']}, commit {result['commit']}."
     )
 
 
