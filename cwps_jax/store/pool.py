@@ -110,8 +110,8 @@ class Pool:
 
         Args:
             folder: where it is.
-            search_gigabytes: memory for the rows that stay from one search to the next, a byte a weight;
-                what does not fit is read and rounded by each search anew.
+            search_gigabytes: memory for the rows that stay from one search to the next, about a byte a weight
+                (four in a search by layer or of any channel); each search reads anew what does not fit.
 
         Raises:
             CwpsError: there is none.
