@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from cwps_jax.core.channels import Layer, Layout
-from cwps_jax.core.stored import Rows, StoredModels, aligned_zeros
+from cwps_jax.core.stored import Rows, StoredModels, aligned_zeros, looked_up
 
 READERS = 8  # threads that wait for files and hash them, without Python's lock
 WORKERS = min(8, os.cpu_count() or 1)  # threads that subtract and round: no more than there are cores
@@ -137,20 +137,9 @@ def blocks(layout: Layout, models: StoredModels, form: Form, rounded: bool) -> I
 
 
 def slot_rows(slots: Slots, models: StoredModels, chosen: np.ndarray, form: Form) -> np.ndarray:
-    """Returns the rows of some slots of a layer, float32 (chosen, size), in a form of `blocks`.
-
-    Those of an owner should be next to each other: each such run is one look-up.
-    """
+    """Returns rows of a layer, `looked_up`, in a form of `blocks`: float32 (chosen, size)."""
     layer, owner, row = slots.layer, slots.owner[chosen], slots.row[chosen]
-    rows = np.empty((len(chosen), layer.channel_parameters), np.float32)
-    bounds = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(owner)]
-    for run in map(slice, bounds, bounds[1:]):
-        stored, end = models.read(int(owner[run.start])), 0
-        for found in (stored[leaf][row[run]] for leaf in layer.leaves):
-            begin, end = end, end + found.shape[1]
-            rows[run, begin:end] = found
-    if form == "directions":
-        rows = direction(rows)
+    rows = _joined([looked_up(leaf, owner, row, models.read) for leaf in layer.leaves], form)
     if form != "rows":
         rows -= channel_rows(layer, models.read(0), slots.channel[chosen], form)
     return rows
@@ -158,9 +147,12 @@ def slot_rows(slots: Slots, models: StoredModels, chosen: np.ndarray, form: Form
 
 def channel_rows(layer: Layer, stored: Rows, rows: np.ndarray | slice, form: Form) -> np.ndarray:
     """Returns stored rows of a layer, bias last, float32 (rows, size): as directions, or as they are."""
-    parts = [stored[leaf][rows] for leaf in layer.leaves]
-    found = np.asarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1), np.float32)
-    return direction(found) if form == "directions" else found
+    return _joined([stored[leaf][rows] for leaf in layer.leaves], form)
+
+
+def _joined(leaves: list[np.ndarray], form: Form) -> np.ndarray:
+    rows = np.asarray(leaves[0] if len(leaves) == 1 else np.concatenate(leaves, axis=1), np.float32)
+    return direction(rows) if form == "directions" else rows
 
 
 def direction(rows: Any) -> Any:

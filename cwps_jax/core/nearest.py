@@ -270,7 +270,7 @@ def _own_layer(leaves: list[jax.Array], start: list[jax.Array], gate_shape: Shap
 def _products(own: jax.Array, rows: jax.Array, channel: jax.Array) -> jax.Array:
     """Returns the inner products of a chunk's rows and their channels, (groups, width)."""
     if rows.dtype == jnp.float32:
-        return _product(rows, own[channel])
+        return _products_of_all(own, rows, channel)
     return jax.lax.platform_dependent(own, rows, channel, cpu=_products_by_pieces, default=_products_of_all)
 
 

@@ -1,6 +1,7 @@
 """Models as the stored rows that they are made of: what one task borrowed is stored by another."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -102,13 +103,18 @@ def write(
     if not len(taken):
         return
     taken = taken[np.argsort(owner[taken], kind="stable")]
-    identities, first = np.unique(owner[taken], return_index=True)
-    pieces = [
-        (read(identity), row[channels])
-        for identity, channels in zip(identities.tolist(), np.split(taken, first[1:]), strict=True)
-    ]
     for leaf in layer.leaves:
-        _put(leaves[leaf], layer.gate_shape, taken, np.concatenate([one[leaf][at] for one, at in pieces]))
+        _put(leaves[leaf], layer.gate_shape, taken, looked_up(leaf, owner[taken], row[taken], read))
+
+
+def looked_up(leaf: str, owner: np.ndarray, row: np.ndarray, read: Callable[[int], Rows]) -> np.ndarray:
+    """Returns named rows of a leaf, (rows, fan-in), at least one.
+
+    Those of an owner should be next to each other: each such run is one look-up.
+    """
+    bounds = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(owner)]
+    runs = itertools.pairwise(bounds)
+    return np.concatenate([read(int(owner[first]))[leaf][row[first:last]] for first, last in runs])
 
 
 def copied(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
