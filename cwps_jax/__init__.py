@@ -3,7 +3,7 @@
 >>> import cwps_jax as cwps
 """
 
-from cwps_jax.config import TrainConfig
+from cwps_jax import methods
 from cwps_jax.core.channels import Layer, Layout, layout_from_axes
 from cwps_jax.core.foreign import layout_from_shapes
 from cwps_jax.core.masks import gates, harden, init_scores, sparsity, temperature
@@ -16,6 +16,7 @@ from cwps_jax.models import BACKBONES
 from cwps_jax.models.pretrained import load_backbone, save_backbone
 from cwps_jax.modules import ChannelShared, channel_layout, channel_rule
 from cwps_jax.profiling import Profiler
+from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.objectives import accuracy, cross_entropy
 from cwps_jax.train.records import Progress
@@ -51,6 +52,7 @@ __all__ = [
     "learn_task",
     "load_backbone",
     "make_trainer",
+    "methods",
     "mix",
     "save_backbone",
     "sparsity",

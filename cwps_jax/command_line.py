@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cwps_jax.config import RunConfig, run_config, unknown_key
+from cwps_jax.config import RunConfig, known_keys, run_config
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import unknown_key
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")
@@ -87,10 +88,10 @@ def _cause(error: BaseException) -> BaseException:
 
 def _unknown(given: Sequence[str]) -> str:
     """Returns the line that refuses a flag of a key that is not there, or "" where all are."""
-    known = RunConfig.__dataclass_fields__
+    known = known_keys()
     keys = [part.split("=")[0][9:] for part in given if part.startswith("--config.")]
     for key in keys:
-        if key.split(".")[0] not in known:
+        if key not in known and key.split(".")[0] not in known:
             return unknown_key(key, known)
     nested = [f"config.{key}" for key in keys if "." in key]
     return f"{' or '.join(nested)}: not in the config file; flags set what it has" if nested else ""

@@ -1,4 +1,4 @@
-"""`learn_task`: learn one task by channel-wise parameter sharing and store it. main is a thin caller."""
+"""`learn_task`: learn one task by a sharing method and store it. main is a thin caller."""
 
 import dataclasses
 import hashlib
@@ -9,15 +9,18 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from cwps_jax.config import TrainConfig, check_task_name
-from cwps_jax.core.masks import check_budget
+from cwps_jax import methods
+from cwps_jax.core.accounting import count_stored
+from cwps_jax.core.channels import Layout
 from cwps_jax.core.search import Search, Source, composite
 from cwps_jax.core.trees import Tree, flatten, map_with_path, merge, select
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
+from cwps_jax.methods.method import Stored
 from cwps_jax.modules import PRIVATE, channel_layout
 from cwps_jax.parallel import Parallel
 from cwps_jax.profiling import Profiler
+from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
 from cwps_jax.tracing import trace_parameters
 from cwps_jax.train.evaluation import measure
@@ -38,7 +41,8 @@ class LearnedTask:
         metric: on the test set (accuracy by default).
         validation_metric: on the validation set.
         params_ratio: what the task keeps, without its head, over the backbone's parameters.
-        relation: {owner: share of the task's channels}, weighted by parameters.
+        relation: {owner: share of the task's channels}, weighted by parameters; empty for a task that is not
+            stored as channels.
         record: all that was measured, as it stands in the pool's index.
     """
 
@@ -69,7 +73,8 @@ def learn_task(
     Args:
         pool: the stored models. What is stored of earlier tasks is read and never changed.
         name: the task's name.
-        model: a Linen model whose backbone is the pool's, with the task's own head.
+        model: a Linen model whose backbone is the pool's, with the task's own head; see `Pool.model` for what
+            a method may make of it.
         data: the task's data. Choices are made on validation data; the test data is read at the end.
         loss: (outputs, batch) to one loss per item, (batch,); cross-entropy by default.
         metric: (outputs, batch) to one value per item, better when larger; accuracy by default.
@@ -96,41 +101,16 @@ def learn_task(
         )
     elif loss not in (None, trainer.loss) or metric not in (None, trainer.metric):
         raise CwpsError("the trainer was made for another loss or metric; give them to make_trainer alone")
-    metric = trainer.metric
-    trained, variables = train_task(pool, model, data, config, trainer, observe)
-    predictor = trainer.predictor(model)
-    validation = predictor(variables, data.validation, config.batch_size)
-    test = predictor(variables, data.test, config.batch_size)
-    record = {
-        "accuracy_when_learned": measure(metric, test, data.test),
-        "logits_sha256_when_learned": outputs_sha256(test),
-        "validation_accuracy": measure(metric, validation, data.validation),
-        "lambda": trained.lambda_,
-        "budget": config.budget,
-        "epochs": trained.epochs,
-        "seconds": trained.seconds,
-        "peak_memory_bytes": trained.peak_memory_bytes,
-        "flops_per_step": trained.flops_per_step,
-        "seed": config.seed,
-        "classes": data.classes,
-        **(notes or {}),
-    }
-    version = pool.add(
-        name,
-        variables["params"],
-        {key: tree for key, tree in variables.items() if key != "params"},
-        trained.gates,
-        trained.sources,
-        trained.pooled,
-        record,
-    )
+    trained, stored, variables = train_task(pool, model, data, config, trainer, observe)
+    record = {**measured(trained, variables, model, data, config, trainer), **(notes or {})}
+    version = pool.add_stored(name, trained.method, stored, record)
     return LearnedTask(
         name=version.name,
         variables=variables,
         metric=record["accuracy_when_learned"],
         validation_metric=record["validation_accuracy"],
         params_ratio=pool.count(version.name).ratio,
-        relation=pool.relation(version.name),
+        relation=pool.relation(version.name) if pool.shares_channels(version.name) else {},
         record=record,
     )
 
@@ -142,25 +122,73 @@ def train_task(
     config: TrainConfig,
     trainer: Trainer,
     observe: Observe = lambda progress: None,
-) -> tuple[Trained, dict[str, Any]]:
+) -> tuple[Trained, Stored, dict[str, Any]]:
     """Trains a task from the pre-trained model by the config's method and stores nothing.
 
     Returns:
-        What the trainer found, and the plain model's variables with the head in the model's own size.
+        What the trainer found, what there is to store of it, and the variables that these give, with the head
+        in the model's own size.
     """
-    check_budget(trainer.layout, config.budget)
     if trainer.parallel.mode != config.parallel:
         raise CwpsError(
             f"config.parallel = {config.parallel!r}: the trainer was made for {trainer.parallel.mode!r}"
         )
     _check_same_backbone(pool, trainer)
+    method = methods.resolve(config.method)
     start = pool.effective(PRETRAINED)
-    # The stored head is another task's: only its backbone is the child's start.
+    # The stored head is another task's: only its backbone is the start.
     backbone = select(start["params"], (*pool.layout.layer_paths, *pool.layout.private_paths))
     start = {**start, "params": merge(backbone, trainer.new_head(config.seed))}
-    trained = trainer.train(start, data.train, config, pool.pooled(), observe)
-    params = cut_to_model(trained.params, model, image_shape(data))
-    return trained, {"params": params, **trained.other}
+    trained = trainer.train(start, data.train, config, pool.pooled(method=method.name), observe)
+    stored = method.store(trained.finished)
+    cut = cut_to_model(stored.own["params"], model, image_shape(data))
+    stored = dataclasses.replace(stored, own={**stored.own, "params": cut})
+    return trained, stored, pool.restored(method, stored)
+
+
+def measured(
+    trained: Trained,
+    variables: Mapping[str, Any],
+    model: nn.Module,
+    data: TaskData,
+    config: TrainConfig,
+    trainer: Trainer,
+) -> dict[str, Any]:
+    """Returns what is recorded of a task: how its model does on held-out data, and what it took."""
+    predictor = trainer.predictor(
+        trainer.network.remembered(
+            ("own model", trained.method, id(model)), lambda: trained.method.wrap(model)
+        )
+    )
+    validation = predictor(variables, data.validation, config.batch_size)
+    test = predictor(variables, data.test, config.batch_size)
+    return {
+        "accuracy_when_learned": measure(trainer.metric, test, data.test),
+        "logits_sha256_when_learned": outputs_sha256(test),
+        "validation_accuracy": measure(trainer.metric, validation, data.validation),
+        "lambda": trained.lambda_,
+        "budget": config.budget,
+        "epochs": trained.epochs,
+        "seconds": trained.seconds,
+        "trained": trained.numbers,
+        "peak_memory_bytes": trained.peak_memory_bytes,
+        "flops_per_step": trained.flops_per_step,
+        "seed": config.seed,
+        "classes": data.classes,
+    }
+
+
+def counted(layout: Layout, stored: Stored) -> dict[str, Any]:
+    """Returns what there is to store of a task, counted: parameters, bits and bytes."""
+    own = {path: np.asarray(leaf) for path, leaf in flatten(stored.own).items()}
+    count = count_stored(layout, own, stored.rows)
+    return {
+        "params_ratio": count.ratio,
+        "parameters": count.active + count.private,
+        "head_parameters": count.head,
+        "bits": count.bits,
+        "bytes": count.bits // 8,
+    }
 
 
 def make_trainer(

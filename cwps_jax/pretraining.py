@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -22,22 +23,12 @@ from cwps_jax.train.objectives import accuracy
 from cwps_jax.train.records import Progress
 from cwps_jax.train.trainer import Trainer
 
-# What the pre-trained model depends on where it is trained in the run.
-TRAINED_BY = (
-    "data",
-    "source",
-    "source_epochs",
-    "seed",
-    "batch_size",
-    "optimizer",
-    "learning_rate",
-    "learning_rate_warmup",
-    "momentum",
-    "weight_decay",
-    "label_smoothing",
-    "layer_decay",
-    "ema",
-    "stochastic_depth",
+# What a model that is trained in the run does not depend on; all else is recorded and compared.
+IRRELEVANT = (
+    *("method", "settings", "epochs", "budget", "norm_batches", "compare", "keep_compared"),  # of the tasks
+    *("tasks", "overrides", "weights", "shots", "draws", "least_steps"),
+    *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
+    *("parallel", "remat", "search_gigabytes", "compilation_cache", "profile"),
 )
 
 
@@ -60,7 +51,7 @@ def stored_pool(config: RunConfig, workdir: pathlib.Path) -> tuple[Pool | None, 
             raise CwpsError(f"config.weights = {config.weights!r}: no such file")
         record: dict[str, Any] = {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     else:
-        record = {key: getattr(config, key) for key in TRAINED_BY}
+        record = {"trained_by": source_settings(config)}
     if not (workdir / "pool" / "index.json").exists():
         return None, record
     pool = Pool.open(workdir / "pool", search_gigabytes=config.search_gigabytes)
@@ -69,14 +60,22 @@ def stored_pool(config: RunConfig, workdir: pathlib.Path) -> tuple[Pool | None, 
             f"{workdir}: made with backbone {pool.index.backbone!r}, config.backbone is {config.backbone!r}; "
             "use another --workdir"
         )
-    stored = pool.index.pretrained_record
-    for key, value in record.items():
-        if stored.get(key) != value:
+    now, before = (one.get("trained_by", one) for one in (record, pool.index.pretrained_record))
+    if "trained_by" not in pool.index.pretrained_record:  # a pool of before, which recorded less
+        now = {key: value for key, value in now.items() if key in before or config.weights}
+    for key, value in now.items():
+        if before.get(key) != value:
             raise CwpsError(
-                f"{workdir}: made with another pre-trained model ({key} was {stored.get(key)!r}, is "
+                f"{workdir}: made with another pre-trained model ({key} was {before.get(key)!r}, is "
                 f"{value!r}); use another --workdir, or the former config"
             )
     return pool, record
+
+
+def source_settings(config: RunConfig) -> dict[str, Any]:
+    """Returns all that a pre-trained model depends on which is trained in the run; plain JSON."""
+    own = {**dataclasses.asdict(config), **dataclasses.asdict(config.for_task(config.source).images)}
+    return json.loads(json.dumps({key: own[key] for key in sorted(own) if key not in IRRELEVANT}))
 
 
 def load_weights(config: RunConfig, trainer: Trainer) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,12 +11,11 @@ import numpy as np
 from rich.console import Console
 
 from cwps_jax import data, models
-from cwps_jax.config import Compared, RunConfig, TrainConfig
-from cwps_jax.core.masks import check_budget
+from cwps_jax.config import RunConfig
 from cwps_jax.data.cache import PixelCache, open_cache
 from cwps_jax.data.split import Split
 from cwps_jax.data.task import TaskData
-from cwps_jax.learn import check_classes, learn_task, make_trainer, train_task
+from cwps_jax.learn import check_classes, counted, learn_task, make_trainer, measured, train_task
 from cwps_jax.parallel import Parallel
 from cwps_jax.pretraining import check_source, load_weights, model_options, pretrain, stored_pool
 from cwps_jax.profiling import Profiler
@@ -25,9 +24,8 @@ from cwps_jax.report.draws import draw_folders, summarise
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, versions, write_json
 from cwps_jax.report.table import show_draws, show_results
+from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import Pool
-from cwps_jax.train.evaluation import measure
-from cwps_jax.train.objectives import accuracy
 from cwps_jax.train.small_data import fit_to_data
 from cwps_jax.train.trainer import Trainer
 
@@ -86,7 +84,12 @@ def _learn_draw(
     trainer = trainer or make_trainer(
         make_model(widest.classes or 0), widest, config=config.train, profiler=profiler
     )
-    settings = {name: _settings(config, name, task, trainer) for name, task in tasks.items()}
+    compared = tuple(method for method in config.compare if method != config.method)
+    by_method = (config.method, *compared)
+    settings = {
+        name: {method: _settings(config, name, method, task, trainer) for method in by_method}
+        for name, task in tasks.items()
+    }
     if source is not None:
         check_source(config, source)
     pool, record = stored_pool(config, workdir)
@@ -94,8 +97,7 @@ def _learn_draw(
         for name in pool.tasks:
             if name in tasks:
                 check_classes(pool, name, tasks[name])
-    compared = tuple(method for method in config.compare if method != config.method)
-    epochs = {name: settings[name].epochs * (1 + len(compared)) for name in tasks}
+    epochs = {name: sum(one.epochs for one in settings[name].values()) for name in tasks}
 
     # Before anything is written: a file of weights that does not fit leaves no workdir behind.
     variables = load_weights(config, trainer) if config.weights and not pool else {}
@@ -107,7 +109,7 @@ def _learn_draw(
             if name not in (*tasks, config.source):
                 progress.say(f"config.overrides.{name}: not among the tasks of this run")
         for name, task in tasks.items():
-            _tell(progress, config, name, task, settings[name])
+            _tell(progress, config, name, task, settings[name][config.method])
         if pool:
             progress.skip(source_epochs)
         else:
@@ -127,7 +129,7 @@ def _learn_draw(
                 progress.say(f"{name} is in the pool already: skipped")
                 progress.skip(epochs[name])
                 continue
-            _learn_one(settings[name], name, task, compared, pool, make_model, trainer, progress)
+            _learn_one(settings[name], name, task, config, pool, make_model, trainer, progress)
             if cache:
                 cache.clear()  # the next task needs the room, and none comes back to this one's images
     return trainer
@@ -171,19 +173,19 @@ def _model_maker(config: RunConfig) -> Callable[[int], nn.Module]:
     return functools.cache(lambda classes: models.create(config.backbone, classes, **model_options(config)))
 
 
-def _settings(config: RunConfig, name: str, task: TaskData, trainer: Trainer) -> TrainConfig:
+def _settings(config: RunConfig, name: str, method: str, task: TaskData, trainer: Trainer) -> TrainConfig:
     """Returns how a task is learned. Raises CwpsError for what would otherwise be found after minutes."""
     own = config.for_task(name)
-    check_budget(trainer.layout, own.budget)
     group = task.train.preparation.group
     fitted = fit_to_data(
-        own.train,
+        own.train_by(method),
         len(task.train),
         least_steps=config.least_steps,
         few_shot=own.shots > 0,
         multiple=len(trainer.parallel.devices) * group,
     )
     trainer.parallel.check_batch(fitted.batch_size, group)
+    fitted.method.check(trainer.network, fitted)
     return fitted
 
 
@@ -212,10 +214,10 @@ def _pretrain(
 
 
 def _learn_one(
-    config: TrainConfig,
+    settings: Mapping[str, TrainConfig],
     name: str,
     task: TaskData,
-    compared: tuple[Compared, ...],
+    config: RunConfig,
     pool: Pool,
     make_model: Callable[[int], nn.Module],
     trainer: Trainer,
@@ -223,16 +225,25 @@ def _learn_one(
 ) -> None:
     model, padded = make_model(task.classes or 0), _padded(task)
     observe = functools.partial(progress.epoch, name)
-    notes: dict[str, Any] = {"training_images": len(task.train)}
-    for method in compared:
-        settings = dataclasses.replace(config, method=method)
-        _, variables = train_task(pool, model, padded, settings, trainer, observe)
-        outputs = trainer.predictor(model)(variables, padded.test, config.batch_size)
-        notes[f"{method}_accuracy"] = measure(accuracy, outputs, padded.test)
+    compared = {}
+    for method, own in settings.items():
+        if method != config.method:
+            trained, stored, variables = train_task(pool, model, padded, own, trainer, observe)
+            record = measured(trained, variables, model, padded, own, trainer)
+            compared[method] = {**record, **counted(pool.layout, stored)}
+            if config.keep_compared:
+                pool.add_stored(f"{name}+{method}", trained.method, stored, record, compared=True)
     learned = learn_task(
-        pool, name, model, padded, config=config, trainer=trainer, observe=observe, notes=notes
+        pool,
+        name,
+        model,
+        padded,
+        config=settings[config.method],
+        trainer=trainer,
+        observe=observe,
+        notes={"training_images": len(task.train), "compared": compared},
     )
-    others = "".join(f", {method} {notes[f'{method}_accuracy']:.3f}" for method in compared)
+    others = "".join(f", {method} {row['accuracy_when_learned']:.3f}" for method, row in compared.items())
     progress.say(f"{name}: accuracy {learned.metric:.3f}{others}, keeps {learned.params_ratio:.3f}x")
 
 

@@ -181,3 +181,18 @@ def parameter_depths(
         return of_module[path]
 
     return {path: depth(path) for path in leaves}
+
+
+def grouped_kernels(model: nn.Module, *args: Any, **kwargs: Any) -> frozenset[str]:
+    """Returns the paths of the kernels of a Linen model's grouped and depthwise convolutions.
+
+    Args:
+        model: any Linen module.
+        *args, **kwargs: see `trace_parameters`.
+    """
+    _, owners = trace_parameters(model, *args, **kwargs)
+    return frozenset(
+        f"{path}/kernel"
+        for path, owner in owners.items()
+        if getattr(owner.module, "feature_group_count", 1) > 1
+    )

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax.core.channels import Layout
@@ -14,16 +15,18 @@ class Count:
     """Parameters that one task keeps for itself.
 
     Attributes:
-        active: weights and biases of its active channels.
+        active: weights and biases of its active channels, or whatever else its method stores in numbers.
         private: norms and other private leaves.
         head: the head; not counted in the ratio.
         backbone: N, the pre-trained backbone without its head.
+        bits: all that is stored, head, statistics, masks and owners included; 0 where nothing is stored yet.
     """
 
     active: int
     private: int
     head: int
     backbone: int
+    bits: int = 0
 
     @property
     def ratio(self) -> float:
@@ -32,10 +35,34 @@ class Count:
 
 
 def count(layout: Layout, gates: Tree) -> Count:
-    """Counts what a task with these hard gates keeps."""
+    """Counts what a task with these hard gates of channels keeps."""
     flat = flatten(gates)
     active = sum(int(np.sum(flat[layer.path])) * layer.channel_parameters for layer in layout.layers)
     return Count(active, layout.private_parameters, layout.head_parameters, layout.backbone_parameters)
+
+
+def count_stored(layout: Layout, own: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]) -> Count:
+    """Counts what is stored of a task by whatever method, from the arrays themselves.
+
+    Args:
+        layout: the pre-trained backbone's; leaves below "params" that it does not know are the head.
+        own: {path: array}; numbers with a fraction count, but for norm statistics, below "other".
+        rows: {path: array}, the stored channels.
+    """
+    known = layout.backbone_shapes
+    head = private = active = bits = 0
+    for path, leaf in (*own.items(), *((f"rows/{path}", leaf) for path, leaf in rows.items())):
+        bits += 8 * leaf.nbytes
+        kind, _, name = path.partition("/")
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or kind == "other":
+            continue
+        if kind == "params" and name not in known:
+            head += leaf.size
+        elif kind == "params" and name in layout.private_paths:
+            private += leaf.size
+        else:
+            active += leaf.size
+    return Count(active, private, head, layout.backbone_parameters, bits)
 
 
 def total_params_ratio(counts: Sequence[Count]) -> float:

@@ -2,6 +2,8 @@
 
 A *score* is a real number per output channel, trained. A *gate* is what it means: the share of the child
 in that channel, in [0, 1]; 0 or 1 once hard. Both live in nested dicts keyed like the kernels they gate.
+At the grain of layers a kernel's score has one number, with the kernel's rank; at that of weights every leaf
+of a layer has scores of its own, in its shape.
 """
 
 import functools
@@ -17,6 +19,7 @@ from cwps_jax.core.trees import Tree, flatten, map_with_path, unflatten
 from cwps_jax.errors import CwpsError
 
 Estimator = Literal["annealed", "straight_through"]
+Grain = Literal["channel", "layer", "weight"]
 
 MAX_TEMPERATURE = 100.0  # s_max of Yan et al. 2021 (DER)
 SCORE_LIMIT = 6.0  # scores stay in [-6, 6], so that a closed channel can still come back (HAT)
@@ -24,10 +27,45 @@ START = {"annealed": 0.0, "straight_through": 0.15}
 THRESHOLD = {"annealed": 0.0, "straight_through": 0.1}  # TAPS's threshold for the second
 
 
-def init_scores(layout: Layout, estimator: Estimator = "annealed") -> dict[str, jax.Array]:
-    """Returns the starting scores, float32, one per output channel of every layer."""
-    start = START[estimator]
-    return unflatten({layer.path: jnp.full(layer.gate_shape, start, jnp.float32) for layer in layout.layers})
+def init_scores(
+    layout: Layout, estimator: Estimator = "annealed", grain: Grain = "channel"
+) -> dict[str, jax.Array]:
+    """Returns the starting scores, float32, one for each output channel of every layer.
+
+    Args:
+        layout: the backbone's layout.
+        estimator: how scores become gates.
+        grain: "channel"; or "layer" or "weight", one for each of these.
+    """
+    if grain == "weight":
+        shapes = {
+            leaf: shape for one in layout.layers for leaf, shape in zip(one.leaves, one.shapes, strict=True)
+        }
+    elif grain == "layer":
+        shapes = {layer.path: (1,) * len(layer.gate_shape) for layer in layout.layers}
+    else:
+        shapes = {layer.path: layer.gate_shape for layer in layout.layers}
+    return unflatten({path: jnp.full(shape, START[estimator], jnp.float32) for path, shape in shapes.items()})
+
+
+def spread(gates: Tree, layout: Layout) -> dict[str, jax.Array]:
+    """Returns the gates with those of whole layers as gates of all of their channels; others as they are."""
+    flat = flatten(gates)
+    for layer in layout.layers:
+        if flat[layer.path].size == 1:
+            flat[layer.path] = jnp.broadcast_to(flat[layer.path], layer.gate_shape)
+    return unflatten(flat)
+
+
+def _costs(gates: Tree, layout: Layout) -> dict[str, int]:
+    """Returns how many parameters one gate stands for, by the paths of the gates."""
+    flat, found = flatten(gates), {}
+    for layer in layout.layers:
+        for leaf, shape in zip(layer.leaves, layer.shapes, strict=True):
+            if leaf in flat:
+                of_all = layer.leaves[0] == leaf and not set(layer.leaves) <= flat.keys()
+                found[leaf] = (layer.parameters if of_all else math.prod(shape)) // flat[leaf].size
+    return found
 
 
 def temperature(
@@ -144,8 +182,8 @@ def params_ratio(gates: Tree, layout: Layout) -> jax.Array:
     """Returns what the task keeps, without its head, over the backbone's parameters (float32)."""
     flat = flatten(gates)
     kept = jnp.float32(layout.private_parameters)
-    for layer in layout.layers:
-        kept += jnp.sum(flat[layer.path], dtype=jnp.float32) * layer.channel_parameters
+    for path, cost in _costs(gates, layout).items():
+        kept += jnp.sum(flat[path], dtype=jnp.float32) * cost
     return kept / layout.backbone_parameters
 
 
@@ -192,19 +230,18 @@ def harden(
         raise CwpsError("a backbone of 2**31 parameters or more: harden it without a budget")
     # Integers: float32 cannot count the parameters of a large backbone exactly.
     allowance = int(budget * layout.backbone_parameters + 1e-6) - layout.private_parameters
-    flat_scores, flat_wanted = flatten(scores), flatten(wanted)
-    score = jnp.concatenate([flat_scores[layer.path].ravel() for layer in layout.layers])
-    wants = jnp.concatenate([flat_wanted[layer.path].ravel() for layer in layout.layers])
-    cost = jnp.concatenate(
-        [jnp.full((layer.channels,), layer.channel_parameters, jnp.int32) for layer in layout.layers]
-    )
+    flat_scores, flat_wanted, costs = flatten(scores), flatten(wanted), _costs(scores, layout)
+    score = jnp.concatenate([flat_scores[path].ravel() for path in costs])
+    wants = jnp.concatenate([flat_wanted[path].ravel() for path in costs])
+    cost = jnp.concatenate([jnp.full(flat_scores[path].size, one, jnp.int32) for path, one in costs.items()])
     order = jnp.argsort(jnp.where(wants, -score, jnp.inf), stable=True)
     fits = jnp.cumsum(jnp.where(wants, cost, 0)[order]) <= allowance
     opened = jnp.zeros_like(wants).at[order].set(fits) & wants
     hard, start = {}, 0
-    for layer in layout.layers:
-        hard[layer.path] = opened[start : start + layer.channels].reshape(layer.gate_shape)
-        start += layer.channels
+    for path in costs:
+        shape = flat_scores[path].shape
+        hard[path] = opened[start : start + math.prod(shape)].reshape(shape)
+        start += math.prod(shape)
     return unflatten(hard)
 
 

@@ -1,12 +1,12 @@
 """Tasks: images and labels in three splits, and the batches made of them."""
 
-from cwps_jax.config import DataConfig
 from cwps_jax.data import digits, folders, hugging_face, tfds_source
 from cwps_jax.data.cache import PixelCache
 from cwps_jax.data.load import load_sources, load_task
 from cwps_jax.data.source import ArraySource, Opener
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import DataConfig
 
 __all__ = ["EMBEDDED", "SOURCES", "ArraySource", "TaskData", "load", "load_sources", "opener"]
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 
 import numpy as np
 
-from cwps_jax.config import DataConfig
 from cwps_jax.data.load import split_roles, threads_of
 from cwps_jax.data.scan import Scan, scan
 from cwps_jax.data.source import ImageSource, Opener
 from cwps_jax.data.task import VALIDATION_SHARE, held_out_items
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import DataConfig
 
 ROLES = ("train", "validation", "test")
 Observe = Callable[[str, int, int], None]

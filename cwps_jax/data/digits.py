@@ -22,9 +22,9 @@ import hashlib
 
 import numpy as np
 
-from cwps_jax.config import DataConfig
 from cwps_jax.data.source import ArraySource
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import DataConfig
 
 SIZE = 12
 PIECE = 5  # pixels of a piece of clutter

@@ -16,11 +16,11 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from cwps_jax.config import DataConfig
 from cwps_jax.data.places import Folder, Place, open_archive
 from cwps_jax.data.source import Record
 from cwps_jax.data.split_lists import ListedSplits, SplitList
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import DataConfig
 
 SPLITS = ("train", "validation", "val", "test")  # looked for, beside those that the config names
 _WHERE = (

@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cwps_jax.config import DataConfig
 from cwps_jax.data.source import Record
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import DataConfig
 
 ALONE = "train"  # what a data set without named splits is called
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cwps_jax.config import DataConfig
 from cwps_jax.data.cache import PixelCache
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.scan import Scan, scan
@@ -16,6 +15,7 @@ from cwps_jax.data.split import ArraySplit, ImageSplit, Split
 from cwps_jax.data.task import VALIDATION_SHARE, TaskData, check_labels, held_out_items
 from cwps_jax.data.transforms import Transform
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import DataConfig
 
 OWN_VALIDATION = ("validation", "val")  # what data sets call it
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwps_jax.config import DataConfig
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import DataConfig
 
 # (outputs, batch) -> one value per item, (batch,): the trainer's form of a loss.
 Loss = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]

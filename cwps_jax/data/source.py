@@ -5,8 +5,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cwps_jax.config import DataConfig
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import DataConfig
 
 Box = tuple[float, float, float, float]
 

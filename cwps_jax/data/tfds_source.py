@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from cwps_jax.config import DataConfig
 from cwps_jax.data.source import Record
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import DataConfig
 
 BOX = "bbox"
 

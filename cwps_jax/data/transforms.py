@@ -13,11 +13,11 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from cwps_jax.config.data import Crop, DataConfig, Interpolation
 from cwps_jax.data import decode
 from cwps_jax.data.augmentation import color_jitter, randaugment
 from cwps_jax.data.source import Box
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings.data import Crop, DataConfig, Interpolation
 
 TRIES = 10  # of RandomResizedCrop, before it takes the middle
 ASPECTS = (3 / 4, 4 / 3)  # width to height, of RandomResizedCrop

@@ -1,17 +1,69 @@
-"""Sharing methods: each a few stages, each stage a rule from (child, masks, frozen) to effective."""
+"""Sharing methods, by name: each a frozen dataclass of its settings, on the protocol in `methods.method`.
 
-from cwps_jax.config import TrainConfig
+`register` adds one of your own, from outside of the package: main's config, pool, results and pictures then
+know it as they know these.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 from cwps_jax.errors import CwpsError
-from cwps_jax.methods.cwps import cwps
-from cwps_jax.methods.finetune import finetune
+from cwps_jax.methods.cwps import Cwps
+from cwps_jax.methods.finetune import Finetune
 from cwps_jax.methods.method import Method
-from cwps_jax.methods.probe import probe
+from cwps_jax.methods.probe import Probe
+from cwps_jax.settings.checks import unknown_key
 
-METHODS = {"cwps": cwps, "finetune": finetune, "probe": probe}
+METHODS: dict[str, type[Method]] = {}
 
 
-def create(config: TrainConfig) -> Method:
-    """Returns the config's method. Raises CwpsError for one that is not known."""
-    if config.method not in METHODS:
-        raise CwpsError(f"method {config.method!r} is not known; choose one of {', '.join(METHODS)}")
-    return METHODS[config.method](config)
+def register(method: type[Method]) -> type[Method]:
+    """Makes a method known by its name; usable as a decorator.
+
+    Raises:
+        CwpsError: no name, or one that another method has.
+    """
+    if not method.name or METHODS.setdefault(method.name, method) is not method:
+        raise CwpsError(f"a method cannot be called {method.name!r}: give it a name that no other has")
+    return method
+
+
+def find(name: str) -> type[Method]:
+    """Returns the method of that name. Raises CwpsError for one that is not known."""
+    if name not in METHODS:
+        raise CwpsError(f"method {name!r} is not known; choose one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def resolve(method: Any) -> Method:
+    """Returns the method that a `TrainConfig` asks for, by its name or with settings of its own.
+
+    Raises:
+        CwpsError: it is neither.
+    """
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise CwpsError(f"config.method = {method!r}: must be a method's name, or a Method with its settings")
+    return find(method)()
+
+
+def with_settings(name: str, settings: Mapping[str, Any]) -> Method:
+    """Returns the method of that name with settings from plain values, as a config or a pool has them.
+
+    Raises:
+        CwpsError: a method or a setting that is not known, or a value that cannot be.
+    """
+    method = find(name)
+    known = [field.name for field in dataclasses.fields(method)]
+    for key in settings:
+        if key not in known:
+            raise CwpsError(unknown_key(key, known, f"{name}."))
+    return method(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    )
+
+
+for _method in (Cwps, Finetune, Probe):
+    register(_method)

@@ -1,67 +1,243 @@
 """Channel-wise parameter sharing: warm-up, search and soft masks, hard masks (METHOD, "Four stages")."""
 
-import functools
+import contextlib
+import dataclasses
+from typing import Any, ClassVar, Literal
 
 import jax
+import numpy as np
 
-from cwps_jax.config import TrainConfig
+from cwps_jax.active_gradient import active_gradients
 from cwps_jax.core import masks as core_masks
-from cwps_jax.core.compact import unpack
+from cwps_jax.core.compact import pack, placements, unpack
 from cwps_jax.core.mixing import mix
-from cwps_jax.core.search import composite
-from cwps_jax.core.trees import Tree
-from cwps_jax.methods.method import Effective, Frozen, Method, Moment, Stage, all_open, whole_child
+from cwps_jax.core.search import Candidates, Distance, Granularity, Search, composite
+from cwps_jax.core.trees import Tree, map_with_path
+from cwps_jax.errors import CwpsError
+from cwps_jax.methods import channels, weights
+from cwps_jax.methods.method import (
+    Begun,
+    Clock,
+    Effective,
+    Finished,
+    Group,
+    Method,
+    Moment,
+    Penalty,
+    Restoring,
+    Rule,
+    Stage,
+    Stored,
+    unchanged,
+)
+from cwps_jax.methods.network import Network
+from cwps_jax.methods.optimizers import adam, by_config, sgd
+from cwps_jax.methods.whole import finetune_stage
+from cwps_jax.settings import TrainConfig
+from cwps_jax.settings.checks import at_least, within
 
 _hardened = jax.jit(core_masks.harden, static_argnames=("layout", "budget", "estimator"))
 
 
-def cwps(config: TrainConfig) -> Method:
-    """Returns the stages of CWPS; the composite parent model search opens the soft stage."""
-    warm_up = max(1, round(config.epochs * config.warm_up_share))
-    hard = max(1, round(config.epochs * config.hard_share))
-    soft = max(1, config.epochs - warm_up - hard)
-    soft_rule = _soft_rule(config.estimator, config.compensate, config.max_temperature)
-    compact = config.hard_form == "compact"
-    hard_rule = _compact_rule if compact else _dense_rule
-    return Method(
-        "cwps",
-        (
-            Stage("warm-up", warm_up, whole_child, all_open),
-            Stage("soft", soft, soft_rule, _search, penalised=True),
-            Stage("hard", hard, hard_rule, _harden, reestimates_norms=True, compact=compact),
-        ),
+@dataclasses.dataclass(frozen=True)
+class Cwps(Method):
+    """Channel-wise parameter sharing (ICLR 2025 submission xbXydoejvY), also by layer and by single weight.
+
+    Attributes:
+        granularity: what one gate governs: a "channel", a "layer" or a single "weight". Later tasks can
+            borrow channels, not single weights.
+        lambda_: weight of the sparsity penalty, in [0, 1], where there is no budget.
+        budget_rate: how fast lambda's base follows the budget, per unit of excess over the whole soft stage.
+        budget_gain: lambda per unit of excess over the budget.
+        estimator: of the gates: "annealed" sigmoid or "straight_through" threshold.
+        compensate: whether the annealed gates' derivative is HAT's compensated one.
+        max_temperature: s_max of the annealed gates.
+        score_optimizer: "sgd", or "adam", which does not depend on how many channels there are.
+        score_learning_rate: peak rate of the scores.
+        warm_up_share, hard_share: shares of the epochs; the soft stage has the rest.
+        stage_rates: factors of the learning rate in the warm-up, soft and hard stage.
+        search_distance, search_granularity, search_candidates, search_z: see `core.search.Search`.
+    """
+
+    name: ClassVar[str] = "cwps"
+
+    granularity: Literal["channel", "layer", "weight"] = "channel"
+    lambda_: float = 0.5
+    budget_rate: float = 3.0
+    budget_gain: float = 6.0
+    estimator: core_masks.Estimator = "annealed"
+    compensate: bool = True
+    max_temperature: float = core_masks.MAX_TEMPERATURE
+    score_optimizer: Literal["sgd", "adam"] = "adam"
+    score_learning_rate: float = 0.01
+    warm_up_share: float = 0.25
+    hard_share: float = 0.25
+    stage_rates: tuple[float, ...] = (1.0, 1.0, 1.0)
+    search_distance: Distance = "change"
+    search_granularity: Granularity = "channel"
+    search_candidates: Candidates = "aligned"
+    search_z: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where = f"config.{self.name}."
+        at_least(self, where, score_learning_rate=0, budget_rate=0, budget_gain=0, max_temperature=1)
+        within(self, where, 0, 1, "lambda_", "warm_up_share", "hard_share")
+        if len(self.stage_rates) != 3 or min(self.stage_rates) < 0:
+            raise CwpsError(
+                f"{where}stage_rates = {self.stage_rates}: must be three factors of at least 0, for the "
+                "warm-up, soft and hard stage"
+            )
+        if self.warm_up_share + self.hard_share >= 1:
+            raise CwpsError(
+                f"{where}warm_up_share + hard_share = {self.warm_up_share + self.hard_share}: must be below "
+                "1, the soft stage has the rest"
+            )
+        _ = self.search
+
+    @property
+    def search(self) -> Search:
+        """The settings of the composite parent model search."""
+        return Search(self.search_distance, self.search_granularity, self.search_candidates, self.search_z)
+
+    def check(self, network: Network, training: TrainConfig) -> None:
+        core_masks.check_budget(network.layout, training.budget)
+        if training.epochs < 3:
+            raise CwpsError(f"config.epochs = {training.epochs}: cwps needs at least 3, one a stage")
+
+    def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
+        warm_up = max(1, round(training.epochs * self.warm_up_share))
+        hard = max(1, round(training.epochs * self.hard_share))
+        soft = max(1, training.epochs - warm_up - hard)
+        rates = [training.learning_rate * factor for factor in self.stage_rates]
+        child = [{"params": Group(by_config(training, network), rate)} for rate in rates]
+        scores = adam(b2=0.9) if self.score_optimizer == "adam" else sgd(training.momentum)
+        # A short memory: lambda's first jump must not slow the scores down for a thousand steps.
+        child[1]["masks"] = Group(scores, self.score_learning_rate)
+        return (
+            dataclasses.replace(finetune_stage("warm-up", warm_up, training, network), groups=child[0]),
+            Stage(
+                "soft",
+                soft,
+                self._search,
+                network.remembered((self._soft, network.layout), lambda: self._soft(network)),
+                child[1],
+                penalty=Penalty(self.lambda_, 0, training.budget, self.budget_rate, self.budget_gain),
+                project=_clip,
+            ),
+            self.hard_stage(hard, child[2], network),
+        )
+
+    def hard_stage(self, epochs: int, groups: dict[str, Group], network: Network) -> Stage:
+        """Returns the last stage, in which the gates stand and the open channels alone are parameters."""
+        by_weight = self.granularity == "weight"
+        rule = dense_rule(network) if by_weight else compact_rule(network)
+        stage = Stage("hard", epochs, self._harden, rule, groups, reestimates_norms=True)
+        if by_weight:
+            return stage
+        return dataclasses.replace(
+            stage, context=active_channels, on_device=network.remembered("cast", lambda: _caster(network))
+        )
+
+    def store(self, finished: Finished) -> Stored:
+        return (weights if self.granularity == "weight" else channels).store_finished(finished)
+
+    def restore(self, view: Restoring) -> dict[str, Any]:
+        if self.granularity == "weight":
+            return weights.restore_weights(view)
+        return channels.restore_channels(view)
+
+    def penalty(self, gates: Tree, scores: Tree, child: Tree) -> jax.Array:
+        """Returns what is added to the loss, times lambda: METHOD's sparsity."""
+        return core_masks.sparsity(gates, child)
+
+    def _soft(self, network: Network) -> Rule:
+        layout = network.layout
+
+        def soft(own: Tree, frozen: Tree, clock: Clock) -> Effective:
+            child, scores = own["params"], own["masks"]
+            gates = core_masks.spread(
+                core_masks.gates(
+                    scores,
+                    core_masks.temperature(clock.batch, clock.batches, self.max_temperature),
+                    estimator=self.estimator,
+                    compensate=self.compensate,
+                    maximum=self.max_temperature,
+                ),
+                layout,
+            )
+            kept = core_masks.params_ratio(core_masks.gates(scores, estimator=self.estimator), layout)
+            params = mix(frozen["parent"], child, gates)
+            return Effective(params, gates=gates, kept=kept, penalty=self.penalty(gates, scores, child))
+
+        return soft
+
+    def _search(self, moment: Moment) -> Begun:
+        layout, child = moment.network.layout, moment.own["params"]
+        parent, sources = composite(layout, child, moment.pool.models, self.search)
+        scores = core_masks.init_scores(layout, self.estimator, self.granularity)
+        return Begun(
+            {"params": child, "masks": jax.device_get(scores)},
+            {"parent": parent},
+            {"sources": sources},
+            carried={"params": unchanged},
+        )
+
+    def _harden(self, moment: Moment) -> Begun:
+        network, child = moment.network, moment.own["params"]
+        scores, budget = moment.own["masks"], moment.training.budget
+        gates = _hardened(scores, network.layout, budget, estimator=self.estimator)
+        gates = jax.device_get(core_masks.spread(gates, network.layout))
+        frozen = {"parent": moment.frozen["parent"], "gates": gates}
+        if self.granularity == "weight":
+            return Begun({"params": child}, frozen, carried={"params": unchanged})
+        placed = placements(network.layout, gates, network.capacity(gates))
+        packed = lambda tree: pack(tree, gates, placed)
+        return Begun({"params": packed(child)}, {**frozen, "placed": placed}, carried={"params": packed})
+
+
+def compact_rule(network: Network) -> Rule:
+    """Returns the rule of a packed child, see `core.compact`."""
+
+    def compact(own: Tree, frozen: Tree, clock: Clock) -> Effective:
+        gates = frozen["gates"]
+        params = unpack(own["params"], frozen["parent"], gates, frozen["placed"])
+        return Effective(params, kept=core_masks.params_ratio(gates, network.layout))
+
+    return network.remembered("compact", lambda: compact)
+
+
+def dense_rule(network: Network) -> Rule:
+    """Returns the rule of a whole child whose closed channels or weights are held."""
+
+    def dense(own: Tree, frozen: Tree, clock: Clock) -> Effective:
+        gates = frozen["gates"]
+        kept = core_masks.params_ratio(gates, network.layout)
+        return Effective(mix(frozen["parent"], own["params"], gates), gates=gates, kept=kept)
+
+    return network.remembered("dense", lambda: dense)
+
+
+def active_channels(effective: Effective, own: Tree, frozen: Tree) -> contextlib.AbstractContextManager[None]:
+    """The context in which a packed child's layers take the weight gradients of its channels alone."""
+    return active_gradients(
+        effective.params, own["params"], frozen["parent"], frozen["gates"], frozen["placed"]
     )
 
 
-@functools.cache  # one rule for equal settings, so that tasks share the compiled step
-def _soft_rule(estimator: core_masks.Estimator, compensate: bool, maximum: float) -> Effective:
-    def soft(child: Tree, masks: Tree, frozen: Frozen, temperature: jax.Array) -> tuple[Tree, Tree | None]:
-        gates = core_masks.gates(
-            masks, temperature, estimator=estimator, compensate=compensate, maximum=maximum
-        )
-        return mix(frozen.parent, child, gates), gates
+def _caster(network: Network):
+    """Returns what gives the frozen tree with the parent in the types that the model casts it to.
 
-    return soft
+    Selection commutes with a cast, so that the stage computes the same to the bit from half the bytes.
+    """
 
+    def on_device(frozen: Tree) -> Tree:
+        types = network.cast_types
+        cast = lambda path, leaf: np.asarray(leaf).astype(types[path]) if path in types else leaf
+        return {**frozen, "parent": map_with_path(cast, frozen["parent"])}
 
-def _dense_rule(child: Tree, masks: Tree, frozen: Frozen, temperature: jax.Array) -> tuple[Tree, Tree | None]:
-    return mix(frozen.parent, child, frozen.gates), frozen.gates
-
-
-def _compact_rule(
-    child: Tree, masks: Tree, frozen: Frozen, temperature: jax.Array
-) -> tuple[Tree, Tree | None]:
-    return unpack(child, frozen.parent, frozen.gates, frozen.placed), frozen.gates
+    return on_device
 
 
-def _search(moment: Moment) -> tuple[Tree, Frozen]:
-    parent, sources = composite(moment.layout, moment.child, moment.pool.models, moment.config.search)
-    scores = core_masks.init_scores(moment.layout, moment.config.estimator)
-    return scores, Frozen(parent=parent, sources=sources)
-
-
-def _harden(moment: Moment) -> tuple[Tree, Frozen]:
-    config = moment.config
-    gates = _hardened(moment.masks, moment.layout, config.budget, estimator=config.estimator)
-    frozen = Frozen(moment.frozen.parent, gates, moment.frozen.sources)
-    return {}, frozen
+def _clip(own: Tree) -> Tree:
+    return {**own, "masks": core_masks.clip(own["masks"])}

@@ -1,9 +1,28 @@
 """Fine-tuning: every channel is the task's own."""
 
-from cwps_jax.config import TrainConfig
-from cwps_jax.methods.method import Method, Stage, all_open, whole_child
+import dataclasses
+from typing import Any, ClassVar
+
+from cwps_jax.core.masks import all_gates
+from cwps_jax.methods import channels
+from cwps_jax.methods.method import Finished, Method, Restoring, Stage, Stored
+from cwps_jax.methods.network import Network
+from cwps_jax.methods.whole import finetune_stage
+from cwps_jax.settings import TrainConfig
 
 
-def finetune(config: TrainConfig) -> Method:
-    """Returns one stage over all epochs; its step is the one that cwps warms up with."""
-    return Method("finetune", (Stage("finetune", config.epochs, whole_child, all_open),))
+@dataclasses.dataclass(frozen=True)
+class Finetune(Method):
+    """One stage over all epochs, whose step is the one that cwps warms up with."""
+
+    name: ClassVar[str] = "finetune"
+
+    def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
+        return (finetune_stage("finetune", training.epochs, training, network),)
+
+    def store(self, finished: Finished) -> Stored:
+        gates = all_gates(finished.moment.network.layout, True)
+        return channels.store_finished(dataclasses.replace(finished, gates=gates))
+
+    def restore(self, view: Restoring) -> dict[str, Any]:
+        return channels.restore_channels(view)

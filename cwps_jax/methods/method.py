@@ -1,35 +1,89 @@
-"""The protocol that every sharing method keeps, so that one trainer serves them all."""
+"""The protocol that every sharing method keeps: one trainer, one pool and one accounting serve them all.
 
+A method is a frozen dataclass: its fields are its settings, its functions are what it does. A task's *own
+tree* is what its training moves, {collection: nested dict of arrays}, such as {"params": ..., "masks": ...};
+the *frozen tree* is what the rule reads beside it. A *rule* computes the backbone's parameters from both.
+"""
+
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
-from cwps_jax.config import TrainConfig
-from cwps_jax.core import masks
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.compact import Placement
-from cwps_jax.core.search import Source
 from cwps_jax.core.stored import StoredModels
 from cwps_jax.core.trees import Tree
+from cwps_jax.methods.network import Network
+from cwps_jax.settings import TrainConfig
+from cwps_jax.settings.checks import check_types
+
+
+class Clock(NamedTuple):
+    """Where in its epoch a step is, traced: its number from 0, and how many there are."""
+
+    batch: jax.Array
+    batches: jax.Array
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Frozen:
-    """What a stage reads and never trains.
+class Effective:
+    """What a rule computes.
 
     Attributes:
-        parent: nested dict, the layers' leaves of the (composite) parent.
-        gates: nested dict, hard gates.
-        sources: {path of a kernel: `Source`}, where the parent's channels came from.
-        placed: {path of a leaf: `Placement`}, where a packed child's channels belong; empty for a whole one.
+        params: nested dict, the plain backbone's parameters.
+        added: {collection: tree}, further collections that the model of `Method.wrap` reads.
+        gates: nested dict, the gates behind `params`: a closed channel is held; None holds nothing.
+        kept: float32, the share of the backbone that the task would keep now (params_ratio); None for all.
+        penalty: float32, what is added to the loss, times lambda; None for nothing.
     """
 
-    parent: Tree = dataclasses.field(default_factory=dict)
-    gates: Tree = dataclasses.field(default_factory=dict)
-    sources: Mapping[str, Source] = dataclasses.field(default_factory=dict)
-    placed: Mapping[str, Placement] = dataclasses.field(default_factory=dict)
+    params: Tree
+    added: Tree = dataclasses.field(default_factory=dict)
+    gates: Tree | None = None
+    kept: jax.Array | None = None
+    penalty: jax.Array | None = None
+
+
+Rule = Callable[[Tree, Tree, Clock], Effective]
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+class Group(NamedTuple):
+    """How one collection of the own tree is trained.
+
+    Attributes:
+        optimizer: without a learning rate; its `update` may take `gates=`. Equal settings should give the
+            same object, so that tasks share a compiled step.
+        rate: its learning rate at the schedule's peak.
+    """
+
+    optimizer: optax.GradientTransformation
+    rate: float
+
+
+class Penalty(NamedTuple):
+    """The weight of a rule's penalty, lambda.
+
+    Attributes:
+        weight: lambda, where there is no budget.
+        free_epochs: epochs of the stage before it counts.
+        budget: largest `Effective.kept`; below 1 it steers lambda step by step, see `core.masks.steer`.
+        budget_rate: change of lambda's base per unit of excess, over the whole stage.
+        budget_gain: lambda per unit of excess.
+    """
+
+    weight: float
+    free_epochs: int = 0
+    budget: float = 1.0
+    budget_rate: float = 0.0
+    budget_gain: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,79 +91,218 @@ class Pooled:
     """The models that exist so far, as a stage may see them.
 
     Attributes:
-        models: the models, oldest first and the pre-trained one at 0.
+        models: those that others can take channels from, oldest first and the pre-trained one at 0.
         names: their names, as the pool knows them.
+        tasks: {name: a function that gives the task's plain parameters}, of every stored task.
+        stored: {name: a function that gives what the pool stores of it, flat}, of this method's versions.
     """
 
     models: StoredModels
     names: tuple[str, ...]
+    tasks: Mapping[str, Callable[[], Tree]] = dataclasses.field(default_factory=dict)
+    stored: Mapping[str, Callable[[], Mapping[str, np.ndarray]]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """Where a task's training stands when a stage begins.
+    """Where a task's training stands when a stage begins; all arrays are on the host.
 
     Attributes:
-        layout: the backbone's layout.
+        network: the backbone.
         pool: the stored models.
-        config: the task's config.
-        child: nested dict, the child's parameters.
-        masks: nested dict, the scores.
-        frozen: what the stage before this one read.
+        training: the task's config.
+        start: {collection: tree}, the pre-trained model's variables, with the task's new head.
+        own: the own tree at the end of the stage before; empty before the first.
+        frozen: what that stage read.
+        found: what the stages so far have found out for later ones and for the pool, such as the search's
+            sources.
     """
 
-    layout: Layout
+    network: Network
     pool: Pooled
-    config: TrainConfig
-    child: Tree
-    masks: Tree
-    frozen: Frozen
+    training: TrainConfig
+    start: Tree
+    own: Tree
+    frozen: Tree
+    found: Mapping[str, Any]
 
 
-Effective = Callable[[Tree, Tree, Frozen, jax.Array], tuple[Tree, Tree | None]]
-Begin = Callable[[Moment], tuple[Tree, Frozen]]
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """What a stage begins with.
+
+    Attributes:
+        own: what it trains, {collection: tree}.
+        frozen: what its rule reads beside it.
+        found: to be added to `Moment.found`.
+        carried: {collection: a function from a tree like the collection of before to one like the new}: these
+            keep their optimizer's moments; the others start anew.
+    """
+
+    own: Tree
+    frozen: Tree = dataclasses.field(default_factory=dict)
+    found: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    carried: Mapping[str, Callable[[Tree], Tree]] = dataclasses.field(default_factory=dict)
+
+
+def no_context(effective: Effective, own: Tree, frozen: Tree) -> contextlib.AbstractContextManager[None]:
+    """The context of a stage that changes nothing about the model's layers."""
+    return contextlib.nullcontext()
+
+
+def unchanged(tree: Tree) -> Tree:
+    """Returns the tree as it is."""
+    return tree
+
+
+def cosine(progress: jax.Array) -> jax.Array:
+    """The schedule of half a cosine, from 1 to 0."""
+    return 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+
+def constant(progress: jax.Array) -> jax.Array:
+    """The schedule that stays at 1."""
+    return jnp.ones_like(progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The schedule that falls to a tenth at each of these shares of a task's steps."""
+
+    at: tuple[float, ...]
+
+    def __call__(self, progress: jax.Array) -> jax.Array:
+        return 0.1 ** jnp.sum(jnp.array(self.at) <= progress)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of training, with one compiled step.
+    """One stage of training, with one compiled step for all tasks whose static parts are equal.
 
     Attributes:
         name: for progress and metrics.
         epochs: how many.
-        effective: the rule: (child, masks, frozen, temperature) to the plain backbone's parameters and the
-            gates behind them, or None where every channel is the child's.
-        begin: what happens before the first step: returns masks and frozen.
-        penalised: whether lambda * sparsity is added to the loss.
-        trains_backbone: False trains the head alone, with norms in inference mode.
+        begin: what happens before the first step.
+        rule: the own and the frozen tree to what the model is applied with; jitted, and equal for equal
+            settings.
+        groups: {collection: how it is trained}.
+        penalty: the weight of the rule's penalty; None where it has none.
+        schedule: a factor of all rates over the progress of the whole task, from 0 to 1.
+        inference: whether the model runs as in evaluation: stored norm statistics, no dropout.
         reestimates_norms: whether norm statistics are estimated anew before the first step.
-        compact: whether the child is packed when the stage begins, so that only the channels whose gates are
-            open are parameters; see `core.compact`.
+        context: from (what the rule computed, own, frozen) to a context manager around the model.
+        on_device: from the frozen tree on the host to the one that the steps read, such as in other types.
+        project: what is done to the own tree after each update.
     """
 
     name: str
     epochs: int
-    effective: Effective
-    begin: Begin
-    penalised: bool = False
-    trains_backbone: bool = True
+    begin: Callable[[Moment], Begun]
+    rule: Rule
+    groups: Mapping[str, Group]
+    penalty: Penalty | None = None
+    schedule: Schedule = cosine
+    inference: bool = False
     reestimates_norms: bool = False
-    compact: bool = False
+    context: Callable[[Effective, Tree, Tree], contextlib.AbstractContextManager[Any]] = no_context
+    on_device: Callable[[Tree], Tree] = unchanged
+    project: Callable[[Tree], Tree] = unchanged
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A task after its last stage; all arrays are on the host.
+
+    Attributes:
+        moment: with the last own and frozen tree and all that was found.
+        params: the plain backbone's parameters, by the last rule.
+        gates: nested dict, the last rule's gates; empty where it has none.
+        other: the model's other collections, such as batch_stats.
+    """
+
+    moment: Moment
+    params: Tree
+    gates: Tree
+    other: Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What the pool stores of a task.
+
+    Attributes:
+        own: nested dict: "params", leaves of the plain model that are stored as they are; "other", its other
+            collections; and whatever else the method needs, such as "masks".
+        rows: {path of a leaf: (rows, fan-in)}, channels that later tasks may borrow; empty for none.
+        uses: names of stored versions that the task cannot be restored without, beside the rows' owners.
+    """
+
+    own: Tree
+    rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    uses: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Restoring:
+    """What a stored task is restored from.
+
+    Attributes:
+        layout: the backbone's.
+        identity: number of the version, by which its own rows are known.
+        own: {path: array}, what `Stored.own` held.
+        pretrained: the pre-trained model's leaves, a flat dict.
+        rows: an owner's number to its stored rows.
+        uses: for each of `Stored.uses` a function that gives (its plain parameters).
+        used: for each of `Stored.uses` a function that gives what the pool stores of it, flat.
+    """
+
+    layout: Layout
+    identity: int
+    own: Mapping[str, np.ndarray]
+    pretrained: Mapping[str, np.ndarray]
+    rows: Callable[[int], Mapping[str, np.ndarray]]
+    uses: tuple[Callable[[], Tree], ...] = ()
+    used: tuple[Callable[[], Mapping[str, np.ndarray]], ...] = ()
+
+    def under(self, key: str) -> dict[str, np.ndarray]:
+        """Returns the leaves of one of the stored collections, by their paths in it."""
+        within = f"{key}/"
+        return {path.removeprefix(within): self.own[path] for path in self.own if path.startswith(within)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A sharing method: its name and its stages, which end with the hard gates in `Frozen`."""
+    """A sharing method; its subclasses are dataclasses of their settings.
 
-    name: str
-    stages: tuple[Stage, ...]
+    Attributes:
+        name: by which configs, results and the pool know it.
+        uses_own_tasks: whether a task is restored from what is stored of earlier tasks by the same method.
+    """
 
+    name: ClassVar[str] = ""
+    uses_own_tasks: ClassVar[bool] = False
 
-def all_open(moment: Moment) -> tuple[Tree, Frozen]:
-    """Begins a stage in which the task owns every channel."""
-    return {}, Frozen(gates=masks.all_gates(moment.layout, True))
+    def __post_init__(self) -> None:
+        check_types(self, f"config.{self.name}.")
 
+    def check(self, network: Network, training: TrainConfig) -> None:
+        """Raises CwpsError where the method cannot serve this backbone or config."""
 
-def whole_child(child: Tree, masks: Tree, frozen: Frozen, temperature: jax.Array) -> tuple[Tree, Tree | None]:
-    """The rule of fine-tuning: every channel is the child's."""
-    return child, None
+    def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
+        """Returns the stages of one task."""
+        raise NotImplementedError
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Returns the model that a task's variables belong to: the plain one unless the method adds to it."""
+        return model
+
+    def store(self, finished: Finished) -> Stored:
+        """Returns what the pool stores of a task."""
+        raise NotImplementedError
+
+    def restore(self, view: Restoring) -> dict[str, Any]:
+        """Returns {collection: tree} of a stored task: "params", and what `wrap`'s model reads beside it.
+
+        It is the definition of a task's model: what is evaluated is what is stored.
+        """
+        raise NotImplementedError

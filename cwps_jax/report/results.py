@@ -17,7 +17,7 @@ import jax
 from cwps_jax.core import accounting
 from cwps_jax.data.task import TaskData
 from cwps_jax.learn import check_classes, outputs_sha256
-from cwps_jax.parallel import Compiled, Parallel
+from cwps_jax.parallel import Parallel
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import Predictor, measure
 from cwps_jax.train.objectives import accuracy
@@ -48,16 +48,15 @@ def measure_pool(
         batch_size: images a batch.
     """
     tasks, forgetting = [], []
-    predictors: dict[int, Predictor] = {}
-    programs: dict[str, Compiled] = {}
+    predictors: dict[object, Predictor] = {}
     for name in pool.tasks:
         data = load(name)
         check_classes(pool, name, data)
         classes = data.classes or 0
-        if classes not in predictors:
-            head = pool.layout.head_paths
-            predictors[classes] = Predictor(make_model(classes), parallel, head=head, programs=programs)
-        outputs = predictors[classes](pool.effective(name), data.test, batch_size)
+        kind = pool.method(name), classes
+        if kind not in predictors:
+            predictors[kind] = Predictor(pool.model(name, make_model(classes)), parallel)
+        outputs = predictors[kind](pool.effective(name), data.test, batch_size)
         version, count = pool.version(name), pool.count(name)
         at_end = measure(accuracy, outputs, data.test)
         tasks.append(
@@ -66,8 +65,10 @@ def measure_pool(
                 "version": version.version,
                 "accuracy": at_end,
                 "validation_accuracy": version.record["validation_accuracy"],
-                "finetune_accuracy": version.record.get("finetune_accuracy"),
-                "probe_accuracy": version.record.get("probe_accuracy"),
+                "finetune_accuracy": version.record["compared"]
+                .get("finetune", {})
+                .get("accuracy_when_learned"),
+                "probe_accuracy": version.record["compared"].get("probe", {}).get("accuracy_when_learned"),
                 "params_ratio": count.ratio,
                 "active_parameters": count.active,
                 "private_parameters": count.private,

@@ -11,7 +11,8 @@ from typing import Any
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.errors import CwpsError
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, FORMAT)  # of format 2, every version is one of shared channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +23,14 @@ class Version:
         id: its number in the pool, from 1; channels name their owner by it. 0 is the pre-trained model.
         task: the task's name.
         version: 1 for the task's first.
-        rows_sha256: of the files of its rows, which other versions borrow.
+        rows_sha256: of the files of its rows, which other versions borrow; "" where it has none.
         own_sha256: of the files of all that is its own alone.
         bytes: payload bytes of both trees.
         record: what was measured when it was learned; plain JSON.
+        method: name of the method by which it is restored, and
+        settings: its settings; plain JSON.
+        uses: numbers of the versions that it cannot be restored without, beside its rows' owners.
+        compared: whether it is a compared method's model of a task: no task of its own.
     """
 
     id: int
@@ -35,6 +40,10 @@ class Version:
     own_sha256: str
     bytes: int
     record: Mapping[str, Any]
+    method: str = "cwps"
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    uses: tuple[int, ...] = ()
+    compared: bool = False
 
     @property
     def name(self) -> str:
@@ -90,14 +99,17 @@ class Index:
             raise CwpsError(f"{folder}: no pool here (no index.json)") from error
         except ValueError as error:
             raise CwpsError(f"{path}: not a pool's index; restore it from a copy") from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
+        if not isinstance(values, dict) or values.get("format") not in READABLE:
             raise CwpsError(f"{path}: not a pool of format {FORMAT}; use the cwps_jax that wrote it")
         return cls(
             values["backbone"],
             _layout(values["layout"]),
             values["pretrained_sha256"],
             values["pretrained_record"],
-            tuple(Version(**version) for version in values["versions"]),
+            tuple(
+                Version(**{**version, "uses": tuple(version.get("uses", ()))})
+                for version in values["versions"]
+            ),
         )
 
 

@@ -6,43 +6,40 @@
       index.json            what there is; replaced atomically, after everything it names is written
       pretrained/           the shared tree: the pre-trained model, whole
       tasks/birds@1/        two trees a version:
-        rows/                 what a search compares and later versions borrow
-          <leaf>                the active channels, channel-major (active, fan-in)
-        own/                  the rest: ownership, gates and counts are known without the rows
-          masks/<kernel>        uint8, one bit a channel, packed
-          owner/<kernel>        for each inactive channel, the id of the version that stores it
-          row/<kernel>          ... and its row there (for the pre-trained model, the channel)
-          params/<leaf>         norms, other private leaves, and the head, as they are
-          other/<collection>    norm statistics
+        rows/                 what a search compares and later versions borrow, where the method has such
+        own/                  the rest, in the method's own form: see `methods.channels` and its siblings
 
-Ownership is resolved when a version is written, to the version that really stores the row, so a look-up
-never follows a chain. What is written is never changed. How a tree is stored: `cwps_jax.store.arrays`.
+What is written is never changed. How a tree is stored: `cwps_jax.store.arrays`.
 """
 
 import dataclasses
+import functools
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
-from cwps_jax.config import check_task_name
-from cwps_jax.core import accounting, packing
-from cwps_jax.core.channels import Layer, Layout
+from cwps_jax import methods
+from cwps_jax.core import accounting
+from cwps_jax.core.channels import Layout
 from cwps_jax.core.recent import Recent
 from cwps_jax.core.search import Source
-from cwps_jax.core.stored import SEARCH_GIGABYTES, StoredModels, gather, model_rows
+from cwps_jax.core.stored import SEARCH_GIGABYTES, StoredModels, model_rows
 from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
-from cwps_jax.methods.method import Pooled
+from cwps_jax.methods import channels
+from cwps_jax.methods.channels import Ownership
+from cwps_jax.methods.method import Method, Pooled, Restoring, Stored
+from cwps_jax.settings import check_task_name
 from cwps_jax.store import arrays
 from cwps_jax.store.index import Index, Version
 
 PRETRAINED = "pretrained"
 ROWS, OWN = "rows", "own"  # the folders of a version's two trees
-
-Ownership = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class Pool:
@@ -61,7 +58,9 @@ class Pool:
         self._loaded: dict[Any, Any] = {}  # hashes compared once; the files are mapped, not held
         self._compared = Recent(int(search_gigabytes * 1e9))
         self._ownerships: dict[int, Ownership] = {}
-        self._pooled: tuple[Any, Pooled] | None = None  # the newest alone: every method of a task asks for it
+        self._pooled: tuple[Any, StoredModels] | None = (
+            None  # the newest alone: every method of a task asks for it
+        )
 
     @classmethod
     def create(
@@ -127,7 +126,8 @@ class Pool:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the stored tasks, oldest first."""
-        return tuple(dict.fromkeys(version.task for version in self.index.versions))
+        stored = (version.task for version in self.index.versions if not version.compared)
+        return tuple(dict.fromkeys(stored))
 
     def version(self, task: str) -> Version:
         """Returns a task's newest version, or the one named "task@n".
@@ -155,33 +155,68 @@ class Pool:
         if task == PRETRAINED:
             return self._shared()
         version = self.version(task)
-        own, ownership = self._own(version), self.ownership(version)
-        owner, row = ({path: pair[one] for path, pair in ownership.items()} for one in (0, 1))
-        shared = gather(self.layout, owner, row, self._rows, self._pretrained())
-        return {"params": unflatten({**own.under("params"), **shared}), **unflatten(own.under("other"))}
+        own = self._own(version)
+        return self._restored(self.method(task), self._view(version), own)
+
+    def restored(self, method: Method, stored: Stored) -> dict[str, Any]:
+        """Returns `effective` of what is not in the pool yet, as it will be."""
+        own = {path: np.asarray(leaf) for path, leaf in flatten(stored.own).items()}
+        identity = self._next_id()
+        uses = tuple(self.version(name) for name in stored.uses)
+        view = self._view_of(identity, own, uses)
+        rows = lambda owner: stored.rows if owner == identity else self._rows(owner)
+        return self._restored(method, dataclasses.replace(view, rows=rows), own)
+
+    def method(self, task: str) -> Method:
+        """Returns the method by which a task is stored, with its settings.
+
+        Raises:
+            CwpsError: not in the pool, or a method or a setting that this version does not know.
+        """
+        version = self.version(task)
+        try:
+            return methods.with_settings(version.method, version.settings)
+        except CwpsError as error:
+            raise CwpsError(
+                f"{self.folder}: {version.name} is stored by a method that is not known here ({error}); "
+                "register the method, or use the cwps_jax that wrote it"
+            ) from error
+
+    def model(self, task: str, model: nn.Module) -> nn.Module:
+        """Returns the model that a task's variables belong to: the plain one, unless its method adds to it.
+
+        Args:
+            task: a task's name, "task@n", or "pretrained".
+            model: the plain model with the task's head.
+        """
+        return model if task == PRETRAINED else self.method(task).wrap(model)
+
+    def shares_channels(self, task: str) -> bool:
+        """Whether a task is stored as channels: its own rows, and who stores each of the others."""
+        own = self._own(self.version(task))
+        return all(f"owner/{layer.path}" in own for layer in self.layout.layers) and not any(
+            path.startswith("weights/") for path in own
+        )
 
     def gates(self, task: str) -> dict[str, np.ndarray]:
-        """Returns a task's hard gates, a nested dict of boolean arrays."""
-        own = self._own(self.version(task))
-        return unflatten({layer.path: _gate(layer, own) for layer in self.layout.layers})
+        """Returns a task's hard gates, a nested dict of boolean arrays. Raises CwpsError if it has none."""
+        return channels.gates_of(self.layout, self._own(self._of_channels(task)))
 
     def ownership(self, version: Version) -> Ownership:
-        """Returns {path of a kernel: (id of each channel's owner, its row there)}."""
-        if version.id in self._ownerships:
-            return self._ownerships[version.id]
-        own, found = self._own(version), {}
-        for layer in self.layout.layers:
-            active = _gate(layer, own).ravel()
-            owner = np.full(layer.channels, version.id, np.int32)
-            row = np.cumsum(active, dtype=np.int32) - 1
-            owner[~active], row[~active] = own[f"owner/{layer.path}"], own[f"row/{layer.path}"]
-            found[layer.path] = owner, row
-        return self._ownerships.setdefault(version.id, found)
+        """Returns {path of a kernel: (id of each channel's owner, its row there)}.
+
+        Raises:
+            CwpsError: the version is not stored as channels.
+        """
+        if version.id not in self._ownerships:
+            own = self._own(self._of_channels(version.name))
+            self._ownerships.setdefault(version.id, channels.ownership(self.layout, own, version.id))
+        return self._ownerships[version.id]
 
     def relation(self, task: str) -> dict[str, float]:
         """Returns the share of a task's channels that each owner stores, weighted by parameters."""
         ownership = self.ownership(self.version(task))
-        names = [PRETRAINED, *self.tasks]
+        names = [PRETRAINED, *dict.fromkeys(version.task for version in self.index.versions)]
         number = {name: place for place, name in enumerate(names)}
         place = np.zeros(1 + max(self.index.by_id), np.int64)
         for version in self.index.versions:
@@ -190,22 +225,34 @@ class Pool:
         return accounting.relation(self.layout, owners, names)
 
     def count(self, task: str) -> accounting.Count:
-        """Counts what a task's version keeps, without reading its rows."""
-        own = self._own(self.version(task)).under("params")
-        counted = accounting.count(self.layout, self.gates(task))
-        return dataclasses.replace(counted, head=sum(leaf.size for leaf in own.values()) - counted.private)
+        """Counts what a task's version stores, by the arrays that it stores."""
+        version = self.version(task)
+        own = self._own(version)
+        rows = self._stored_rows(version) if version.rows_sha256 else {}
+        return accounting.count_stored(self.layout, own, rows)
 
-    def pooled(self, without: str | None = None) -> Pooled:
-        """Returns the pre-trained model and every task's newest one, oldest first, as rows that are stored.
+    def pooled(self, without: str | None = None, method: str = "") -> Pooled:
+        """Returns the pre-trained model and every task's newest one, oldest first, as a new task uses them.
 
         Args:
             without: a task to leave out.
+            method: by which the new task is learned: what is stored by it is handed to it.
         """
-        names = (PRETRAINED, *(task for task in self.tasks if task != without))
+        tasks = [task for task in self.tasks if task != without]
+        names = (PRETRAINED, *(task for task in tasks if self.shares_channels(task)))
         stored = tuple(version.id for version in self.index.versions), names
         if self._pooled is None or self._pooled[0] != stored:
-            self._pooled = stored, Pooled(self._models(names), names)
-        return self._pooled[1]
+            self._pooled = stored, self._models(names)
+        return Pooled(
+            self._pooled[1],
+            names,
+            {task: functools.partial(self._params, task) for task in tasks},
+            {
+                version.name: functools.partial(self._own, version)
+                for version in self.index.versions
+                if version.method == method
+            },
+        )
 
     def _models(self, names: tuple[str, ...]) -> StoredModels:
         # Two threads: one waits for files; more would wait for Python's lock.
@@ -228,7 +275,7 @@ class Pool:
         pooled: tuple[str, ...],
         record: Mapping[str, Any],
     ) -> Version:
-        """Stores a new version of a task. No file of an earlier one is touched.
+        """Stores a new version of a task whose network is one of shared channels.
 
         Args:
             task: its name.
@@ -241,56 +288,130 @@ class Pool:
             record: what was measured; plain JSON.
 
         Raises:
-            CwpsError: a name that cannot be a task's, or the pool on disk is not the one that was opened.
+            CwpsError: as `add_stored`.
+        """
+        stored = channels.store_channels(
+            self.layout, params, other, gates, sources, self._models(tuple(pooled))
+        )
+        return self.add_stored(task, methods.Cwps(), stored, record)
+
+    def add_stored(
+        self,
+        task: str,
+        method: Method,
+        stored: Stored,
+        record: Mapping[str, Any],
+        *,
+        compared: bool = False,
+    ) -> Version:
+        """Stores a new version of a task. No file of an earlier one is touched.
+
+        Args:
+            task: its name.
+            method: by which it is restored.
+            stored: what there is to store of it.
+            record: what was measured; plain JSON.
+            compared: whether it is a compared method's model: no task of its own.
+
+        Raises:
+            CwpsError: a name that cannot be a task's, a method that is not registered, or the pool on disk is
+                not the one that was opened.
         """
         check_task_name(task)
+        if methods.find(method.name) is not type(method):
+            raise CwpsError(f"method {method.name!r} is registered for another class than {type(method)}")
         if Index.read(self.folder) != self.index:
             raise CwpsError(f"{self.folder}: another process has changed this pool; open it again")
         number = 1 + sum(version.task == task for version in self.index.versions)
-        identity = 1 + max((version.id for version in self.index.versions), default=0)
-        trees = self._pack(params, other, gates, sources, pooled)
+        trees = {OWN: stored.own, **({ROWS: stored.rows} if stored.rows else {})}
         folder = self.folder / "tasks" / f"{task}@{number}"
-        rows_sha256, own_sha256 = (arrays.save(folder / name, trees[name]) for name in (ROWS, OWN))
-        size = arrays.payload_bytes(trees)
-        version = Version(identity, task, number, rows_sha256, own_sha256, size, dict(record))
-        index = dataclasses.replace(self.index, versions=(*self.index.versions, version))
-        index.write(self.folder)
-        self.index = Index.read(self.folder)
+        sha256 = {name: arrays.save(folder / name, tree) for name, tree in trees.items()}
+        version = Version(
+            self._next_id(),
+            task,
+            number,
+            sha256.get(ROWS, ""),
+            sha256[OWN],
+            arrays.payload_bytes(trees),
+            dict(record),
+            method.name,
+            dataclasses.asdict(method),
+            tuple(self.version(name).id for name in stored.uses),
+            compared,
+        )
+        self._replace_index((*self.index.versions, version))
         return version
 
-    def _pack(self, params, other, gates, sources, pooled) -> dict[str, Any]:
-        flat_gates, leaves = (
-            {path: np.asarray(leaf) for path, leaf in flatten(tree).items()} for tree in (gates, params)
+    def remove(self, task: str) -> None:
+        """Removes a task's newest version, or the one named "task@n", with its files.
+
+        Raises:
+            CwpsError: not in the pool, or other versions borrow its rows or are restored from it.
+        """
+        version = self.version(task)
+        dependants = [one.name for one in self.index.versions if version.id in self._needs(one) - {one.id}]
+        if dependants:
+            raise CwpsError(
+                f"{self.folder}: {version.name} cannot be removed: {', '.join(dependants)} "
+                f"{'are' if len(dependants) > 1 else 'is'} restored from it; remove "
+                f"{'those' if len(dependants) > 1 else 'that'} first"
+            )
+        self._replace_index(tuple(one for one in self.index.versions if one is not version))
+        shutil.rmtree(self.folder / "tasks" / version.name)
+
+    def _needs(self, version: Version) -> set[int]:
+        """Returns the numbers of the versions that one is restored from."""
+        owners = (leaf for path, leaf in self._own(version).items() if path.startswith("owner/"))
+        return {*version.uses, *(int(one) for owner in owners for one in np.unique(owner))}
+
+    def _replace_index(self, versions: tuple[Version, ...]) -> None:
+        dataclasses.replace(self.index, versions=versions).write(self.folder)
+        self.index = Index.read(self.folder)
+
+    def _next_id(self) -> int:
+        return 1 + max((version.id for version in self.index.versions), default=0)
+
+    def _of_channels(self, task: str) -> Version:
+        if not self.shares_channels(task):
+            version = self.version(task)
+            raise CwpsError(
+                f"{self.folder}: {version.name} is stored by {version.method}, not as channels with owners"
+            )
+        return self.version(task)
+
+    def _params(self, task: str) -> Tree:
+        return self.effective(task)["params"]
+
+    def _view(self, version: Version) -> Restoring:
+        uses = tuple(self.index.by_id[one] for one in version.uses)
+        return self._view_of(version.id, self._own(version), uses)
+
+    def _view_of(self, identity: int, own: Mapping[str, np.ndarray], uses: tuple[Version, ...]) -> Restoring:
+        return Restoring(
+            self.layout,
+            identity,
+            own,
+            self._pretrained(),
+            self._rows,
+            tuple(functools.partial(self._params, version.name) for version in uses),
+            tuple(functools.partial(self._own, version) for version in uses),
         )
-        ownerships = [self.ownership(self.version(name)) if name != PRETRAINED else None for name in pooled]
-        owners, rows = {}, {}
-        for layer in self.layout.layers:
-            closed = np.flatnonzero(~flat_gates[layer.path].ravel())
-            source = sources.get(layer.path)
-            model = np.asarray(source.model)[closed] if source else np.zeros(len(closed), np.int64)
-            channel = np.asarray(source.channel)[closed] if source else closed
-            owner, row = np.zeros(len(closed), np.int64), channel.astype(np.int64)
-            for number in np.unique(model[model > 0]):
-                stored_owner, stored_row = ownerships[number][layer.path]
-                taken = model == number
-                owner[taken], row[taken] = stored_owner[channel[taken]], stored_row[channel[taken]]
-            owners[layer.path], rows[layer.path] = _smallest(owner), _smallest(row)
-        layer_paths = set(self.layout.layer_paths)
-        bits = {path: np.packbits(gate.ravel()) for path, gate in flat_gates.items()}
-        own = {
-            "masks": unflatten(bits),
-            "owner": unflatten(owners),
-            "row": unflatten(rows),
-            "params": unflatten({path: leaf for path, leaf in leaves.items() if path not in layer_paths}),
-            "other": dict(other),
+
+    def _restored(self, method: Method, view: Restoring, own: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Returns what the method restores, with the other collections: its own, or the pre-trained ones."""
+        stored = {
+            path.removeprefix("other/"): leaf for path, leaf in own.items() if path.startswith("other/")
         }
-        return {ROWS: packing.pack(self.layout, unflatten(leaves), unflatten(flat_gates)), OWN: own}
+        other = {key: tree for key, tree in self._shared().items() if key != "params"}
+        return {**other, **unflatten(stored), **method.restore(view)}
 
     def _rows(self, identity: int) -> Mapping[str, np.ndarray]:
         """Returns the rows that an owner stores, {path of a leaf: (rows, fan-in)}."""
         if identity == 0:
             return self._once((0, ROWS), lambda: model_rows(self.layout, self._pretrained()))
-        version = self.index.by_id[identity]
+        return self._stored_rows(self.index.by_id[identity])
+
+    def _stored_rows(self, version: Version) -> Mapping[str, np.ndarray]:
         folder = self.folder / "tasks" / version.name / ROWS
         return self._once((version.id, ROWS), lambda: arrays.load(folder, version.rows_sha256))
 
@@ -308,13 +429,3 @@ class Pool:
     def _shared(self) -> dict[str, Any]:
         sha256 = self.index.pretrained_sha256
         return self._once(PRETRAINED, lambda: unflatten(arrays.load(self.folder / PRETRAINED, sha256)))
-
-
-def _gate(layer: Layer, own: arrays.Leaves) -> np.ndarray:
-    bits = np.unpackbits(own[f"masks/{layer.path}"], count=layer.channels)
-    return bits.astype(bool).reshape(layer.gate_shape)
-
-
-def _smallest(values: np.ndarray) -> np.ndarray:
-    """Returns the values in the smallest unsigned type that holds them."""
-    return values.astype(np.min_scalar_type(int(values.max(initial=0))))

@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from cwps_jax.config import TrainConfig
 from cwps_jax.core.trees import Tree
 from cwps_jax.data.pipeline import ahead, steps_per_epoch, training_batches
 from cwps_jax.data.split import Batch, Split
-from cwps_jax.methods.method import Frozen
 from cwps_jax.parallel import Parallel
+from cwps_jax.settings import TrainConfig
 from cwps_jax.train.state import Plan, TrainState
 
 # Steps that the host runs ahead of the device: it never waits inside an epoch, and batches do not pile up.
@@ -22,7 +21,7 @@ IN_FLIGHT = 3
 def run_epoch(
     step: Callable[..., Any],
     state: TrainState,
-    frozen: Frozen,
+    frozen: Tree,
     plan: Plan,
     split: Split,
     config: TrainConfig,
@@ -68,7 +67,7 @@ def run_epoch(
 def mean_statistics(
     statistics: Callable[..., Tree],
     state: TrainState,
-    frozen: Frozen,
+    frozen: Tree,
     split: Split,
     config: TrainConfig,
     parallel: Parallel,

@@ -1,10 +1,9 @@
 """What training tells: each epoch's `Progress`, and the network that is `Trained` at the end."""
 
 import dataclasses
-from collections.abc import Mapping
 
-from cwps_jax.core.search import Source
 from cwps_jax.core.trees import Tree
+from cwps_jax.methods.method import Finished, Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,24 +37,35 @@ class Trained:
     """A task's network after its last stage, on the host.
 
     Attributes:
-        params: the plain backbone's parameters, mixed.
-        other: its other collections, such as batch_stats.
-        gates: nested dict of hard gates.
-        sources: {path of a kernel: `Source`}; empty where every parent channel is the pre-trained one.
-        pooled: names of the models that the sources count.
+        finished: its trees, as the method stores them.
+        method: by which it was trained.
         epochs, seconds: what it took.
+        numbers: how many numbers training moved, in the stage that moves most.
         lambda_: where the budget left lambda.
         peak_memory_bytes: of its largest step, or of the device where it says.
         flops_per_step: of its most expensive step.
     """
 
-    params: Tree
-    other: Tree
-    gates: Tree
-    sources: Mapping[str, Source]
-    pooled: tuple[str, ...]
+    finished: Finished
+    method: Method
     epochs: int
     seconds: float
+    numbers: int
     lambda_: float
     peak_memory_bytes: int | None
     flops_per_step: float | None
+
+    @property
+    def params(self) -> Tree:
+        """The plain backbone's parameters."""
+        return self.finished.params
+
+    @property
+    def other(self) -> Tree:
+        """The model's other collections, such as batch_stats."""
+        return self.finished.other
+
+    @property
+    def gates(self) -> Tree:
+        """Nested dict of hard gates; empty where the method has none."""
+        return self.finished.gates

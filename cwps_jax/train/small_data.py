@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
-from cwps_jax.config import TrainConfig
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import TrainConfig
 
 
 def fit_to_data(

@@ -6,15 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from cwps_jax.config import TrainConfig
-from cwps_jax.core.channels import Layout
-from cwps_jax.core.compact import Capacity, pack, placements
-from cwps_jax.core.trees import Tree, map_with_path
-from cwps_jax.methods.method import Frozen, Stage
-
-RATED_STAGES = ("warm-up", "soft", "hard")  # those of config.stage_rates, in their order
+from cwps_jax.core.trees import Tree
+from cwps_jax.methods.method import Begun, Penalty, Stage
+from cwps_jax.settings import TrainConfig
 
 
 @jax.tree_util.register_dataclass
@@ -24,23 +19,19 @@ class TrainState:
 
     Attributes:
         step: int32, steps since the task's beginning.
-        child: nested dict, the child's parameters, float32; packed in a compact stage.
-        masks: nested dict, the scores; empty outside the soft stage.
+        own: {collection: nested dict}, what is trained, float32.
         other: the model's other collections, such as batch_stats.
-        average: moving averages of the child, as "params", and of `other`, in the last stage with
-            `config.ema`; else empty.
-        child_optimizer, score_optimizer: optax states.
+        average: moving averages of `own` and `other`, in the last stage with `config.ema`; else empty.
+        optimizers: {collection: optax state}.
         lambda_base: float32, the part of the penalty's weight that the budget has built up.
         key: uint32 key of dropout.
     """
 
     step: jax.Array
-    child: Tree
-    masks: Tree
+    own: Tree
     other: Tree
     average: Tree
-    child_optimizer: Any
-    score_optimizer: Any
+    optimizers: Mapping[str, Any]
     lambda_base: jax.Array
     key: jax.Array
 
@@ -54,26 +45,25 @@ class Plan:
         stage_start: int32, the step at which the stage began.
         steps_per_epoch: int32.
         total_steps: int32, of all stages.
-        warmup_steps: int32, over which the learning rate rises.
-        learning_rate, score_learning_rate: float32, at the schedule's peak.
+        warmup_steps: int32, over which the learning rates rise.
+        rates: {collection: float32}, at the schedule's peak.
         ema: float32, share of the old average that each step keeps.
+        free_steps: int32, steps of the stage in which lambda is zero.
         budget: float32; at 1 lambda is not steered.
         budget_rate: float32, change of lambda's base per unit of excess and step.
         budget_gain: float32, lambda per unit of excess.
-        max_temperature: float32, s_max.
     """
 
     stage_start: jax.Array
     steps_per_epoch: jax.Array
     total_steps: jax.Array
     warmup_steps: jax.Array
-    learning_rate: jax.Array
-    score_learning_rate: jax.Array
+    rates: Mapping[str, jax.Array]
     ema: jax.Array
+    free_steps: jax.Array
     budget: jax.Array
     budget_rate: jax.Array
     budget_gain: jax.Array
-    max_temperature: jax.Array
 
 
 def make_plan(
@@ -81,69 +71,57 @@ def make_plan(
 ) -> Plan:
     """Returns the plan of one stage, which begins with `first_epoch` of a task's `epochs`."""
     total_steps = epochs * steps_per_epoch
-    factor = dict(zip(RATED_STAGES, config.stage_rates, strict=True)).get(stage.name, 1.0)
+    penalty = stage.penalty or Penalty(0.0)
     return Plan(
         stage_start=jnp.int32(first_epoch * steps_per_epoch),
         steps_per_epoch=jnp.int32(steps_per_epoch),
         total_steps=jnp.int32(total_steps),
         warmup_steps=jnp.int32(round(config.learning_rate_warmup * total_steps)),
-        learning_rate=jnp.float32(config.learning_rate * factor),
-        score_learning_rate=jnp.float32(config.score_learning_rate),
+        rates={name: jnp.float32(group.rate) for name, group in stage.groups.items()},
         ema=jnp.float32(config.ema),
-        budget=jnp.float32(config.budget),
-        budget_rate=jnp.float32(config.budget_rate / (stage.epochs * steps_per_epoch)),
-        budget_gain=jnp.float32(config.budget_gain),
-        max_temperature=jnp.float32(config.max_temperature),
+        free_steps=jnp.int32(penalty.free_epochs * steps_per_epoch),
+        budget=jnp.float32(penalty.budget),
+        budget_rate=jnp.float32(penalty.budget_rate / (stage.epochs * steps_per_epoch)),
+        budget_gain=jnp.float32(penalty.budget_gain),
     )
 
 
-def start_state(child: Tree, other: Tree, child_optimizer: Any, config: TrainConfig) -> TrainState:
-    """Returns the state before a task's first step; `child_optimizer` is the optax state to start with."""
+def start_state(other: Tree, config: TrainConfig) -> TrainState:
+    """Returns the state before a task's first stage, which trains nothing yet."""
     return TrainState(
         step=jnp.int32(0),
-        child=child,
-        masks={},
+        own={},
         other=other,
         average={},
-        child_optimizer=child_optimizer,
-        score_optimizer=(),
-        lambda_base=jnp.float32(config.lambda_ if config.budget == 1 else 0.0),
+        optimizers={},
+        lambda_base=jnp.float32(0),
         key=jax.random.key_data(jax.random.key(config.seed)),
     )
 
 
-def compact_state(
-    state: TrainState, frozen: Frozen, layout: Layout, capacity: Capacity
-) -> tuple[TrainState, Frozen]:
-    """Returns a state whose child and moments hold open channels alone, and where those belong.
+def begun_state(state: TrainState, stage: Stage, begun: Begun, fresh: Mapping[str, Any]) -> TrainState:
+    """Returns the state before a stage's first step.
 
     Args:
-        state: on the host, with a whole child.
-        frozen: with the hard gates.
-        layout: the backbone's layout.
-        capacity: {path of a kernel: channels that there is room for}.
+        state: at the end of the stage before, on the host.
+        stage: the stage.
+        begun: what it begins with.
+        fresh: {collection: the optimizer's state before its first step}.
     """
-    placed = placements(layout, frozen.gates, capacity)
-    gates = jax.device_get(frozen.gates)
 
-    def packed(leaf: Any) -> Any:
-        return pack(leaf, gates, placed) if is_tree(leaf) else leaf
+    def carried(old: Any, move: Any) -> Any:
+        # In an optax state, what is a dict has the collection's structure: momentum, or Adam's moments.
+        is_tree = lambda leaf: isinstance(leaf, Mapping)
+        return jax.tree.map(lambda leaf: move(leaf) if is_tree(leaf) else leaf, old, is_leaf=is_tree)
 
-    # In an optax state, what is a dict has the child's structure: momentum, or Adam's moments.
-    is_tree = lambda leaf: isinstance(leaf, Mapping)
-    moments = jax.tree.map(packed, state.child_optimizer, is_leaf=is_tree)
-    state = dataclasses.replace(state, child=packed(state.child), child_optimizer=moments)
-    return state, dataclasses.replace(frozen, placed=placed)
-
-
-def in_cast_types(frozen: Frozen, types: Mapping[str, Any]) -> Frozen:
-    """Returns what a compact stage reads with the parent in the types that the model casts it to.
-
-    Selection commutes with a cast, so that the stage computes the same to the bit from half the bytes.
-
-    Args:
-        frozen: on the host.
-        types: {path: dtype}, see `tracing.cast_types`.
-    """
-    cast = lambda path, leaf: np.asarray(leaf).astype(types[path]) if path in types else leaf
-    return dataclasses.replace(frozen, parent=map_with_path(cast, frozen.parent))
+    kept = {
+        name: carried(state.optimizers[name], move)
+        for name, move in begun.carried.items()
+        if name in state.optimizers
+    }
+    lambda_base = state.lambda_base
+    if stage.penalty:
+        lambda_base = jnp.float32(stage.penalty.weight if stage.penalty.budget == 1 else 0.0)
+    return dataclasses.replace(
+        state, own=begun.own, optimizers={**fresh, **kept}, average={}, lambda_base=lambda_base
+    )

@@ -11,33 +11,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from cwps_jax import methods
-from cwps_jax.active_gradient import gradient_work
-from cwps_jax.config import TrainConfig
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.compact import Capacity, choose_capacity
 from cwps_jax.core.stored import StoredModels
 from cwps_jax.core.trees import Tree, select
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
-from cwps_jax.methods.method import Frozen, Moment, Pooled, Stage
+from cwps_jax.methods.method import Effective, Finished, Group, Method, Moment, Pooled, Stage
+from cwps_jax.methods.network import Network
 from cwps_jax.parallel import Compiled, Parallel
 from cwps_jax.profiling import Profiler
-from cwps_jax.tracing import cast_types, mode, parameter_depths
+from cwps_jax.settings import TrainConfig
+from cwps_jax.tracing import mode
 from cwps_jax.train.epochs import mean_statistics, run_epoch
 from cwps_jax.train.evaluation import Predictor
 from cwps_jax.train.objectives import Objective, accuracy, cross_entropy, smoothed
-from cwps_jax.train.optimizer import child_optimizer, score_optimizer
 from cwps_jax.train.records import Progress, Trained
-from cwps_jax.train.state import TrainState, compact_state, in_cast_types, make_plan, start_state
-from cwps_jax.train.step import make_norm_step, make_step
-
-# What the optimizers are built from.
-CHILD_SETTINGS = ("optimizer", "momentum", "weight_decay", "layer_decay")
-SCORE_SETTINGS = ("score_optimizer", "momentum")
+from cwps_jax.train.state import TrainState, begun_state, make_plan, start_state
+from cwps_jax.train.step import at_the_end, make_norm_step, make_step
 
 NO_POOL = Pooled(StoredModels({}, {}, lambda owner: {}, dict), ())  # for methods that do not search
 
@@ -72,10 +65,9 @@ class Trainer:
         self.parallel = parallel or Parallel()
         self.profiler = profiler
         self.example = example
+        self.network = Network(model, layout, example)
         self._steps: dict[Any, Compiled] = {}
-        self._capacities: list[Capacity] = []
         self._predictors: dict[int, Predictor] = {}
-        self._forwards: dict[str, Compiled] = {}
 
     def train(
         self,
@@ -88,38 +80,41 @@ class Trainer:
         """Runs all stages of the config's method.
 
         Args:
-            variables: the child's start, "params" and the model's other collections, on the host.
+            variables: the start, "params" and the model's other collections, on the host.
             split: the training data.
             config: the task's config.
             pool: the stored models, for the search.
             observe: called once an epoch.
 
         Raises:
-            CwpsError: there is not one batch of images, or the devices do not divide it.
+            CwpsError: there is not one batch of images, the devices do not divide it, or the method cannot
+                serve this backbone.
             FloatingPointError: the loss is not finite at the end of an epoch.
         """
         began = time.perf_counter()
         split = as_split(split)
         self.parallel.check_batch(config.batch_size, split.preparation.group)
-        method = methods.create(config)
+        method = methods.resolve(config.method)
+        method.check(self.network, config)
+        stages = method.stages(self.network, config)
         steps = steps_per_epoch(split, config.batch_size)
-        epochs = sum(stage.epochs for stage in method.stages)
+        epochs = sum(stage.epochs for stage in stages)
         other = {collection: tree for collection, tree in variables.items() if collection != "params"}
-        optimizer = self._moments(config, CHILD_SETTINGS, self._child_optimizer)(variables["params"])
-        state = self.parallel.replicate(start_state(variables["params"], other, optimizer, config))
-        frozen, done, used = Frozen(), 0, []
-        for stage in method.stages:
-            state, frozen = self._begin(stage, state, frozen, pool, config)
+        state = self.parallel.replicate(start_state(other, config))
+        moment = Moment(self.network, pool, config, variables, {}, {}, {})
+        done, numbers, used = 0, 0, []
+        for stage in stages:
+            moment, state, held = self._begin(stage, state, moment)
+            numbers = max(numbers, sum(leaf.size for leaf in jax.tree.leaves(moment.own)))
             plan = make_plan(config, stage, first_epoch=done, epochs=epochs, steps_per_epoch=steps)
-            read = in_cast_types(frozen, self._cast_types) if stage.compact else frozen
-            held, told = self.parallel.replicate((read, plan))
+            told = self.parallel.replicate(plan)
             if stage.reestimates_norms and "batch_stats" in other:
                 state = self._reestimate_norms(stage, state, held, split, config, done * steps)
-            averages = config.ema > 0 and stage is method.stages[-1]
+            averages = config.ema > 0 and stage is stages[-1]
             if averages:  # fetched and placed: a donated state must not hold a buffer twice
-                start = self.parallel.fetch({"params": state.child, **state.other})
+                start = self.parallel.fetch({"own": state.own, "other": state.other})
                 state = dataclasses.replace(state, average=self.parallel.replicate(start))
-            step = self._step(stage, config, averages, split.preparation)
+            step = self._step(stage, method, config, averages, split.preparation)
             used.append(step)
             seconds = []
             with self._watched(step, method.name, stage.name, stage.epochs * steps) as taken:
@@ -141,16 +136,15 @@ class Trainer:
                     )
             done += stage.epochs
         state = self.parallel.fetch(state)
-        final = state.average or {"params": state.child, **state.other}
-        child, other = final["params"], {collection: final[collection] for collection in other}
-        params, _ = jax.jit(method.stages[-1].effective)(child, {}, frozen, jnp.float32(1))
+        final = state.average or {"own": state.own, "other": state.other}
+        moment = dataclasses.replace(moment, own=final["own"])
+        params = jax.device_get(self._finish(stages[-1])(moment.own, moment.frozen).params)
+        gates = moment.frozen.get("gates", {})
         return Trained(
-            params=jax.device_get(params),
-            other=other,
-            gates=jax.device_get(frozen.gates),
-            sources=jax.device_get(frozen.sources),
-            pooled=pool.names,
+            finished=Finished(moment, params, gates, final["other"]),
+            method=method,
             epochs=epochs,
+            numbers=numbers,
             seconds=time.perf_counter() - began,
             lambda_=measured["lambda_"],
             peak_memory_bytes=_peak_memory(used),
@@ -176,9 +170,7 @@ class Trainer:
         """Returns the predictor of a model, the same one each time, so that it compiles once."""
         # By identity: a user's module need not be hashable. The predictor keeps its model alive.
         if id(model) not in self._predictors:
-            self._predictors[id(model)] = Predictor(
-                model, self.parallel, head=self.layout.head_paths, programs=self._forwards
-            )
+            self._predictors[id(model)] = Predictor(model, self.parallel)
         return self._predictors[id(model)]
 
     def _init(self, key: jax.Array, batch: jax.Array) -> Tree:
@@ -194,24 +186,27 @@ class Trainer:
             return contextlib.nullcontext(step)
         return self.profiler.watched(step, method, stage, steps)
 
-    def _begin(
-        self, stage: Stage, state: TrainState, frozen: Frozen, pool: Pooled, config: TrainConfig
-    ) -> tuple[TrainState, Frozen]:
+    def _begin(self, stage: Stage, state: TrainState, moment: Moment) -> tuple[Moment, TrainState, Tree]:
+        """Returns the moment and the state before a stage's first step, and what its steps read beside it."""
         host = self.parallel.fetch(state)
-        moment = Moment(self.layout, pool, config, host.child, host.masks, frozen)
-        masks, frozen = stage.begin(moment)
-        scores = self._moments(config, SCORE_SETTINGS, score_optimizer)(masks) if masks else ()
-        host = dataclasses.replace(host, masks=masks, score_optimizer=scores)
-        if stage.compact:
-            host, frozen = compact_state(host, frozen, self.layout, self._capacity(frozen.gates))
-        return self.parallel.replicate(host), frozen
+        begun = stage.begin(dataclasses.replace(moment, own=host.own))
+        moment = dataclasses.replace(
+            moment, own=begun.own, frozen=begun.frozen, found={**moment.found, **begun.found}
+        )
+        fresh = {
+            name: self._fresh(name, group)(begun.own[name])
+            for name, group in stage.groups.items()
+            if not (name in begun.carried and name in host.optimizers)
+        }
+        state = begun_state(host, stage, begun, fresh)
+        return moment, *self.parallel.replicate((state, stage.on_device(begun.frozen)))
 
     def _reestimate_norms(
-        self, stage: Stage, state: TrainState, frozen: Frozen, split: Split, config: TrainConfig, start: int
+        self, stage: Stage, state: TrainState, frozen: Tree, split: Split, config: TrainConfig, start: int
     ) -> TrainState:
         """Returns the state with norm statistics averaged over single batches of training data."""
         statistics = self._compiled(
-            ("norms", stage.effective, split.preparation),
+            ("norms", stage.rule, split.preparation),
             lambda: self.parallel.compile(
                 make_norm_step(stage, self.model, self.parallel.axis_name, split.preparation)
             ),
@@ -219,67 +214,52 @@ class Trainer:
         average = mean_statistics(statistics, state, frozen, split, config, self.parallel, start)
         return dataclasses.replace(state, other={**state.other, **self.parallel.replicate(average)})
 
-    def _child_optimizer(self, config: TrainConfig) -> optax.GradientTransformation:
-        return child_optimizer(config, self.layout, self._depths(config))
-
-    def _moments(
-        self,
-        config: TrainConfig,
-        settings: tuple[str, ...],
-        rule: Callable[[TrainConfig], optax.GradientTransformation],
-    ) -> Callable[[Tree], Any]:
+    def _fresh(self, name: str, group: Group) -> Callable[[Tree], Any]:
         """Returns what makes an optimizer's state before its first step."""
         # One program for all of its zeros, where op by op would compile one for each shape.
-        key = ("moments", *((name, getattr(config, name)) for name in settings))
-        return self._compiled(key, lambda: Compiled(jax.jit(rule(config).init)))
+        return self._compiled(("fresh", group.optimizer), lambda: Compiled(jax.jit(group.optimizer.init)))
 
-    def _capacity(self, gates: Tree) -> Capacity:
-        """Returns the room for open channels, the same for as many tasks as may share a compiled step."""
-        capacity = choose_capacity(self.layout, jax.device_get(gates), self._capacities, self._work)
-        if capacity not in self._capacities:
-            self._capacities.append(capacity)
-        return capacity
+    def _finish(self, stage: Stage) -> Callable[[Tree, Tree], Effective]:
+        program = jax.jit(functools.partial(at_the_end, stage))
+        return self._compiled(("finish", stage.rule), lambda: Compiled(program))
 
-    def _depths(self, config: TrainConfig) -> Mapping[str, int]:
-        return self._all_depths if config.layer_decay < 1 else {}
-
-    @functools.cached_property
-    def _work(self) -> Mapping[str, float]:
-        return gradient_work(self.model, self.example, self.layout)
-
-    @functools.cached_property
-    def _cast_types(self) -> Mapping[str, Any]:
-        return cast_types(self.model, self.example)
-
-    @functools.cached_property
-    def _all_depths(self) -> Mapping[str, int]:
-        return parameter_depths(self.model, self.example, head=self.layout.head_paths)
-
-    def _step(self, stage: Stage, config: TrainConfig, averages: bool, preparation: Preparation) -> Compiled:
-        # What a step is built from: a stage's rule, its loss, its optimizer and how a batch is prepared. All
-        # else is traced.
-        rule = (stage.effective, stage.penalised, stage.trains_backbone, averages)
-        settings: tuple[str, ...] = (*CHILD_SETTINGS, "label_smoothing")
-        settings += (*SCORE_SETTINGS, "estimator") * stage.penalised
+    def _step(
+        self, stage: Stage, method: Method, config: TrainConfig, averages: bool, preparation: Preparation
+    ) -> Compiled:
+        # What a step is built from: its stage's functions, its loss, its optimizers and how a batch is
+        # prepared. All else is traced.
+        key = (
+            (
+                stage.rule,
+                stage.context,
+                stage.project,
+                stage.schedule,
+                stage.inference,
+                stage.penalty is None,
+            ),
+            tuple((name, group.optimizer) for name, group in stage.groups.items()),
+            (averages, preparation, config.label_smoothing),
+            id(self.model_of(method)),  # a user's module need not be hashable
+        )
         loss = smoothed(self.loss, config.label_smoothing)
-        key = (*rule, preparation, *(getattr(config, name) for name in settings))
         return self._compiled(
             key,
             lambda: self.parallel.compile(
                 make_step(
                     stage,
-                    self.model,
-                    self.layout,
-                    config,
+                    self.model_of(method),
                     loss,
                     self.metric,
                     self.parallel.axis_name,
-                    self._depths(config),
                     preparation,
                 ),
                 donate=(0,),
             ),
         )
+
+    def model_of(self, method: Method) -> nn.Module:
+        """Returns what the method makes of the trainer's model, the same each time."""
+        return self.network.remembered(("model", method), lambda: method.wrap(self.model))
 
     def _compiled(self, key: Any, build: Callable[[], Compiled]) -> Compiled:
         if key not in self._steps:

@@ -1,23 +1,33 @@
 """Checks of config values: each raises one clear line."""
 
+import dataclasses
+import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from cwps_jax.errors import CwpsError
 
 
-def check_types(config: Any) -> None:
-    """Raises CwpsError for the first field whose value does not have the field's type."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
+def check_types(config: Any, where: str = "config.") -> None:
+    """Raises CwpsError for the first field whose value does not have the field's type.
+
+    Args:
+        config: a dataclass.
+        where: what stands before a field's name in the error.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
         if not _has_type(value, hint):
-            raise CwpsError(f"config.{name} = {value!r}: must be {_describe(hint)}")
+            raise CwpsError(f"{where}{field.name} = {value!r}: must be {_describe(hint)}")
 
 
 def _has_type(value: Any, hint: Any) -> bool:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
     if origin is Literal:
         return value in arguments
     if origin in (types.UnionType, typing.Union):
@@ -48,18 +58,18 @@ def _describe(hint: Any) -> str:
     )
 
 
-def at_least(config: Any, **least: float) -> None:
+def at_least(config: Any, where: str = "config.", **least: float) -> None:
     """Raises CwpsError for the first of the named fields that is below its bound."""
     for name, bound in least.items():
         if getattr(config, name) < bound:
-            raise CwpsError(f"config.{name} = {getattr(config, name)}: must be at least {bound}")
+            raise CwpsError(f"{where}{name} = {getattr(config, name)}: must be at least {bound}")
 
 
-def within(config: Any, low: float, high: float, *names: str) -> None:
+def within(config: Any, where: str, low: float, high: float, *names: str) -> None:
     """Raises CwpsError for the first of the named fields that is not in [low, high]."""
     for name in names:
         if not low <= getattr(config, name) <= high:
-            raise CwpsError(f"config.{name} = {getattr(config, name)}: must be in [{low}, {high}]")
+            raise CwpsError(f"{where}{name} = {getattr(config, name)}: must be in [{low}, {high}]")
 
 
 def below_one(config: Any, *names: str) -> None:
@@ -67,3 +77,20 @@ def below_one(config: Any, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < 1:
             raise CwpsError(f"config.{name} = {getattr(config, name)}: must be at least 0 and below 1")
+
+
+def check_task_name(name: str, where: str = "task") -> None:
+    """Raises CwpsError for a name that cannot be a task's."""
+    if name == "pretrained":
+        raise CwpsError(f"{where}: 'pretrained' is the pre-trained model's own name; choose another")
+    if not name or name.startswith(".") or any(c in name for c in "/\\@\0") or name != name.strip():
+        raise CwpsError(
+            f"{where}: {name!r} cannot be a task's name; use letters, digits, '-' and '_', no '/', '@' "
+            "or leading '.'"
+        )
+
+
+def unknown_key(key: str, known: Iterable[str], where: str = "") -> str:
+    """Returns the line that refuses an unknown config key, with the nearest known one."""
+    near = difflib.get_close_matches(key, list(known), 1, 0.5)
+    return f"config.{where}{key} is not known" + (f"; did you mean config.{where}{near[0]}?" if near else "")

@@ -1,5 +1,9 @@
-"""Updates that never move a channel the task does not own."""
+"""Optimizers without their learning rates, and updates that never move a channel the task does not own.
 
+What is equal is made once: the trainer tells compiled steps apart by the very transformations.
+"""
+
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,18 +11,47 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cwps_jax.config import TrainConfig
 from cwps_jax.core.channels import Layout, gates_by_leaf
+from cwps_jax.core.masks import hold_closed
 from cwps_jax.core.trees import map_with_path
 from cwps_jax.errors import CwpsError
+from cwps_jax.methods.network import Network
+from cwps_jax.settings import TrainConfig
+
+
+@functools.cache
+def sgd(momentum: float = 0.9) -> optax.GradientTransformation:
+    """Returns SGD with momentum."""
+    return optax.trace(momentum)
+
+
+@functools.cache
+def adam(b2: float = 0.999, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """Returns Adam, with decoupled weight decay on every leaf (AdamW)."""
+    rules = [optax.scale_by_adam(b2=b2)]
+    return optax.chain(*rules, optax.add_decayed_weights(weight_decay)) if weight_decay else rules[0]
+
+
+def by_config(training: TrainConfig, network: Network) -> optax.GradientTransformationExtraArgs:
+    """Returns the config's optimizer of a model's own leaves; `update` takes `gates=`.
+
+    Weight decay acts on the kernels of layers and head alone, times the gate of each channel.
+
+    Args:
+        training: the task's config.
+        network: the backbone, which says what a kernel is and how deep it is.
+    """
+    depths = network.depths if training.layer_decay < 1 else {}
+    settings = (training.optimizer, training.momentum, training.weight_decay, training.layer_decay)
+    return network.remembered(
+        ("optimizer", *settings), lambda: child_optimizer(training, network.layout, depths)
+    )
 
 
 def child_optimizer(
     config: TrainConfig, layout: Layout, depths: Mapping[str, int] | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer of the child, without its learning rate; `update` takes `gates=`.
-
-    Weight decay acts on the kernels of layers and head alone, times the gate of each channel.
+    """Returns what `by_config` does, made anew.
 
     Args:
         config: the task's config.
@@ -32,15 +65,16 @@ def child_optimizer(
         rules = [decay, optax.trace(config.momentum)]
     if config.layer_decay < 1:
         rules.append(scale_by_depth(config.layer_decay, depths or {}))
-    return optax.chain(*rules)
+    return optax.chain(*rules, held_closed())
 
 
-def score_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Returns the optimizer of the scores, without its learning rate; it has no weight decay."""
-    if config.score_optimizer == "adam":
-        # A short memory: lambda's first jump must not slow the scores down for a thousand steps.
-        return optax.scale_by_adam(b2=0.9)
-    return optax.trace(config.momentum)
+def held_closed() -> optax.GradientTransformationExtraArgs:
+    """Returns what zeroes the updates of closed channels; `update` takes `gates=`, None for all open."""
+
+    def update(updates, state, params=None, *, gates=None, **_):
+        return (hold_closed(updates, gates) if gates else updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def gated_weight_decay(rate: float, layout: Layout) -> optax.GradientTransformationExtraArgs:
@@ -86,14 +120,3 @@ def scale_by_depth(decay: float, depths: Mapping[str, int]) -> optax.GradientTra
         return decay ** (deepest - depths[path]) * update
 
     return optax.stateless(lambda updates, params: map_with_path(scale, updates))
-
-
-def rate(step: jax.Array, total_steps: jax.Array, warmup_steps: jax.Array, peak: jax.Array) -> jax.Array:
-    """Returns the learning rate of a step: a linear rise, then a half cosine to zero at the end.
-
-    Written out because all of it is traced, so that tasks of any length share compiled steps.
-    """
-    rise = (step + 1) / jnp.maximum(warmup_steps, 1)
-    progress = (step - warmup_steps) / jnp.maximum(total_steps - warmup_steps, 1)
-    cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
-    return peak * jnp.where(step < warmup_steps, rise, cosine)

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from cwps_jax.config.checks import at_least, check_types
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings.checks import at_least, check_types
 
 Crop = Literal["center", "random", "random_resized", "stretch"]
 Interpolation = Literal["bilinear", "bicubic"]

@@ -1,18 +1,17 @@
 """`RunConfig`: a run of main, its tasks in their order, and what is different for one of them."""
 
 import dataclasses
-import difflib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from cwps_jax.config.checks import at_least, within
-from cwps_jax.config.data import DataConfig
-from cwps_jax.config.train import TrainConfig
+from cwps_jax import methods
 from cwps_jax.core.stored import SEARCH_GIGABYTES
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import DataConfig, TrainConfig, check_task_name, unknown_key
+from cwps_jax.settings.checks import at_least, within
 
-Compared = Literal["finetune", "probe"]
+__all__ = ["DataConfig", "RunConfig", "TrainConfig", "default_config", "known_keys", "run_config"]
 
 # One for all tasks: they share a backbone, its compiled steps, and what was read of the data.
 SHARED = (
@@ -37,13 +36,16 @@ class RunConfig(TrainConfig, DataConfig):
         dtype: compute dtype, "float32" or "bfloat16"; parameters are float32.
         tasks: names of the tasks, in the order in which they are learned.
         overrides: {task: {key: value}}, what is different for single tasks: any key of `TrainConfig` or
-            `DataConfig` but those that all tasks share (see `SHARED`).
+            `DataConfig` but those that all tasks share (see `SHARED`), and settings of methods, as in
+            ``{"birds": {"cwps": {"lambda_": 0.3}}}``.
         source: task on which the pre-trained model is trained, where there is no `weights`.
         source_epochs: epochs for it.
         weights: a file with the pre-trained model's weights, instead of `source`; see `load_backbone`.
         stochastic_depth: share of images that skip the last block's branch in training.
         remat: whether activations are computed again in the backward pass, to save memory.
-        compare: methods that every task is trained by as well, for comparison: "finetune", "probe".
+        settings: {name of a method: the method}; the keys ``config.<method>.<setting>`` of main's config.
+        compare: names of methods that every task is trained by as well, for comparison.
+        keep_compared: whether their models are stored in the pool too, as "<task>+<method>".
         draws: independent runs with the seeds from `seed` on, each in a folder of its own in the workdir;
             results.json then gives means and deviations over them.
         least_steps: fewest training steps of a task; epochs are added where its data give fewer.
@@ -62,7 +64,9 @@ class RunConfig(TrainConfig, DataConfig):
     weights: str = ""
     stochastic_depth: float = 0.0
     remat: bool = False
-    compare: tuple[Compared, ...] = ("finetune", "probe")
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    compare: tuple[str, ...] = ("finetune", "probe")
+    keep_compared: bool = False
     draws: int = 1
     least_steps: int = 0
     search_gigabytes: float = SEARCH_GIGABYTES
@@ -73,13 +77,14 @@ class RunConfig(TrainConfig, DataConfig):
         TrainConfig.__post_init__(self)
         DataConfig.__post_init__(self)
         at_least(self, source_epochs=1, draws=1, least_steps=0, search_gigabytes=0)
-        within(self, 0, 1, "stochastic_depth")
+        within(self, "config.", 0, 1, "stochastic_depth")
         if not self.tasks:
             raise CwpsError("config.tasks is empty: name at least one task")
         for name in self.tasks:
             check_task_name(name, "config.tasks")
             if self.tasks.count(name) > 1:
                 raise CwpsError(f"config.tasks names {name!r} twice: a task is learned once in a run")
+        self._check_methods()
         if not self.source and not self.weights:
             raise CwpsError(
                 "config.source and config.weights are both empty: name a task to pre-train on, or a file"
@@ -89,8 +94,13 @@ class RunConfig(TrainConfig, DataConfig):
 
     @property
     def train(self) -> TrainConfig:
-        """The part of it that `learn_task` takes."""
-        return TrainConfig(**self._part(TrainConfig))
+        """The part of it that `learn_task` takes, with the settings of its method."""
+        return self.train_by(self.method)
+
+    def train_by(self, method: str) -> TrainConfig:
+        """Returns the part of it that `learn_task` takes, for one of its methods."""
+        chosen = self.settings.get(method) or methods.find(method)()
+        return TrainConfig(**{**self._part(TrainConfig), "method": chosen})
 
     @property
     def images(self) -> DataConfig:
@@ -111,40 +121,57 @@ class RunConfig(TrainConfig, DataConfig):
         for key in given:
             if key in _names(RunConfig) and key not in known:
                 raise CwpsError(f"config.{where}.{key}: all tasks share it; set config.{key}")
-            if key not in known:
+            if key not in known and key not in methods.METHODS:
                 raise CwpsError(unknown_key(key, known, f"{where}."))
         try:
-            return dataclasses.replace(self, **_values(given), overrides={})
+            of_methods, values = _split(given)
+            settings = {
+                name: methods.with_settings(name, {**_plain(self.settings.get(name)), **changes})
+                for name, changes in of_methods.items()
+            }
+            return dataclasses.replace(self, **values, settings={**self.settings, **settings}, overrides={})
         except CwpsError as error:
             raise CwpsError(f"config.overrides.{task}: {error}") from error
+
+    def _check_methods(self) -> None:
+        for name in (self.method, *self.compare):
+            methods.find(name)
+        for name in self.compare:
+            if self.compare.count(name) > 1:
+                raise CwpsError(
+                    f"config.compare = {self.compare}: names {name!r} twice; name each method once"
+                )
+            if methods.METHODS[name].uses_own_tasks and not self.keep_compared:
+                raise CwpsError(
+                    f"config.compare: {name} builds on what it stored of earlier tasks; set "
+                    "config.keep_compared=true"
+                )
+        for name, chosen in self.settings.items():
+            if name not in (self.method, *self.compare) and chosen != methods.find(name)():
+                raise CwpsError(
+                    f"config.{name}: settings of a method that this run does not use; it uses "
+                    f"{', '.join((self.method, *self.compare))}"
+                )
 
     def _part(self, part: type) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _names(part)}
 
 
 def default_config() -> Any:
-    """Returns an `ml_collections.ConfigDict` with every key of `RunConfig` at its default.
+    """Returns an `ml_collections.ConfigDict` with every key of `RunConfig` and of each method at its default.
 
     A config file sets what it wants in it; a key that is not known is refused by `run_config`.
     """
     from ml_collections import config_dict
 
-    values = {
+    values: dict[str, Any] = {
         field.name: {} if field.default is dataclasses.MISSING else field.default
         for field in dataclasses.fields(RunConfig)
+        if field.name != "settings"
     }
+    for name, method in methods.METHODS.items():
+        values[name] = _plain(method())
     return config_dict.ConfigDict(values)
-
-
-def check_task_name(name: str, where: str = "task") -> None:
-    """Raises CwpsError for a name that cannot be a task's."""
-    if name == "pretrained":
-        raise CwpsError(f"{where}: 'pretrained' is the pre-trained model's own name; choose another")
-    if not name or name.startswith(".") or any(c in name for c in "/\\@\0") or name != name.strip():
-        raise CwpsError(
-            f"{where}: {name!r} cannot be a task's name; use letters, digits, '-' and '_', no '/', '@' "
-            "or leading '.'"
-        )
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:
@@ -153,22 +180,33 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         CwpsError: unknown key (with the nearest known one), wrong type, or a value out of range.
     """
-    known = _names(RunConfig)
     for key in values:
-        if key not in known:
-            raise CwpsError(unknown_key(key, known))
-    return RunConfig(**_values(values))
+        if key not in (*_names(RunConfig), *methods.METHODS) or key == "settings":
+            raise CwpsError(unknown_key(key, known_keys()))
+    of_methods, own = _split(values)
+    settings = {name: methods.with_settings(name, given) for name, given in of_methods.items()}
+    return RunConfig(**own, settings=settings)
 
 
-def unknown_key(key: str, known: Iterable[str], where: str = "") -> str:
-    """Returns the line that refuses an unknown config key, with the nearest known one."""
-    near = difflib.get_close_matches(key, list(known), 1, 0.5)
-    return f"config.{where}{key} is not known" + (f"; did you mean config.{where}{near[0]}?" if near else "")
+def known_keys() -> list[str]:
+    """Returns every key of main's config: of `RunConfig`, and of each method as "<method>.<setting>"."""
+    own = [name for name in _names(RunConfig) if name != "settings"]
+    return [*own, *(f"{name}.{key}" for name, method in methods.METHODS.items() for key in _names(method))]
+
+
+def _split(given: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any]]:
+    """Returns the settings of methods and the other values."""
+    for name in given.keys() & methods.METHODS.keys():
+        if not isinstance(given[name], Mapping):
+            raise CwpsError(f"config.{name} = {given[name]!r}: must be keys and values")
+    of_methods = {name: given[name] for name in methods.METHODS if name in given}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return of_methods, {key: value for key, value in values.items() if key not in of_methods}
+
+
+def _plain(method: Any) -> dict[str, Any]:
+    return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)} if method else {}
 
 
 def _names(part: type) -> list[str]:
     return [field.name for field in dataclasses.fields(typing.cast(Any, part))]
-
-
-def _values(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}

@@ -1,0 +1,69 @@
+"""`Network`: what is known of a model, for all of its tasks."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax
+
+from cwps_jax.active_gradient import gradient_work
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.compact import Capacity, choose_capacity
+from cwps_jax.core.trees import Tree
+from cwps_jax.tracing import cast_types, grouped_kernels, parameter_depths
+
+T = TypeVar("T")
+
+
+class Network:
+    """A model and what can be asked of it; costly answers are remembered.
+
+    Attributes:
+        model: a Linen model with its head.
+        layout: its layout.
+        example: shape and type of a batch of one image.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, example: jax.ShapeDtypeStruct) -> None:
+        self.model = model
+        self.layout = layout
+        self.example = example
+        self._remembered: dict[Any, Any] = {}
+        self._capacities: list[Capacity] = []
+
+    def remembered(self, key: Any, make: Callable[[], T]) -> T:
+        """Returns what `make` gave when it was first called for this key."""
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]
+
+    def capacity(self, gates: Tree) -> Capacity:
+        """Returns the room for open channels, the same for as many tasks as may share a compiled step.
+
+        Args:
+            gates: nested dict of hard gates, on the host.
+        """
+        capacity = choose_capacity(self.layout, gates, self._capacities, self._work)
+        if capacity not in self._capacities:
+            self._capacities.append(capacity)
+        return capacity
+
+    @functools.cached_property
+    def cast_types(self) -> Mapping[str, Any]:
+        """{path: dtype} of parameters that the model reads only to cast them, see `tracing.cast_types`."""
+        return cast_types(self.model, self.example)
+
+    @functools.cached_property
+    def depths(self) -> Mapping[str, int]:
+        """{path: depth} of every leaf, see `tracing.parameter_depths`."""
+        return parameter_depths(self.model, self.example, head=self.layout.head_paths)
+
+    @functools.cached_property
+    def grouped(self) -> frozenset[str]:
+        """Paths of the kernels of grouped and depthwise convolutions."""
+        return grouped_kernels(self.model, self.example)
+
+    @functools.cached_property
+    def _work(self) -> Mapping[str, float]:
+        return gradient_work(self.model, self.example, self.layout)

@@ -1,0 +1,138 @@
+"""Methods of one stage that train part of a network, or numbers from which its leaves are computed.
+
+Most compared methods are such: a bias, a norm, a low-rank change, a mask. What is stored of a task is what it
+trained; its network is computed from that and the pre-trained model, by one function for training and for
+restoring.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.trees import Flat, Tree, flatten, merge, unflatten
+from cwps_jax.methods.method import (
+    Begun,
+    Clock,
+    Effective,
+    Finished,
+    Group,
+    Method,
+    Moment,
+    Restoring,
+    Rule,
+    Stage,
+    Stored,
+    cosine,
+)
+from cwps_jax.methods.network import Network
+from cwps_jax.methods.optimizers import by_config
+from cwps_jax.settings import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts(Method):
+    """A method of one stage that starts from the pre-trained model.
+
+    Attributes:
+        schedule: of all learning rates.
+        inference: whether the model runs as in evaluation in training, too: norms keep the pre-trained
+            model's statistics.
+    """
+
+    schedule: ClassVar[Any] = staticmethod(cosine)
+    inference: ClassVar[bool] = False
+
+    def trained(self, layout: Layout) -> tuple[str, ...]:
+        """Returns the paths of the backbone's own leaves that are trained as they are; the head always is."""
+        return ()
+
+    def added(self, moment: Moment) -> Tree:
+        """Returns the other collections of the own tree at their start."""
+        return {}
+
+    def groups(self, network: Network, training: TrainConfig) -> Mapping[str, Group]:
+        """Returns how the other collections are trained."""
+        return {}
+
+    def changed(self, layout: Layout, own: Tree, pretrained: Flat) -> Flat:
+        """Returns {path: leaf} of the backbone's leaves that are computed from the other collections.
+
+        Args:
+            layout: the backbone's.
+            own: the own tree; as it is restored, see `unpacked`.
+            pretrained: {path: leaf} of the pre-trained backbone.
+        """
+        return {}
+
+    def penalised(self, own: Tree, network: Network) -> dict[str, Any]:
+        """Returns `kept` and `penalty` of `Effective`, where there are such."""
+        return {}
+
+    def packed(self, own: Tree) -> Tree:
+        """Returns the other collections of the own tree in the form in which they are stored."""
+        return own
+
+    def unpacked(self, view: Restoring) -> Tree:
+        """Returns the other collections from what is stored, as `changed` takes them."""
+        names = dict.fromkeys(path.partition("/")[0] for path in view.own)
+        return {name: unflatten(view.under(name)) for name in names if name not in ("params", "other")}
+
+    def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
+        params = Group(by_config(training, network), training.learning_rate)
+        rule = network.remembered((self, "rule"), lambda: self._rule(network))
+        stage = Stage(
+            self.name,
+            training.epochs,
+            self._begin,
+            rule,
+            {"params": params, **self.groups(network, training)},
+            schedule=self.schedule,
+            inference=self.inference,
+        )
+        return (stage,)
+
+    def store(self, finished: Finished) -> Stored:
+        own = {name: tree for name, tree in finished.moment.own.items() if name != "params"}
+        other = {} if self.inference else {"other": dict(finished.other)}
+        return Stored({"params": finished.moment.own["params"], **other, **self.packed(own)})
+
+    def restore(self, view: Restoring) -> dict[str, Any]:
+        # As one program, as in training: what XLA fuses may round otherwise than operation by operation.
+        program = jax.jit(functools.partial(self.changed, view.layout))
+        changed = jax.device_get(program(self.unpacked(view), dict(view.pretrained)))
+        backbone = {path: view.pretrained[path] for path in view.layout.backbone_shapes}
+        return {"params": unflatten({**backbone, **changed, **view.under("params")})}
+
+    def _begin(self, moment: Moment) -> Begun:
+        layout, start = moment.network.layout, flatten(moment.start["params"])
+        paths = {*self.trained(layout), *layout.head_paths}
+        own = {
+            "params": unflatten({path: start[path] for path in start if path in paths}),
+            **self.added(moment),
+        }
+        rest = {path: leaf for path, leaf in start.items() if path not in paths}
+        return Begun(own, {"pretrained": unflatten(rest)})
+
+    def _rule(self, network: Network) -> Rule:
+        def rule(own: Tree, frozen: Tree, clock: Clock) -> Effective:
+            pretrained = flatten(frozen["pretrained"])
+            changed = self.changed(network.layout, own, pretrained)
+            params = merge(unflatten({**pretrained, **changed}), own["params"])
+            return Effective(params, **self.penalised(own, network))
+
+        return rule
+
+
+def norm_leaves(layout: Layout) -> tuple[str, ...]:
+    """Returns the paths of the norms' scales and shifts: private leaves called so."""
+    return tuple(path for path in layout.private_paths if path.rpartition("/")[2] in ("scale", "bias"))
+
+
+def numbers(shape: tuple[int, ...], value: float) -> np.ndarray:
+    """Returns a float32 array of one value."""
+    return np.full(shape, value, np.float32)

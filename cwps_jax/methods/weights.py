@@ -1,0 +1,50 @@
+"""How the pool holds a network of single weights of its own over a parent of stored channels.
+
+::
+
+    own:  masks/<leaf>        uint8, one bit a weight, packed; one number where all are open or all closed
+          weights/<leaf>      the open weights, in their order
+          owner/<kernel>      for each channel of the parent, the number of the version that stores it
+          row/<kernel>        ... and its row there
+          params/<leaf>, other/<collection>   as for shared channels
+"""
+
+from typing import Any
+
+import numpy as np
+
+from cwps_jax.core.stored import gather
+from cwps_jax.core.trees import flatten, unflatten
+from cwps_jax.methods.channels import pack_bits, parent_rows, smallest, unpack_bits
+from cwps_jax.methods.method import Finished, Restoring, Stored
+
+
+def store_finished(finished: Finished) -> Stored:
+    """Returns what is stored of a task whose last rule gave a hard gate for every weight."""
+    moment = finished.moment
+    layout, sources = moment.network.layout, moment.found["sources"]
+    params, gates = flatten(finished.params), flatten(finished.gates)
+    layer_paths = set(layout.layer_paths)
+    masks = {path: np.asarray(gates[path], bool) for path in layer_paths}
+    found = {
+        layer.path: parent_rows(layer, sources[layer.path], moment.pool.models) for layer in layout.layers
+    }
+    own = {
+        "masks": unflatten({path: pack_bits(mask) for path, mask in masks.items()}),
+        "weights": unflatten({path: np.asarray(params[path])[mask] for path, mask in masks.items()}),
+        "owner": unflatten({path: smallest(owner) for path, (owner, _) in found.items()}),
+        "row": unflatten({path: smallest(row) for path, (_, row) in found.items()}),
+        "params": unflatten({path: leaf for path, leaf in params.items() if path not in layer_paths}),
+        "other": dict(finished.other),
+    }
+    return Stored(own)
+
+
+def restore_weights(view: Restoring) -> dict[str, Any]:
+    """Returns {"params": the plain backbone's parameters}, equal to the bit to those that were trained."""
+    owner, row = view.under("owner"), view.under("row")
+    leaves = gather(view.layout, owner, row, view.rows, view.pretrained)
+    for path, bits in view.under("masks").items():
+        mask = unpack_bits(bits, leaves[path].size).reshape(leaves[path].shape)
+        leaves[path][mask] = view.own[f"weights/{path}"]
+    return {"params": unflatten({**view.under("params"), **leaves})}

@@ -1,0 +1,71 @@
+"""`TrainConfig`: how one task is learned."""
+
+import dataclasses
+from typing import Any, Literal
+
+from cwps_jax.errors import CwpsError
+from cwps_jax.settings.checks import at_least, below_one, check_types, within
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How one task is learned. `learn_task` takes it; main's config has the same keys.
+
+    Attributes:
+        method: a method's name, with its default settings, or one with settings of its own, such as
+            ``cwps.methods.Lora(rank=4)``. See `cwps_jax.methods`.
+        epochs: epochs over all stages together.
+        batch_size: images a step, over all devices.
+        learning_rate: peak of the one schedule that runs over all stages: of the model's own leaves, head and
+            norms. What a method adds has a rate of its own.
+        learning_rate_warmup: share of all steps over which the rate rises from zero.
+        layer_decay: factor of the rate from each block of the model to the one before it, in (0, 1]: the head
+            learns at the full rate, the stem slowest. See `tracing.parameter_depths`.
+        optimizer: "sgd" or "adamw".
+        momentum: of SGD.
+        weight_decay: on kernels only, times the gate of each channel.
+        label_smoothing: share of each label that is spread over all classes, in [0, 1). For the default loss.
+        ema: decay of the moving average of what is trained over the last stage's steps, in [0, 1). The
+            average is what the task keeps; it looks back about 1 / (1 - ema) steps. 0 is no average.
+        seed: of the head's start, the data order and dropout.
+        parallel: "jit" over a mesh of all devices, or "pmap".
+        budget: largest params_ratio that the task may keep, in (0, 1]; 1 is no limit. For methods that choose
+            what to keep.
+        norm_batches: training batches from which norm statistics are re-estimated after hardening.
+        head: name of the model's head.
+        private: further patterns over paths of leaves that the task keeps for itself.
+    """
+
+    method: Any = "cwps"
+    epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    learning_rate_warmup: float = 0.0
+    layer_decay: float = 1.0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    seed: int = 0
+    parallel: Literal["jit", "pmap"] = "jit"
+    budget: float = 1.0
+    norm_batches: int = 20
+    head: str = "head"
+    private: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, epochs=1, batch_size=1, norm_batches=1)
+        at_least(self, learning_rate=0, weight_decay=0, momentum=0, seed=0)
+        within(self, "config.", 0, 1, "learning_rate_warmup")
+        below_one(self, "label_smoothing", "ema")
+        if not 0 < self.layer_decay <= 1:
+            raise CwpsError(
+                f"config.layer_decay = {self.layer_decay}: must be above 0 and at most 1 (1 is no decay)"
+            )
+        if not 0 < self.budget <= 1:
+            raise CwpsError(
+                f"config.budget = {self.budget}: must be above 0 and at most 1, a share of the backbone's "
+                "parameters (1 is no limit)"
+            )
