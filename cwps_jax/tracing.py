@@ -196,3 +196,22 @@ def grouped_kernels(model: nn.Module, *args: Any, **kwargs: Any) -> frozenset[st
         for path, owner in owners.items()
         if getattr(owner.module, "feature_group_count", 1) > 1
     )
+
+
+def attention_paths(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, tuple[int, int]]:
+    """Returns {path: (heads, features of a head)} of a Linen model's attentions, in the order of their calls.
+
+    Attentions that nn.scan or nn.vmap stacks are not in it.
+
+    Args:
+        model: any Linen module.
+        *args, **kwargs: see `trace_parameters`.
+    """
+    shapes, owners = trace_parameters(model, *args, **kwargs)
+    kernels = {"/".join(path): leaf.shape for path, leaf in flatten_dict(shapes).items()}
+    found = {
+        path: kernels.get(f"{path}/key/kernel", ())
+        for path, owner in owners.items()
+        if isinstance(owner.module, nn.MultiHeadDotProductAttention)
+    }
+    return {path: (shape[-2], shape[-1]) for path, shape in found.items() if len(shape) == 3}

@@ -98,14 +98,15 @@ def _annealed_jvp(maximum, primals, tangents):
     return _annealed(score, temperature, maximum), slope * tangents[0]
 
 
-@jax.custom_jvp
-def _straight_through(score: jax.Array) -> jax.Array:
-    return (score >= THRESHOLD["straight_through"]).astype(score.dtype)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def straight_through(score: jax.Array, threshold: float = THRESHOLD["straight_through"]) -> jax.Array:
+    """Returns 1 where a score is at least the threshold, else 0, in the score's type; its derivative is 1."""
+    return (score >= threshold).astype(score.dtype)
 
 
-@_straight_through.defjvp
-def _straight_through_jvp(primals, tangents):
-    return _straight_through(primals[0]), tangents[0]
+@straight_through.defjvp
+def _straight_through_jvp(threshold, primals, tangents):
+    return straight_through(primals[0], threshold), tangents[0]
 
 
 def gates(
@@ -152,7 +153,7 @@ def _gate_function(
     if estimator == "straight_through":
         if temperature is None:
             return lambda score: score >= THRESHOLD["straight_through"]
-        return _straight_through
+        return straight_through
     raise CwpsError(f"estimator {estimator!r}: choose 'annealed' or 'straight_through'")
 
 

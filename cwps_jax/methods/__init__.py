@@ -9,10 +9,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from cwps_jax.errors import CwpsError
+from cwps_jax.methods.adapter import Adapter
+from cwps_jax.methods.atlas import Atlas
+from cwps_jax.methods.ba2 import Ba2
+from cwps_jax.methods.bitfit import BitFit
 from cwps_jax.methods.cwps import Cwps
+from cwps_jax.methods.dualprompt import DualPrompt
 from cwps_jax.methods.finetune import Finetune
+from cwps_jax.methods.l2p import L2P
+from cwps_jax.methods.lora import Lora
 from cwps_jax.methods.method import Method
+from cwps_jax.methods.norm_only import NormOnly
+from cwps_jax.methods.packnet import PackNet
+from cwps_jax.methods.piggyback import Piggyback
 from cwps_jax.methods.probe import Probe
+from cwps_jax.methods.ssf import Ssf
+from cwps_jax.methods.taps import Taps
 from cwps_jax.settings.checks import unknown_key
 
 METHODS: dict[str, type[Method]] = {}
@@ -65,5 +77,6 @@ def with_settings(name: str, settings: Mapping[str, Any]) -> Method:
     )
 
 
-for _method in (Cwps, Finetune, Probe):
+_OURS: tuple[type[Method], ...] = (Cwps, Finetune, Probe, NormOnly, BitFit, Ssf, Taps, Piggyback, PackNet)
+for _method in (*_OURS, Lora, Adapter, Atlas, Ba2, L2P, DualPrompt):
     register(_method)

@@ -20,9 +20,9 @@ from cwps_jax.settings import TrainConfig
 
 
 @functools.cache
-def sgd(momentum: float = 0.9) -> optax.GradientTransformation:
-    """Returns SGD with momentum."""
-    return optax.trace(momentum)
+def sgd(momentum: float = 0.9, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """Returns SGD with momentum, with weight decay on every leaf."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(momentum))
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax.core.channels import Layout
@@ -23,6 +24,7 @@ from cwps_jax.methods.method import (
     Group,
     Method,
     Moment,
+    Penalty,
     Restoring,
     Rule,
     Stage,
@@ -70,8 +72,13 @@ class Parts(Method):
         return {}
 
     def penalised(self, own: Tree, network: Network) -> dict[str, Any]:
-        """Returns `kept` and `penalty` of `Effective`, where there are such."""
-        return {}
+        """Returns `kept` of `Effective`, and `penalty` where there is one."""
+        kept = sum(leaf.size for leaf in jax.tree.leaves(own)) - network.layout.head_parameters
+        return {"kept": jnp.float32(kept / network.layout.backbone_parameters)}
+
+    def penalty(self, training: TrainConfig) -> Penalty | None:
+        """Returns the weight of the penalty."""
+        return None
 
     def packed(self, own: Tree) -> Tree:
         """Returns the other collections of the own tree in the form in which they are stored."""
@@ -92,6 +99,7 @@ class Parts(Method):
             rule,
             {"params": params, **self.groups(network, training)},
             schedule=self.schedule,
+            penalty=self.penalty(training),
             inference=self.inference,
         )
         return (stage,)

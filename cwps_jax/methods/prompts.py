@@ -1,0 +1,162 @@
+"""What L2P and DualPrompt share: a Vision Transformer with prompts, without a change of its own.
+
+Prompts are a collection of their own beside the plain model's parameters. Each image is answered by itself:
+what is beside it in a batch never matters.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cwps_jax.core.trees import Tree, flatten, merge
+from cwps_jax.errors import CwpsError
+from cwps_jax.methods.method import Clock, Effective, Restoring, Rule
+from cwps_jax.methods.network import Network
+from cwps_jax.methods.parts import Parts
+from cwps_jax.settings import TrainConfig
+from cwps_jax.tracing import mode
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompting(Parts):
+    """A method that trains prompts and the head of a frozen Vision Transformer."""
+
+    def check(self, network: Network, training: TrainConfig) -> None:
+        if not network.attentions:
+            raise CwpsError(
+                f"method {self.name}: prompts need a Vision Transformer, and this backbone has no attention "
+                "(flax.linen.MultiHeadDotProductAttention); choose another method"
+            )
+
+    def restore(self, view: Restoring) -> dict[str, Any]:
+        return {**super().restore(view), **self.unpacked(view)}
+
+    def _rule(self, network: Network) -> Rule:
+        def rule(own: Tree, frozen: Tree, clock: Clock) -> Effective:
+            added = {name: tree for name, tree in own.items() if name != "params"}
+            return Effective(
+                merge(frozen["pretrained"], own["params"]), added, **self.penalised(own, network)
+            )
+
+        return rule
+
+
+class Prefixed(nn.Module):
+    """A model whose attentions see further keys and values, the collection "prefixes" (Li and Liang 2021).
+
+    The collection is {path of an attention: {"key": (length, heads, features of a head), "value": the same}}.
+
+    Attributes:
+        model: the plain model.
+    """
+
+    model: nn.Module
+
+    def __call__(self, images: jax.Array, train: bool = False) -> Any:
+        """Applies the model. Each image is seen with the same prefixes."""
+        variables = dict(self.variables)
+        prefixes = flatten(variables.pop("prefixes"))
+        longer_ones: list[Any] = []
+
+        def intercept(next_function, args, kwargs, context):
+            path = _path(context)
+            if context.method_name != "__call__" or f"{path}/key" not in prefixes:
+                return next_function(*args, **kwargs)
+            plain = context.module.attention_fn
+            if plain in longer_ones:  # the call that this function made
+                return next_function(*args, **kwargs)
+
+            def longer(one: jax.Array, name: str) -> jax.Array:
+                prefix = prefixes[f"{path}/{name}"].astype(one.dtype)
+                return jnp.concatenate([jnp.broadcast_to(prefix, (len(one), *prefix.shape)), one], axis=1)
+
+            def attend(query, key, value, *args, **kwargs):
+                return plain(query, longer(key, "key"), longer(value, "value"), *args, **kwargs)
+
+            longer_ones.append(attend)
+            return context.module.clone(parent=context.module.scope, attention_fn=attend)(*args, **kwargs)
+
+        with nn.intercept_methods(intercept):
+            return apply_plain(self, variables, images, train)
+
+
+class Prompted(nn.Module):
+    """A model whose first block sees further tokens, chosen for each image from a pool of prompts (L2P).
+
+    The collections are "prompts", {"prompts": (pool, length, width)}, and "keys", {"keys": (pool, width)}.
+    The query is what the head reads of the model without prompts; the prompts with the keys nearest by
+    cosine are put behind the class token, and the mean of what they have become takes its place before the
+    last norm. The loss is lowered by the mean sum of those cosines.
+
+    Attributes:
+        model: the plain model.
+        top: how many prompts an image gets.
+        head: name of the head.
+
+    The blocks are the modules around the first and the last attention: from tokens, a class token first, to
+    tokens.
+    """
+
+    model: nn.Module
+    top: int
+    head: str = "head"
+
+    def __call__(self, images: jax.Array, train: bool = False) -> Any:
+        """Applies the model, twice."""
+        variables = dict(self.variables)
+        prompts, keys = (variables.pop(name)[name] for name in ("prompts", "keys"))
+        seen: list[jax.Array] = []
+        blocks: list[str] = []
+
+        def read(next_function, args, kwargs, context):
+            path = _path(context)
+            if context.method_name == "__call__" and path.rpartition("/")[2] == self.head:
+                seen.append(args[0])
+            if isinstance(context.module, nn.MultiHeadDotProductAttention):
+                blocks.append(path.rpartition("/")[0])
+            return next_function(*args, **kwargs)
+
+        with nn.intercept_methods(read):
+            apply_plain(self, variables, images, False)
+        query = jax.lax.stop_gradient(seen[0])
+        cosine = _unit(query) @ _unit(keys).T
+        nearest, chosen = jax.lax.top_k(cosine, self.top)
+        self.sow("losses", "pull", -nearest.sum(axis=-1))
+        tokens = prompts[chosen].reshape(len(images), -1, prompts.shape[-1])
+        count = tokens.shape[1]
+
+        def prompt(next_function, args, kwargs, context):
+            path = _path(context)
+            if context.method_name != "__call__" or path not in (blocks[0], blocks[-1]):
+                return next_function(*args, **kwargs)
+            x, *rest = args
+            if path == blocks[0]:
+                x = jnp.concatenate([x[:, :1], tokens.astype(x.dtype), x[:, 1:]], axis=1)
+            x = next_function(x, *rest, **kwargs)
+            if path == blocks[-1]:
+                answer = jnp.mean(x[:, 1 : 1 + count], axis=1, keepdims=True)
+                x = jnp.concatenate([answer, x[:, 1:]], axis=1)
+            return x
+
+        with nn.intercept_methods(prompt):
+            return apply_plain(self, variables, images, train)
+
+
+def apply_plain(module: Any, variables: Mapping[str, Any], images: jax.Array, train: bool) -> Any:
+    """Returns what a module's plain model gives, by variables of its own."""
+    plain = module.model.clone(parent=None)
+    keys = {name: module.make_rng(name) for name in module.scope.rngs}
+    return plain.apply(variables, images, rngs=keys, **mode(plain, train=train))
+
+
+def _path(context: nn.module.InterceptorContext) -> str:
+    return "/".join(context.module.path) if context.module.scope is not None else ""
+
+
+def _unit(rows: jax.Array) -> jax.Array:
+    rows = rows.astype(jnp.float32)
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
