@@ -28,6 +28,7 @@ from cwps_jax.methods.method import (
 )
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import adam, by_config
+from cwps_jax.methods.pseudo_labels import PseudoLabels
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import at_least, within
 
@@ -38,14 +39,23 @@ class Atlas(Method):
 
     For few images: one coefficient a leaf and task is all that is trained, beside the head. There is no
     zero-shot head here as CLIP has: a first stage fits it to the frozen features (a linear probe), then it
-    goes on at the config's rate. Published settings (fredzzhang/atlas): AdamW at 0.1 with weight decay 0.1
-    on a cosine, 10 epochs; gradients clipped at 1, which ours are not. Norm statistics are the task's own.
+    goes on at the config's rate. With no task stored yet, that is all. Published settings (fredzzhang/atlas):
+    AdamW at 0.1 with weight decay 0.1 and gradients clipped at 1, on a cosine, 10 epochs. Norm statistics are
+    the task's own.
+
+    Without labels, at test time, the head is a stored task's and stays, and an image's label is what the
+    network itself says of it, where it is sure. The public objective (UFM) has this from a weakly augmented
+    view and trains on a strong one, and trusts the first answer for the surest images of each class; here
+    one view is both, and none is trusted from the start.
 
     Attributes:
         head_share: share of the epochs for the head alone.
         learning_rate: of the coefficients, at the schedule's peak.
         weight_decay: of the coefficients.
         tasks: patterns over names of the stored tasks that are combined.
+        head_from: the stored task, with the same classes, whose head is kept; needed without labels.
+        labels: whether labels are used.
+        confidence: how sure of its answer the network has to be, without labels.
     """
 
     name: ClassVar[str] = "atlas"
@@ -54,30 +64,44 @@ class Atlas(Method):
     learning_rate: float = 0.1
     weight_decay: float = 0.1
     tasks: tuple[str, ...] = ("*",)
+    head_from: str = ""
+    labels: bool = True
+    confidence: float = 0.99
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "config.atlas.", learning_rate=0, weight_decay=0)
-        within(self, "config.atlas.", 0, 1, "head_share")
+        within(self, "config.atlas.", 0, 1, "head_share", "confidence")
+        if not self.labels and not self.head_from:
+            raise CwpsError(
+                "config.atlas.labels = False: without labels no head can be learned; name the stored task "
+                "whose head fits by config.atlas.head_from"
+            )
 
     def check(self, network: Network, training: TrainConfig) -> None:
         if training.epochs < 2:
             raise CwpsError(f"config.epochs = {training.epochs}: atlas needs at least 2, one a stage")
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
+        combined = network.remembered("atlas", lambda: _rule(network))
+        optimizer = adam(weight_decay=self.weight_decay, clip=1.0)
+        coefficients = {"coefficients": Group(optimizer, self.learning_rate)}
+        if self.head_from:
+            loss = unchanged if self.labels else PseudoLabels(self.confidence)
+            stage = Stage("coefficients", training.epochs, self._combine, combined, coefficients, loss=loss)
+            return (stage,)
         first = min(max(1, round(self.head_share * training.epochs)), training.epochs - 1)
         head = {"params": Group(by_config(training, network), training.learning_rate)}
-        both = {**head, "coefficients": Group(adam(weight_decay=self.weight_decay), self.learning_rate)}
         probed = network.remembered("atlas head", lambda: _head_rule)
-        rule = network.remembered("atlas", lambda: _rule(network))
         return (
             Stage("head", first, _begin, probed, head, inference=True),
-            Stage("coefficients", training.epochs - first, self._combine, rule, both),
+            Stage("coefficients", training.epochs - first, self._combine, combined, {**head, **coefficients}),
         )
 
     def store(self, finished: Finished) -> Stored:
-        own = finished.moment.own
-        return Stored({**own, "other": dict(finished.other)}, uses=finished.moment.found["uses"])
+        moment = finished.moment
+        own = {"params": moment.found["head"], **moment.own, "other": dict(finished.other)}
+        return Stored(own, uses=moment.found["uses"])
 
     def restore(self, view: Restoring) -> dict[str, Any]:
         backbone = {path: view.pretrained[path] for path in view.layout.backbone_shapes}
@@ -87,21 +111,31 @@ class Atlas(Method):
         return {"params": unflatten({**jax.device_get(combined), **view.under("params")})}
 
     def _combine(self, moment: Moment) -> Begun:
-        names = [name for name in moment.pool.tasks if matches(name, self.tasks)]
-        if not names:
-            raise CwpsError(
-                "atlas combines what stored tasks have learned, and the pool has none that "
-                f"config.atlas.tasks = {self.tasks} matches; learn one by another method first"
-            )
-        layout, frozen = moment.network.layout, flatten(moment.frozen["pretrained"])
-        changes = _changes(layout, frozen, [flatten(moment.pool.tasks[name]()) for name in names])
+        layout, tasks = moment.network.layout, moment.pool.tasks
+        start = flatten(moment.start["params"])
+        head = {path: start[path] for path in layout.head_paths}
+        if self.head_from:
+            if self.head_from not in tasks:
+                raise CwpsError(f"config.atlas.head_from = {self.head_from!r}: no such task in the pool")
+            of_task = flatten(tasks[self.head_from]())
+            head = {path: _in_shape(of_task[path], leaf) for path, leaf in head.items()}
+        names = [name for name in tasks if matches(name, self.tasks)]
+        backbone = {path: start[path] for path in layout.backbone_shapes}
+        changes = _changes(layout, backbone, [flatten(tasks[name]()) for name in names])
         zeros = {path: np.zeros(len(names), np.float32) for path in layout.backbone_shapes}
         return Begun(
-            {"params": moment.own["params"], "coefficients": unflatten(zeros)},
-            {"pretrained": unflatten(frozen), "changes": unflatten(changes)},
-            {"uses": tuple(names)},
+            {**moment.own, "coefficients": unflatten(zeros)},
+            {"pretrained": unflatten({**backbone, **head}), "changes": unflatten(changes)},
+            {"uses": tuple(names), "head": unflatten(head)},
             carried={"params": unchanged},
         )
+
+
+def _in_shape(leaf: Any, like: Any) -> np.ndarray:
+    """Returns a head's leaf in the shape of one for more classes."""
+    grown = np.zeros_like(like)
+    grown[tuple(slice(size) for size in np.shape(leaf))] = leaf
+    return grown
 
 
 def _begin(moment: Moment) -> Begun:
@@ -117,10 +151,11 @@ def _head_rule(own: Tree, frozen: Tree, clock: Clock) -> Effective:
 
 def _rule(network: Network) -> Rule:
     def rule(own: Tree, frozen: Tree, clock: Clock) -> Effective:
-        coefficients = flatten(own["coefficients"])
-        combined = _combined(flatten(frozen["pretrained"]), flatten(frozen["changes"]), coefficients)
+        coefficients, pretrained = flatten(own["coefficients"]), flatten(frozen["pretrained"])
+        combined = _combined(pretrained, flatten(frozen["changes"]), coefficients)
         kept = sum(leaf.size for leaf in coefficients.values()) / network.layout.backbone_parameters
-        return Effective(merge(unflatten(combined), own["params"]), kept=jnp.float32(kept))
+        params = merge(frozen["pretrained"], unflatten(combined), own.get("params", {}))
+        return Effective(params, kept=jnp.float32(kept))
 
     return rule
 
@@ -128,13 +163,15 @@ def _rule(network: Network) -> Rule:
 def _changes(layout: Layout, pretrained: Flat, models: list[Mapping[str, Any]]) -> Flat:
     """Returns {path: (tasks, ...)}, how each stored model differs from the pre-trained one."""
     return {
-        path: np.stack([np.asarray(model[path]) - pretrained[path] for model in models])
-        for path in layout.backbone_shapes
+        path: np.array([np.asarray(model[path]) - pretrained[path] for model in models], np.float32).reshape(
+            len(models), *shape
+        )
+        for path, shape in layout.backbone_shapes.items()
     }
 
 
 def _combined(pretrained: Flat, changes: Flat, coefficients: Flat) -> Flat:
     return {
-        path: leaf + jnp.einsum("k,k...->...", coefficients[path], changes[path], precision="highest")
-        for path, leaf in pretrained.items()
+        path: pretrained[path] + jnp.einsum("k,k...->...", numbers, changes[path], precision="highest")
+        for path, numbers in coefficients.items()
     }

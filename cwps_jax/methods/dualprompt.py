@@ -53,8 +53,8 @@ class DualPrompt(Prompting):
         super().check(network, training)
         if not self._lengths(network):
             raise CwpsError(
-                f"config.dualprompt: this backbone has {len(network.attentions)} attentions, none "
-                f"of which is in general_blocks = {self.general_blocks} or expert_blocks = {self.expert_blocks}"
+                f"config.dualprompt: none of this backbone's {len(network.attentions)} attentions is in "
+                f"general_blocks = {self.general_blocks} or expert_blocks = {self.expert_blocks}"
             )
 
     def wrap(self, model: nn.Module) -> nn.Module:

@@ -52,6 +52,7 @@ class Effective:
 
 
 Rule = Callable[[Tree, Tree, Clock], Effective]
+Loss = Callable[[Any, Mapping[str, jax.Array]], jax.Array]
 Schedule = Callable[[jax.Array], jax.Array]
 
 
@@ -150,9 +151,9 @@ def no_context(effective: Effective, own: Tree, frozen: Tree) -> contextlib.Abst
     return contextlib.nullcontext()
 
 
-def unchanged(tree: Tree) -> Tree:
-    """Returns the tree as it is."""
-    return tree
+def unchanged(given: Any) -> Any:
+    """Returns what it is given."""
+    return given
 
 
 def cosine(progress: jax.Array) -> jax.Array:
@@ -191,6 +192,7 @@ class Stage:
         inference: whether the model runs as in evaluation: stored norm statistics, no dropout.
         reestimates_norms: whether norm statistics are estimated anew before the first step.
         context: from (what the rule computed, own, frozen) to a context manager around the model.
+        loss: from the task's loss to the stage's, both functions of (outputs, batch) to one value an item.
         on_device: from the frozen tree on the host to the one that the steps read, such as in other types.
         project: what is done to the own tree after each update.
     """
@@ -205,6 +207,7 @@ class Stage:
     inference: bool = False
     reestimates_norms: bool = False
     context: Callable[[Effective, Tree, Tree], contextlib.AbstractContextManager[Any]] = no_context
+    loss: Callable[[Loss], Loss] = unchanged
     on_device: Callable[[Tree], Tree] = unchanged
     project: Callable[[Tree], Tree] = unchanged
 

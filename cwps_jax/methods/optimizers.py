@@ -26,10 +26,13 @@ def sgd(momentum: float = 0.9, weight_decay: float = 0.0) -> optax.GradientTrans
 
 
 @functools.cache
-def adam(b2: float = 0.999, weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """Returns Adam, with decoupled weight decay on every leaf (AdamW)."""
-    rules = [optax.scale_by_adam(b2=b2)]
-    return optax.chain(*rules, optax.add_decayed_weights(weight_decay)) if weight_decay else rules[0]
+def adam(b2: float = 0.999, weight_decay: float = 0.0, clip: float = 0.0) -> optax.GradientTransformation:
+    """Returns Adam, with decoupled weight decay (AdamW), and gradients clipped to a global norm."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        optax.scale_by_adam(b2=b2),
+        optax.add_decayed_weights(weight_decay),
+    )
 
 
 def by_config(training: TrainConfig, network: Network) -> optax.GradientTransformationExtraArgs:

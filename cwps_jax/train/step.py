@@ -47,7 +47,7 @@ def make_step(
         axis_name: the axis to average over under pmap, None under jit.
         preparation: what is done to a batch first.
     """
-    loss = mixed(loss)
+    loss = mixed(stage.loss(loss))
 
     def steered(kept: jax.Array | None, state: TrainState, plan: Plan) -> tuple[jax.Array, jax.Array]:
         """Returns lambda, and its base for the next step."""

@@ -229,16 +229,10 @@ class Trainer:
         # What a step is built from: its stage's functions, its loss, its optimizers and how a batch is
         # prepared. All else is traced.
         key = (
-            (
-                stage.rule,
-                stage.context,
-                stage.project,
-                stage.schedule,
-                stage.inference,
-                stage.penalty is None,
-            ),
+            (stage.rule, stage.context, stage.project, stage.schedule, stage.loss),
+            (stage.inference, stage.penalty is None, averages),
             tuple((name, group.optimizer) for name, group in stage.groups.items()),
-            (averages, preparation, config.label_smoothing),
+            (preparation, config.label_smoothing),
             id(self.model_of(method)),  # a user's module need not be hashable
         )
         loss = smoothed(self.loss, config.label_smoothing)
