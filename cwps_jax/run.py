@@ -10,24 +10,29 @@ import flax.linen as nn
 import numpy as np
 from rich.console import Console
 
-from cwps_jax import data, models
+from cwps_jax import data, methods, models
 from cwps_jax.config import Compared, RunConfig, TrainConfig
+from cwps_jax.core import accounting
+from cwps_jax.core.channels import Layout
 from cwps_jax.core.masks import check_budget
+from cwps_jax.core.trees import flatten
 from cwps_jax.data.cache import PixelCache, open_cache
 from cwps_jax.data.split import Split
 from cwps_jax.data.task import TaskData
-from cwps_jax.learn import check_classes, learn_task, make_trainer, train_task
+from cwps_jax.learn import check_classes, image_shape, learn_task, make_trainer, train_task
 from cwps_jax.parallel import Parallel
 from cwps_jax.pretraining import check_source, load_weights, model_options, pretrain, stored_pool
 from cwps_jax.profiling import Profiler
 from cwps_jax.report.costs import show_costs
-from cwps_jax.report.draws import draw_folders, summarise
+from cwps_jax.report.draws import draw_folders, together
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, versions, write_json
-from cwps_jax.report.table import show_draws, show_results
+from cwps_jax.report.table import show_results
 from cwps_jax.store.pool import Pool
+from cwps_jax.tracing import trace_parameters
 from cwps_jax.train.evaluation import measure
 from cwps_jax.train.objectives import accuracy
+from cwps_jax.train.records import Trained
 from cwps_jax.train.small_data import fit_to_data
 from cwps_jax.train.trainer import Trainer
 
@@ -54,15 +59,17 @@ def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[s
     """Measures every task of the workdir's pool, writes results.json and report/, and shows the table.
 
     It takes nothing from the process that trained, so what it measures is what is stored. With several
-    draws each has results and a report of its own, and the workdir's results.json sums them up.
+    draws each has results and a report of its own, and the workdir's results.json has the rows of all.
     """
-    finished = [_finish_draw(*draw, console) for draw in draw_folders(config, workdir)]
+    from cwps_jax.report.pictures import draw_comparison  # matplotlib is not needed to learn
+
+    folders = draw_folders(config, workdir)
+    finished = [_finish_draw(*draw, number, console) for number, draw in enumerate(folders)]
     if config.draws == 1:
         return finished[0]
-    results = summarise(finished)
+    results = together(finished)
     write_json(workdir / "results.json", results)
-    show_draws(results, console)
-    console.print(f"Results: {workdir / 'results.json'}", soft_wrap=True, highlight=False)
+    _show(results, workdir, draw_comparison(results, workdir / "report"), console)
     return results
 
 
@@ -133,7 +140,7 @@ def _learn_draw(
     return trainer
 
 
-def _finish_draw(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[str, Any]:
+def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console: Console) -> dict[str, Any]:
     from cwps_jax.report.pictures import draw_report  # matplotlib is not needed to learn
 
     pool = Pool.open(workdir / "pool")
@@ -144,14 +151,20 @@ def _finish_draw(config: RunConfig, workdir: pathlib.Path, console: Console) -> 
         _model_maker(config),
         Parallel(config.parallel),
         config.batch_size,
+        draw=number,
     )
     write_json(workdir / "results.json", results)
-    pictures = draw_report(pool, results, workdir / "report")
+    _show(results, workdir, draw_report(pool, results, workdir / "report"), console)
+    return results
+
+
+def _show(
+    results: dict[str, Any], workdir: pathlib.Path, pictures: list[pathlib.Path], console: Console
+) -> None:
     show_results(results, console)
     console.print(f"Results: {workdir / 'results.json'}", soft_wrap=True, highlight=False)
     for picture in pictures:
         console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
-    return results
 
 
 def load_task(config: RunConfig, task: str, cache: PixelCache | None) -> TaskData:
@@ -223,17 +236,57 @@ def _learn_one(
 ) -> None:
     model, padded = make_model(task.classes or 0), _padded(task)
     observe = functools.partial(progress.epoch, name)
-    notes: dict[str, Any] = {"training_images": len(task.train)}
+    shapes = flatten(trace_parameters(model, image_shape(padded))[0])
+    head = sum(shapes[path].size for path in pool.layout.head_paths)
+    notes: dict[str, Any] = {
+        "training_images": len(task.train),
+        "trained": _trained_numbers(config, pool.layout, head),
+        "compared": {},
+    }
     for method in compared:
         settings = dataclasses.replace(config, method=method)
-        _, variables = train_task(pool, model, padded, settings, trainer, observe)
-        outputs = trainer.predictor(model)(variables, padded.test, config.batch_size)
-        notes[f"{method}_accuracy"] = measure(accuracy, outputs, padded.test)
+        trained, variables = train_task(pool, model, padded, settings, trainer, observe)
+        row = _compared_row(trained, pool.layout, head)
+        for key, split in (("accuracy", padded.test), ("validation_accuracy", padded.validation)):
+            outputs = trainer.predictor(model)(variables, split, config.batch_size)
+            row[key] = measure(accuracy, outputs, split)
+        row["trained"] = _trained_numbers(settings, pool.layout, head)
+        notes["compared"][method] = row
     learned = learn_task(
         pool, name, model, padded, config=config, trainer=trainer, observe=observe, notes=notes
     )
-    others = "".join(f", {method} {notes[f'{method}_accuracy']:.3f}" for method in compared)
+    others = "".join(f", {method} {row['accuracy']:.3f}" for method, row in notes["compared"].items())
     progress.say(f"{name}: accuracy {learned.metric:.3f}{others}, keeps {learned.params_ratio:.3f}x")
+
+
+def _compared_row(trained: Trained, layout: Layout, head: int) -> dict[str, Any]:
+    """Returns what a network that is not stored costs, in the words of a row of results.json.
+
+    Its bits are those of what would be stored: floats, statistics, and a bit a channel for the mask.
+    """
+    count = accounting.count(layout, trained.gates)
+    floats = count.active + count.private + head + sum(leaf.size for leaf in flatten(trained.other).values())
+    bits = 32 * floats + sum(layer.channels for layer in layout.layers)
+    return {
+        "params_ratio": count.ratio,
+        "parameters": count.active + count.private,
+        "head_parameters": head,
+        "bits": bits,
+        "bytes": -(-bits // 8),
+        "peak_memory_bytes": trained.peak_memory_bytes,
+        "flops_per_step": trained.flops_per_step,
+        "seconds": trained.seconds,
+        "epochs": trained.epochs,
+    }
+
+
+def _trained_numbers(config: TrainConfig, layout: Layout, head: int) -> int:
+    """Returns how many numbers training moves in the stage that moves most: child, scores and head."""
+    scores = sum(layer.channels for layer in layout.layers)
+    return head + max(
+        layout.backbone_parameters * stage.trains_backbone + scores * stage.penalised
+        for stage in methods.create(config).stages
+    )
 
 
 def _padded(task: TaskData) -> TaskData:

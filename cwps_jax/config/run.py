@@ -45,7 +45,7 @@ class RunConfig(TrainConfig, DataConfig):
         remat: whether activations are computed again in the backward pass, to save memory.
         compare: methods that every task is trained by as well, for comparison: "finetune", "probe".
         draws: independent runs with the seeds from `seed` on, each in a folder of its own in the workdir;
-            results.json then gives means and deviations over them.
+            results.json has the rows of all of them.
         least_steps: fewest training steps of a task; epochs are added where its data give fewer.
         search_gigabytes: memory for the stored rows that stay from one search to the next; see `Pool.open`.
         compilation_cache: folder of compiled programs that later runs reuse; "" for none.

@@ -14,19 +14,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from cwps_jax.core import accounting
 from cwps_jax.data.task import TaskData
 from cwps_jax.learn import check_classes, outputs_sha256
 from cwps_jax.parallel import Compiled, Parallel
+from cwps_jax.report.rows import FORMAT, make_row, totals
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import Predictor, measure
 from cwps_jax.train.objectives import accuracy
 from cwps_jax.version import __version__
-
-FORMAT = 1
-
-# What was measured when the task was learned, and stands in the pool's index.
-RECORDED = ("lambda", "budget", "epochs", "seconds", "peak_memory_bytes", "flops_per_step", "seed")
 
 
 def measure_pool(
@@ -36,6 +31,7 @@ def measure_pool(
     make_model: Callable[[int], nn.Module],
     parallel: Parallel,
     batch_size: int,
+    draw: int = 0,
 ) -> dict[str, Any]:
     """Returns the contents of results.json, with every task evaluated from the pool.
 
@@ -46,8 +42,9 @@ def measure_pool(
         make_model: from a number of classes to the plain model.
         parallel: how batches are spread over devices.
         batch_size: images a batch.
+        draw: number of the run among several draws.
     """
-    tasks, forgetting = [], []
+    rows, forgetting = [], []
     predictors: dict[int, Predictor] = {}
     programs: dict[str, Compiled] = {}
     for name in pool.tasks:
@@ -58,45 +55,48 @@ def measure_pool(
             head = pool.layout.head_paths
             predictors[classes] = Predictor(make_model(classes), parallel, head=head, programs=programs)
         outputs = predictors[classes](pool.effective(name), data.test, batch_size)
-        version, count = pool.version(name), pool.count(name)
-        at_end = measure(accuracy, outputs, data.test)
-        tasks.append(
-            {
-                "name": name,
-                "version": version.version,
-                "accuracy": at_end,
-                "validation_accuracy": version.record["validation_accuracy"],
-                "finetune_accuracy": version.record.get("finetune_accuracy"),
-                "probe_accuracy": version.record.get("probe_accuracy"),
-                "params_ratio": count.ratio,
-                "active_parameters": count.active,
-                "private_parameters": count.private,
-                "head_parameters": count.head,
-                "bytes": version.bytes,
-                "relation": pool.relation(name),
-                **{key: version.record[key] for key in RECORDED},
-            }
-        )
+        at_end, record = measure(accuracy, outputs, data.test), pool.version(name).record
+        own = {"task": name, "method": method, "draw": draw}
+        rows.append(make_row({**_stored(pool, name), **own, "accuracy": at_end}))
+        for other, measured in record.get("compared", {}).items():
+            rows.append(
+                make_row({"seed": record["seed"], **measured, **own, "method": other, "stored": False})
+            )
         forgetting.append(
             {
-                "task": name,
-                "accuracy_when_learned": version.record["accuracy_when_learned"],
+                **own,
+                "accuracy_when_learned": record["accuracy_when_learned"],
                 "accuracy_at_end": at_end,
-                "logits_sha256_when_learned": version.record["logits_sha256_when_learned"],
+                "logits_sha256_when_learned": record["logits_sha256_when_learned"],
                 "logits_sha256_at_end": outputs_sha256(outputs),
             }
         )
-    counts = [pool.count(version.name) for version in pool.index.versions]
     return {
         "format": FORMAT,
         "method": method,
         "backbone": pool.index.backbone,
         "backbone_parameters": pool.layout.backbone_parameters,
-        "total_params_ratio": accounting.total_params_ratio(counts),
         "pretrained": dict(pool.index.pretrained_record),
-        "tasks": tasks,
-        "forgetting": forgetting,
         "versions": versions(),
+        "rows": rows,
+        "totals": totals(rows),
+        "forgetting": forgetting,
+    }
+
+
+def _stored(pool: Pool, task: str) -> dict[str, Any]:
+    """Returns what the pool says of a task's newest version, in the words of a row."""
+    version, count = pool.version(task), pool.count(task)
+    return {
+        **version.record,  # seed, epochs, seconds, lambda and the like have a row's names there
+        "stored": True,
+        "version": version.version,
+        "params_ratio": count.ratio,
+        "parameters": count.active + count.private,
+        "head_parameters": count.head,
+        "bits": 8 * version.bytes,
+        "bytes": version.bytes,
+        "relation": pool.relation(task),
     }
 
 
