@@ -157,6 +157,8 @@ def test_points_stand_where_they_were_measured_and_show_their_method(count):
     assert all(len(look) == 1 for look in looks.values()), "a method's points do not look alike"
     assert len({min(look) for look in looks.values()}) == count, "two methods look alike"
     assert len({min(look)[1] for look in looks.values()}) == count, "two methods have one colour"
+    # Who sees no colours has the shapes.
+    assert len({min(look)[0] for look in looks.values()}) == min(count, 7)
     assert all(task < mean / 2 for task, mean in sizes.values())
     low, high = axes.get_xlim()
     assert low < 1000 and high > 1000 * count and len(axes.get_xticks()) > 2
