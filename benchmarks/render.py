@@ -6,78 +6,17 @@ python benchmarks/render.py
 import argparse
 import json
 import pathlib
-import statistics
 import sys
 from typing import Any
 
+from runs import demo_table, run_table, summary_table
 from targets import pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
+from cwps_jax.report.rows import read_results
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ("README.md", "docs/backbones.md", "docs/data.md", "docs/experiments.md", "docs/performance.md")
-
-
-def task_rows(run: dict[str, Any]) -> list[str]:
-    """Returns the rows of a run: one a task, and the mean."""
-    lines = [
-        f"| task | accuracy | fine-tuning | linear probe | parameters kept ({run['backbone']}) | bytes |",
-        "|---|---|---|---|---|---|",
-    ]
-    shares = ("accuracy", "finetune_accuracy", "probe_accuracy")
-    for task in run["tasks"]:
-        accuracies = " | ".join(_percent(task[key]) for key in shares)
-        lines.append(f"| {task['name']} | {accuracies} | {task['params_ratio']:.3f}x | {task['bytes']:,} |")
-    means = {key: statistics.mean(task[key] for task in run["tasks"]) for key in (*shares, "params_ratio")}
-    accuracies = " | ".join(_percent(means[key]) for key in shares)
-    return [*lines, f"| mean | {accuracies} | {means['params_ratio']:.3f}x | |"]
-
-
-def run_table(run: dict[str, Any]) -> str:
-    """Returns the table of one run, with what it was run on."""
-    first, many = run["tasks"][0], len(run["tasks"])
-    where = f"{run['versions']['device']}, jax {run['versions']['jax']}"
-    return "\n".join(
-        [
-            *task_rows(run),
-            "",
-            f"Seed {first['seed']}, {first['epochs']} epochs a task, on {where}. Together with the "
-            f"pre-trained model {run['total_params_ratio']:.2f}x a backbone, where fine-tuning keeps "
-            f"{1 + many}x. Tasks whose test logits changed in any bit after they were learned: "
-            f"{_changed([run])}.",
-        ]
-    )
-
-
-def draws_table(run: dict[str, Any]) -> str:
-    """Returns the table of several draws: means and deviations over them."""
-    lines = [
-        f"| task | accuracy | fine-tuning | linear probe | parameters kept ({run['backbone']}) |",
-        "|---|---|---|---|---|",
-    ]
-    for task in [*run["tasks"], {"name": "mean", **run["mean"]}]:
-        spreads = (task[key] for key in ("accuracy", "finetune_accuracy", "probe_accuracy"))
-        accuracies = " | ".join(
-            f"{100 * spread['mean']:.1f} ({100 * spread['deviation']:.1f})" for spread in spreads
-        )
-        lines.append(f"| {task['name']} | {accuracies} | {task['params_ratio']['mean']:.3f}x |")
-    total = statistics.mean(draw["total_params_ratio"] for draw in run["draws"])
-    seeds = ", ".join(str(draw["seed"]) for draw in run["draws"])
-    where = f"{run['versions']['device']}, jax {run['versions']['jax']}"
-    lines += [
-        "",
-        f"Mean and deviation over the draws with seeds {seeds}, on {where}. Together with the pre-trained "
-        f"model {total:.2f}x a backbone, where fine-tuning keeps {1 + len(run['tasks'])}x.",
-    ]
-    return "\n".join(lines)
-
-
-def _changed(runs: list[dict[str, Any]]) -> int:
-    return sum(
-        row["logits_sha256_when_learned"] != row["logits_sha256_at_end"]
-        for run in runs
-        for row in run["forgetting"]
-    )
 
 
 def backbones_table(parity: dict[str, Any]) -> str:
@@ -98,28 +37,6 @@ def backbones_table(parity: dict[str, Any]) -> str:
             difference,
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
-
-
-def digits_table(runs: list[dict[str, Any]]) -> str:
-    """Returns the table of the demo: seed 0 a task, and the means over tasks of every seed."""
-    first = runs[0]
-    means = {
-        key: [statistics.mean(task[key] for task in run["tasks"]) for run in runs]
-        for key in ("accuracy", "finetune_accuracy", "probe_accuracy", "params_ratio")
-    }
-    where = f"{first['versions']['device']}, jax {first['versions']['jax']}"
-    lines = [
-        *task_rows(first),
-        "",
-        f"`make demo`, seed 0, on {where}. Together with "
-        f"the pre-trained model {first['total_params_ratio']:.2f}x a backbone, where fine-tuning keeps "
-        f"{1 + len(first['tasks'])}x. Means over the tasks with seeds 0 to {len(runs) - 1}: "
-        f"{_spread(means['accuracy'])} against {_spread(means['finetune_accuracy'])} fine-tuned and "
-        f"{_spread(means['probe_accuracy'])} probed. A task's test set has about 520 images: one seed's "
-        f"accuracy is good to about 0.7 points. Tasks whose test logits changed in any bit after they were "
-        f"learned: {_changed(runs)}.",
-    ]
     return "\n".join(lines)
 
 
@@ -207,12 +124,8 @@ def input_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f} (deviation {100 * statistics.stdev(values):.1f})"
+def _results(pattern: str) -> list[dict[str, Any]]:
+    return [read_results(path) for path in sorted(ROOT.glob(pattern))]
 
 
 def _read(pattern: str) -> list[dict[str, Any]]:
@@ -235,7 +148,7 @@ def tables_of(path: str) -> dict[str, str]:
     """Returns the tables of a page."""
     if path == "README.md":
         return {
-            "digits": digits_table(_read("docs/results/digits_seed*.json")),
+            "digits": demo_table(_results("docs/results/digits_seed*.json")),
             "step": step_table(_read("benchmarks/results/step_cpu.json")[0]),
             "backbone": speed_table(_read("benchmarks/results/backbone_cpu.json")[0]),
         }
@@ -252,10 +165,10 @@ def tables_of(path: str) -> dict[str, str]:
             "ratios": ratios_table(results),
         }
     return {
-        "pacs": run_table(_read("docs/results/pacs_seed0.json")[0]),
-        "fewshot": draws_table(_read("docs/results/pacs_10_shots.json")[0]),
-        "omniglot": run_table(_read("docs/results/omniglot_seed0.json")[0]),
-        "vit": run_table(_read("docs/results/digits_vit_seed0.json")[0]),
+        "pacs": run_table(_results("docs/results/pacs_seed0.json")[0]),
+        "fewshot": summary_table(_read("docs/results/pacs_10_shots.json")[0]),
+        "omniglot": run_table(_results("docs/results/omniglot_seed0.json")[0]),
+        "vit": run_table(_results("docs/results/digits_vit_seed0.json")[0]),
     }
 
 

@@ -47,7 +47,7 @@ class RunConfig(TrainConfig, DataConfig):
         compare: names of methods that every task is trained by as well, for comparison.
         keep_compared: whether their models are stored in the pool too, as "<task>+<method>".
         draws: independent runs with the seeds from `seed` on, each in a folder of its own in the workdir;
-            results.json then gives means and deviations over them.
+            results.json has the rows of all of them.
         least_steps: fewest training steps of a task; epochs are added where its data give fewer.
         search_gigabytes: memory for the stored rows that stay from one search to the next; see `Pool.open`.
         compilation_cache: folder of compiled programs that later runs reuse; "" for none.

@@ -15,15 +15,23 @@ from cwps_jax.config import RunConfig
 from cwps_jax.data.cache import PixelCache, open_cache
 from cwps_jax.data.split import Split
 from cwps_jax.data.task import TaskData
-from cwps_jax.learn import check_classes, counted, learn_task, make_trainer, measured, train_task
+from cwps_jax.learn import (
+    check_classes,
+    compared_name,
+    counted,
+    learn_task,
+    make_trainer,
+    measured,
+    train_task,
+)
 from cwps_jax.parallel import Parallel
 from cwps_jax.pretraining import check_source, load_weights, model_options, pretrain, stored_pool
 from cwps_jax.profiling import Profiler
 from cwps_jax.report.costs import show_costs
-from cwps_jax.report.draws import draw_folders, summarise
+from cwps_jax.report.draws import draw_folders, together
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, versions, write_json
-from cwps_jax.report.table import show_draws, show_results
+from cwps_jax.report.table import show_results
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.small_data import fit_to_data
@@ -52,15 +60,17 @@ def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[s
     """Measures every task of the workdir's pool, writes results.json and report/, and shows the table.
 
     It takes nothing from the process that trained, so what it measures is what is stored. With several
-    draws each has results and a report of its own, and the workdir's results.json sums them up.
+    draws each has results and a report of its own, and the workdir's results.json has the rows of all.
     """
-    finished = [_finish_draw(*draw, console) for draw in draw_folders(config, workdir)]
+    from cwps_jax.report.pictures import draw_comparison  # matplotlib is not needed to learn
+
+    folders = draw_folders(config, workdir)
+    finished = [_finish_draw(*draw, number, console) for number, draw in enumerate(folders)]
     if config.draws == 1:
         return finished[0]
-    results = summarise(finished)
+    results = together(finished)
     write_json(workdir / "results.json", results)
-    show_draws(results, console)
-    console.print(f"Results: {workdir / 'results.json'}", soft_wrap=True, highlight=False)
+    _show(results, workdir, draw_comparison(results, workdir / "report"), console)
     return results
 
 
@@ -135,7 +145,7 @@ def _learn_draw(
     return trainer
 
 
-def _finish_draw(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[str, Any]:
+def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console: Console) -> dict[str, Any]:
     from cwps_jax.report.pictures import draw_report  # matplotlib is not needed to learn
 
     pool = Pool.open(workdir / "pool")
@@ -146,14 +156,20 @@ def _finish_draw(config: RunConfig, workdir: pathlib.Path, console: Console) -> 
         _model_maker(config),
         Parallel(config.parallel),
         config.batch_size,
+        draw=number,
     )
     write_json(workdir / "results.json", results)
-    pictures = draw_report(pool, results, workdir / "report")
+    _show(results, workdir, draw_report(pool, results, workdir / "report"), console)
+    return results
+
+
+def _show(
+    results: dict[str, Any], workdir: pathlib.Path, pictures: list[pathlib.Path], console: Console
+) -> None:
     show_results(results, console)
     console.print(f"Results: {workdir / 'results.json'}", soft_wrap=True, highlight=False)
     for picture in pictures:
         console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
-    return results
 
 
 def load_task(config: RunConfig, task: str, cache: PixelCache | None) -> TaskData:
@@ -232,7 +248,7 @@ def _learn_one(
             record = measured(trained, variables, model, padded, own, trainer)
             compared[method] = {**record, **counted(pool.layout, stored)}
             if config.keep_compared:
-                pool.add_stored(f"{name}+{method}", trained.method, stored, record, compared=True)
+                pool.add_stored(compared_name(name, method), trained.method, stored, record, compared=True)
     learned = learn_task(
         pool,
         name,

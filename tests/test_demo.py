@@ -13,10 +13,13 @@ def test_the_run_shows_what_it_promises(tmp_path, config):
     done = main(tmp_path / config, config=f"configs/{config}.py")
     assert done.returncode == 0, done.stderr
     results = read_results(tmp_path / config)
-    tasks = results["tasks"]
-    mean = lambda key: statistics.mean(task[key] for task in tasks)
-    assert all(task["accuracy"] > task["probe_accuracy"] for task in tasks)
-    assert mean("accuracy") > mean("finetune_accuracy") - 0.02
+    by_method = {one["method"]: [] for one in results["totals"]}
+    for row in results["rows"]:
+        by_method[row["method"]].append(row)
+    mean = lambda key, method="cwps": statistics.mean(row[key] for row in by_method[method])
+    for own, probe in zip(by_method["cwps"], by_method["probe"], strict=True):
+        assert own["accuracy"] > probe["accuracy"]
+    assert mean("accuracy") > mean("accuracy", "finetune") - 0.02
     assert mean("params_ratio") <= 0.5
     assert all(
         row["logits_sha256_at_end"] == row["logits_sha256_when_learned"] for row in results["forgetting"]

@@ -1,5 +1,6 @@
 """The shipped demo config, shrunk, through the real command line; and what it refuses."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -39,6 +40,11 @@ def read_results(workdir: pathlib.Path) -> dict:
     return json.loads((workdir / "results.json").read_text())
 
 
+def own_rows(results: dict) -> list[dict]:
+    """Returns the rows of the run's own method, a task each."""
+    return [row for row in results["rows"] if row["method"] == results["method"]]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[pathlib.Path, subprocess.CompletedProcess]:
     workdir = tmp_path_factory.mktemp("runs") / "digits"
@@ -52,10 +58,10 @@ def test_a_run_leaves_everything_a_user_expects(finished):
     for name in ("config.json", "metrics.jsonl", "results.json", "pool/index.json"):
         assert (workdir / name).is_file()
     assert list((workdir / "tensorboard").iterdir())
-    assert {"channels_negative.png", "relation.png", "accuracy_parameters.png"} <= {
+    assert {"channels_negative.png", "relation.png", "accuracy_bytes.png"} <= {
         path.name for path in (workdir / "report").iterdir()
     }
-    for shown in ("negative", "fine-tuning", "kept", "bytes", "x the backbone's", "relation.png", "left"):
+    for shown in ("negative", "finetune", "kept", "bytes", "x the backbone's", "relation.png", "left"):
         assert shown in done.stdout
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
 
@@ -63,48 +69,76 @@ def test_a_run_leaves_everything_a_user_expects(finished):
 def test_results_keep_their_contract(finished):
     """docs/results.md: names and types that others may rely on."""
     results = read_results(finished[0])
-    number, whole, text = (int, float), int, str
+    number, whole, text, none = (int, float), int, str, type(None)
     expected = {
         "format": whole, "method": text, "backbone": text, "backbone_parameters": whole,
-        "total_params_ratio": float, "pretrained": dict, "tasks": list, "forgetting": list, "versions": dict,
+        "pretrained": dict, "versions": dict, "rows": list, "totals": list, "forgetting": list,
     }  # fmt: skip
-    task = {
-        "name": text, "version": whole, "accuracy": float, "validation_accuracy": float,
-        "finetune_accuracy": float, "probe_accuracy": float, "params_ratio": float,
-        "active_parameters": whole, "private_parameters": whole, "head_parameters": whole, "bytes": whole,
-        "lambda": float, "budget": number, "relation": dict, "epochs": whole, "seconds": float,
-        "peak_memory_bytes": whole, "flops_per_step": number, "seed": whole,
+    row = {
+        "task": text, "method": text, "draw": whole, "seed": whole, "stored": bool, "version": (int, none),
+        "accuracy": float, "validation_accuracy": float, "params_ratio": float, "parameters": whole,
+        "head_parameters": whole, "bits": whole, "bytes": whole, "trained": whole,
+        "peak_memory_bytes": whole, "flops_per_step": number, "seconds": float, "epochs": whole,
+        "lambda": (float, none), "budget": (int, float, none), "relation": (dict, none),
     }  # fmt: skip
+    total = {"method": text, "draw": whole, "params_ratio": float, "bytes": whole}
     forgetting = {
-        "task": text, "accuracy_when_learned": float, "accuracy_at_end": float,
-        "logits_sha256_when_learned": text, "logits_sha256_at_end": text,
+        "task": text, "method": text, "draw": whole, "accuracy_when_learned": float,
+        "accuracy_at_end": float, "logits_sha256_when_learned": text, "logits_sha256_at_end": text,
     }  # fmt: skip
-    for contract, rows in (
+    for contract, objects in (
         (expected, [results]),
-        (task, results["tasks"]),
+        (row, results["rows"]),
+        (total, results["totals"]),
         (forgetting, results["forgetting"]),
     ):
-        for row in rows:
-            assert set(row) == set(contract)
+        for one in objects:
+            assert set(one) == set(contract)
             for key, kind in contract.items():
-                assert isinstance(row[key], kind), key
-    assert results["format"] == 1
+                assert isinstance(one[key], kind), key
+    assert results["format"] == 2
     documented = (ROOT / "docs" / "results.md").read_text()
-    assert all(f"`{key}`" in documented for key in (*expected, *task, *forgetting))
+    assert all(f"`{key}`" in documented for key in (*expected, *row, *total, *forgetting))
+    pairs = [(one["task"], one["method"]) for one in results["rows"]]
+    assert pairs == list(itertools.product(("negative", "loops"), ("cwps", "finetune", "probe")))
+    assert all(one["stored"] == (one["method"] == "cwps") == bool(one["relation"]) for one in results["rows"])
 
 
 def test_results_are_consistent_with_the_pool(finished):
     results, pool = read_results(finished[0]), Pool.open(finished[0] / "pool")
-    backbone = results["backbone_parameters"]
-    kept = sum(task["active_parameters"] + task["private_parameters"] for task in results["tasks"])
-    assert results["total_params_ratio"] == pytest.approx(1 + kept / backbone)
-    for task in results["tasks"]:
-        assert task["params_ratio"] <= task["budget"] == 0.4
-        assert sum(task["relation"].values()) == pytest.approx(1)
-        assert task["relation"][task["name"]] == pytest.approx(
-            task["active_parameters"] / (backbone - task["private_parameters"])
-        )
-        assert pool.count(task["name"]).ratio == task["params_ratio"]
+    backbone, rows = results["backbone_parameters"], own_rows(results)
+    total = next(one for one in results["totals"] if one["method"] == "cwps")
+    kept = sum(row["parameters"] for row in rows)
+    assert total["params_ratio"] == pytest.approx(1 + kept / backbone)
+    assert total["bytes"] == sum(version.bytes for version in pool.index.versions)
+    for row in rows:
+        count = pool.count(row["task"])
+        assert row["params_ratio"] <= row["budget"] == 0.4
+        assert sum(row["relation"].values()) == pytest.approx(1)
+        assert row["relation"][row["task"]] == pytest.approx(count.active / (backbone - count.private))
+        assert (count.ratio, count.head) == (row["params_ratio"], row["head_parameters"])
+        # The soft stage moves the whole child, its head, and a score a channel.
+        channels = sum(layer.channels for layer in pool.layout.layers)
+        assert row["trained"] == backbone + channels + count.head
+
+
+def test_rows_of_compared_methods_tell_what_they_would_cost(finished):
+    results, pool = read_results(finished[0]), Pool.open(finished[0] / "pool")
+    backbone, by_method = results["backbone_parameters"], {}
+    for row in results["rows"]:
+        if row["task"] == "loops":
+            by_method[row["method"]] = row
+    finetune, probe, own = by_method["finetune"], by_method["probe"], by_method["cwps"]
+    assert finetune["params_ratio"] == 1 and finetune["parameters"] == backbone
+    assert finetune["trained"] == backbone + finetune["head_parameters"]
+    assert probe["trained"] == probe["head_parameters"] == own["head_parameters"]
+    statistics = sum(
+        leaf.size for leaf in jax.tree.leaves(pool.effective("loops")["batch_stats"])
+    )  # both methods have statistics of their own, and masks that the pool would store
+    assert finetune["bytes"] >= 4 * (backbone + finetune["head_parameters"] + statistics)
+    assert finetune["bytes"] < 1.02 * 4 * (backbone + finetune["head_parameters"] + statistics)
+    assert probe["bytes"] < own["bytes"] < finetune["bytes"]
+    assert {row["epochs"] for row in by_method.values()} == {3} and finetune["seconds"] > 0
 
 
 def test_nothing_is_forgotten(finished):
@@ -114,11 +148,11 @@ def test_nothing_is_forgotten(finished):
 
 
 def without_times(results: dict) -> dict:
-    tasks = [
-        {key: value for key, value in task.items() if key not in ("seconds", "peak_memory_bytes")}
-        for task in results["tasks"]
+    rows = [
+        {key: value for key, value in row.items() if key not in ("seconds", "peak_memory_bytes")}
+        for row in results["rows"]
     ]
-    return {**results, "tasks": tasks}
+    return {**results, "rows": rows}
 
 
 def test_one_seed_gives_one_result_profiled_or_not(finished, tmp_path):
@@ -153,9 +187,9 @@ def test_a_longer_list_learns_only_what_is_new(finished):
     done = main(workdir, *flags)
     assert done.returncode == 0, done.stderr
     results = read_results(workdir)
-    assert [task["name"] for task in results["tasks"]] == ["negative", "loops", "thick"]
-    for old, new in zip(first["tasks"], results["tasks"], strict=False):
-        assert old["active_parameters"] == new["active_parameters"]
+    assert [row["task"] for row in own_rows(results)] == ["negative", "loops", "thick"]
+    for old, new in zip(own_rows(first), own_rows(results), strict=False):
+        assert old["parameters"] == new["parameters"]
     assert all(row["accuracy_at_end"] == row["accuracy_when_learned"] for row in results["forgetting"][2:])
 
 
@@ -219,7 +253,7 @@ def test_pretrained_weights_from_a_file(tmp_path):
     assert done.returncode == 0, done.stderr
     stored = Pool.open(tmp_path / "w" / "pool").effective("pretrained")
     chex.assert_trees_all_equal(stored, variables)
-    assert read_results(tmp_path / "w")["tasks"][0]["finetune_accuracy"] is None
+    assert [row["method"] for row in read_results(tmp_path / "w")["rows"]] == ["cwps"]
 
 
 def test_weights_that_do_not_fit_leave_nothing_behind(tmp_path):
@@ -236,9 +270,9 @@ def test_a_vision_transformer_runs_as_a_resnet_does(tmp_path):
     done = main(tmp_path / "w", *flags, config="configs/digits_vit.py")
     assert done.returncode == 0, done.stderr
     results = read_results(tmp_path / "w")
-    (task,), (row,) = results["tasks"], results["forgetting"]
-    assert results["backbone"] == "vit_nano4" and 0 < task["params_ratio"] <= task["budget"] == 0.4
-    assert row["logits_sha256_when_learned"] == row["logits_sha256_at_end"]
+    (row,), (forgetting,) = results["rows"], results["forgetting"]
+    assert results["backbone"] == "vit_nano4" and 0 < row["params_ratio"] <= row["budget"] == 0.4
+    assert forgetting["logits_sha256_when_learned"] == forgetting["logits_sha256_at_end"]
     masks = Pool.open(tmp_path / "w" / "pool").layout.layer_paths
     assert {f"block0/attention/{name}/kernel" for name in ("query", "key", "value", "out")} <= set(masks)
 

@@ -1,12 +1,13 @@
 import matplotlib.image
 import numpy as np
 import pytest
+from invented import TASKS, accuracy, invented, methods
+from matplotlib.colors import to_hex
 
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.core.search import Source
-from cwps_jax.errors import CwpsError
 from cwps_jax.report import owners
-from cwps_jax.report.pictures import draw_accuracy, draw_report
+from cwps_jax.report.pictures import draw_accuracy, draw_comparison, draw_report
 from cwps_jax.store.pool import PRETRAINED, Pool
 
 STEM, FIRST, SECOND = "stem/kernel", "block2/kernel", "block10/kernel"
@@ -47,21 +48,7 @@ def pool(tmp_path_factory):
     return pool
 
 
-def measured(name, accuracy, ratio, finetune=None, probe=None):
-    return {
-        "name": name,
-        "accuracy": accuracy,
-        "params_ratio": ratio,
-        "finetune_accuracy": finetune,
-        "probe_accuracy": probe,
-    }
-
-
-def results(*tasks):
-    return {"format": 1, "method": "cwps", "backbone": "mlp", "tasks": list(tasks)}
-
-
-RESULTS = results(measured("a", 0.9, 0.5, 0.92, 0.6), measured("b", 0.8, 0.25, 0.81, None))
+RESULTS = invented(3, tasks=("a", "b"))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +62,7 @@ def count_of(image, colour):
 
 
 def test_every_picture_is_written_and_decodes(drawn):
-    names = ["channels_a.png", "channels_b.png", "channels.png", "relation.png", "accuracy_parameters.png"]
+    names = ["channels_a.png", "channels_b.png", "channels.png", "relation.png", "accuracy_bytes.png"]
     assert [path.name for path in drawn] == names
     for path in drawn:
         assert path.read_bytes().startswith(PNG)
@@ -116,10 +103,10 @@ def test_same_inputs_give_the_same_bytes(pool, drawn, tmp_path):
 
 def test_one_task_has_no_overview(tmp_path):
     pool = Pool.create(tmp_path / "pool", {"params": params(0)}, LAYOUT)
-    assert draw_report(pool, results(), tmp_path / "none") == []
+    assert draw_report(pool, invented(1, tasks=()), tmp_path / "none") == []
     pool.add("a", params(1), {}, gates(0), {}, (PRETRAINED,), {})
-    paths = draw_report(pool, results(measured("a", 0.9, 0.3)), tmp_path / "one")
-    assert [path.name for path in paths] == ["channels_a.png", "relation.png", "accuracy_parameters.png"]
+    paths = draw_report(pool, invented(1, tasks=("a",)), tmp_path / "one")
+    assert [path.name for path in paths] == ["channels_a.png", "relation.png", "accuracy_bytes.png"]
 
 
 def test_names_that_matplotlib_would_take_for_something_else(tmp_path):
@@ -127,32 +114,85 @@ def test_names_that_matplotlib_would_take_for_something_else(tmp_path):
     names = ("_hidden", "$x_{$", "x" * 100)
     for name in names:
         pool.add(name, params(1), {}, gates(0), {}, (PRETRAINED,), {})
-    paths = draw_report(pool, results(*(measured(name, 0.9, 0.3) for name in names)), tmp_path / "drawn")
+    paths = draw_report(pool, invented(1, tasks=names), tmp_path / "drawn")
     assert all(path.read_bytes().startswith(PNG) for path in paths)
 
 
-def test_results_of_another_format_are_refused(pool, tmp_path):
-    with pytest.raises(CwpsError, match="format 2"):
-        draw_report(pool, {**RESULTS, "format": 2}, tmp_path)
+def test_only_tasks_whose_channels_have_owners_are_drawn_channel_by_channel(pool, tmp_path):
+    results = invented(2, tasks=("a", "b"))
+    for row in results["rows"]:
+        row["relation"] = row["relation"] if row["task"] == "b" else None
+    names = [path.name for path in draw_report(pool, results, tmp_path / "one")]
+    assert names == ["channels_b.png", "relation.png", "accuracy_bytes.png"]
+    for row in results["rows"]:
+        row["relation"] = None
+    assert [path.name for path in draw_report(pool, results, tmp_path)] == ["accuracy_bytes.png"]
 
 
-def test_accuracy_points_stand_where_they_were_measured(pool):
-    colours = owners.owner_colours(pool.tasks)
-    page = draw_accuracy("cwps", "mlp", RESULTS["tasks"], colours)
+def markers(axes):
+    """Returns {(x, y): (marker, size, colour)} of all that stands alone in a plot, and the joined points."""
+    found, joined = {}, 0
+    for line in axes.lines:
+        joined += line.get_linestyle() not in ("None", "") and line.get_marker() == "None"
+        for x, y in line.get_xydata():
+            look = line.get_marker(), line.get_markersize(), to_hex(line.get_color())
+            found[round(float(x), 6), round(float(y), 6)] = look
+    return found, joined
+
+
+@pytest.mark.parametrize("count", [1, 3, 14])
+def test_points_stand_where_they_were_measured_and_show_their_method(count):
+    results = invented(count)
+    page = draw_accuracy("mlp", results["rows"])
     axes = page.axes.figure.axes[1]
-    points = {
-        (round(float(x), 6), round(float(y), 6), line.get_marker())
-        for line in axes.lines
-        if line.get_marker() != "None"
-        for x, y in line.get_xydata()
-    }
-    of_a = {(0.5, 0.9, "o"), (1.0, 0.92, "s"), (0.0, 0.6, "^")}
-    of_b = {(0.25, 0.8, "o"), (1.0, 0.81, "s")}
-    # Only one task has a probe: no mean over tasks of it.
-    mean = {(0.375, 0.85, "o"), (1.0, 0.865, "s")}
-    assert points == of_a | of_b | mean
-    low, high = axes.get_ylim()
-    assert 0.5 < low < 0.6 and 0.92 < high < 1.0
+    found, joined = markers(axes)
+    assert axes.get_xscale() == "log" and not joined
+    looks, sizes = {}, {}
+    for number, method in enumerate(methods(count)):
+        points = [(1000.0 * (1 + number), round(accuracy(task, number, 0), 6)) for task in TASKS]
+        mean = (points[0][0], round(sum(y for _, y in points) / 2, 6))
+        looks[method] = {(found[point][0], found[point][2]) for point in (*points, mean)}
+        sizes[method] = found[points[0]][1], found[mean][1]
+    assert len(found) == 3 * count
+    assert all(len(look) == 1 for look in looks.values()), "a method's points do not look alike"
+    assert len({min(look) for look in looks.values()}) == count, "two methods look alike"
+    assert len({min(look)[1] for look in looks.values()}) == count, "two methods have one colour"
+    # Who sees no colours has the shapes.
+    assert len({min(look)[0] for look in looks.values()}) == min(count, 7)
+    assert all(task < mean / 2 for task, mean in sizes.values())
+    low, high = axes.get_xlim()
+    assert low < 1000 and high > 1000 * count and len(axes.get_xticks()) > 2
+    legend = [text.get_text() for text in page.axes.texts]
+    assert set(methods(count)) <= set(legend)
+
+
+def test_a_mean_over_draws_has_its_deviation(tmp_path):
+    results = invented(2, draws=3)
+    page = draw_accuracy("mlp", results["rows"])
+    bars = [bar for bar in page.axes.figure.axes[1].containers if bar.has_yerr]
+    assert len(bars) == 2
+    _, _, (_, vertical) = bars[1].lines
+    ((_, low), (_, high)) = vertical.get_segments()[0]
+    means = [np.mean([accuracy(task, 1, draw) for task in TASKS]) for draw in range(3)]
+    assert (high - low) / 2 == pytest.approx(np.std(means, ddof=1))
+    assert (high + low) / 2 == pytest.approx(np.mean(means))
+
+
+def test_what_has_no_size_is_not_drawn(tmp_path):
+    results = invented(2)
+    for row in results["rows"]:
+        row["bytes"] = None if row["method"] == "method1" else row["bytes"]
+    (path,) = draw_comparison(results, tmp_path)
+    assert path.read_bytes().startswith(PNG)
+    for row in results["rows"]:
+        row["bytes"] = None
+    assert draw_comparison(results, tmp_path / "none") == []
+
+
+def test_a_method_that_lacks_a_task_has_points_and_no_mean():
+    rows = invented(2)["rows"][:-1]
+    found, _ = markers(draw_accuracy("mlp", rows).axes.figure.axes[1])
+    assert [x for x, _ in found].count(2000.0) == 1 and [x for x, _ in found].count(1000.0) == 3
 
 
 def test_colours_stay_when_tasks_are_added_and_do_not_repeat_early():

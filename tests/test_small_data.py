@@ -50,7 +50,7 @@ def digits(**changes):
     return run_config(config.to_dict())
 
 
-def test_draws_are_independent_runs_and_summed_up(tmp_path, capsys):
+def test_draws_are_independent_runs_whose_rows_stand_together(tmp_path, capsys):
     config = digits(draws=2, shots=6, least_steps=4, overrides={"thick": {"budget": 0.3}})
     console = Console(width=120)
     run.learn(config, tmp_path, console)
@@ -62,16 +62,19 @@ def test_draws_are_independent_runs_and_summed_up(tmp_path, capsys):
     results = run.finish(config, tmp_path, console)
     assert results == json.loads((tmp_path / "results.json").read_text())
     single = [json.loads((tmp_path / f"draw{draw}" / "results.json").read_text()) for draw in range(2)]
-    assert [one["tasks"][0]["seed"] for one in single] == [0, 1] == [one["seed"] for one in results["draws"]]
-    for number, task in enumerate(results["tasks"]):
-        for key in ("accuracy", "probe_accuracy", "params_ratio"):
-            values = [one["tasks"][number][key] for one in single]
-            assert task[key]["mean"] == pytest.approx(statistics.mean(values))
-            assert task[key]["deviation"] == pytest.approx(statistics.stdev(values))
-        assert task["finetune_accuracy"] is None
-    assert [task["budget"] for task in single[0]["tasks"]] == [1.0, 0.3]
-    means = [statistics.mean(task["accuracy"] for task in one["tasks"]) for one in single]
-    assert results["mean"]["accuracy"]["mean"] == pytest.approx(statistics.mean(means))
+    for key in ("rows", "totals", "forgetting"):
+        assert results[key] == single[0][key] + single[1][key]
+        assert [{row["draw"] for row in one[key]} for one in single] == [{0}, {1}]
+    assert [row["seed"] for row in results["rows"] if row["task"] == "loops"] == [0, 0, 1, 1]
+    own, probe = ([row for row in results["rows"] if row["method"] == one] for one in ("cwps", "probe"))
+    assert own[0]["accuracy"] != own[2]["accuracy"], "the draws are one run twice"
+    assert [row["budget"] for row in own] == [1.0, 0.3] * 2
+    assert [row["stored"] for row in (*own, *probe)] == [True] * 4 + [False] * 4
+    # What is shown of them is mean and deviation over the draws.
+    means = [statistics.mean(row["accuracy"] for row in own if row["draw"] == draw) for draw in range(2)]
+    shown = f"{100 * statistics.mean(means):.1f}% ({100 * statistics.stdev(means):.1f})"
+    assert shown in capsys.readouterr().out
+    assert (tmp_path / "report" / "accuracy_bytes.png").is_file()
     # What is there is not trained again; another head than the stored one is refused.
     run.learn(config, tmp_path, console)
     assert capsys.readouterr().out.count("is in the pool already: skipped") == 4

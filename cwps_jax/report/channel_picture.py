@@ -50,16 +50,17 @@ def draw_task(pool: Pool, task: str, colours: Mapping[str, Colour]) -> Page:
     return page
 
 
-def draw_overview(pool: Pool, colours: Mapping[str, Colour]) -> Page:
-    """Draws all tasks beside each other, a small panel each, with the same rows.
+def draw_overview(pool: Pool, tasks: Sequence[str], colours: Mapping[str, Colour]) -> Page:
+    """Draws tasks beside each other, a small panel each, with the same rows.
 
     Args:
         pool: the stored models.
+        tasks: those that have owners of channels.
         colours: of every owner.
     """
     layers = layers_in_order(pool.layout)
-    lines = -(-len(pool.tasks) // 5)
-    columns = -(-len(pool.tasks) // lines)
+    lines = -(-len(tasks) // 5)
+    columns = -(-len(tasks) // lines)
     pitch, size = _rows(len(layers) * lines, widest=0.2, narrowest=0.12, largest_font=8)
     labels = [_label(layer) for layer in layers]
     label_width = max(text_width(label, size) for label in labels) + 0.12
@@ -71,13 +72,13 @@ def draw_overview(pool: Pool, colours: Mapping[str, Colour]) -> Page:
         + _blend_note(layers, pixels)
     )
     width = max(width, text_width(subtitle, 9) + 2 * MARGIN)
-    entries = [(colours[name], _owner(name)) for name in (PRETRAINED, *pool.tasks)]
+    entries = [(colours[name], _owner(name)) for name in (PRETRAINED, *tasks)]
     flow = Flow.of([text for _, text in entries], width - 2 * MARGIN)
     top = 0.85 + flow.height + 0.1
     page = Page(width, top + lines * step_y + MARGIN - 0.1)
     page.title("Who stores each output channel of every task", subtitle)
     page.legend(MARGIN, 0.85, entries, flow)
-    for place, task in enumerate(pool.tasks):
+    for place, task in enumerate(tasks):
         line, column = divmod(place, columns)
         x, y = MARGIN + label_width + column * step_x, top + line * step_y + 0.4
         owners = channel_owners(pool, task)

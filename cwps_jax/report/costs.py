@@ -21,11 +21,11 @@ def show_costs(profiler: Profiler, console: Console) -> None:
             cost.method,
             cost.stage,
             f"{1000 * cost.seconds:.4g}",
-            _short(cost.flops),
-            _short(cost.bytes_accessed),
-            _short(cost.peak_bytes),
-            _short(cost.flops_per_second),
-            _short(cost.bytes_per_second),
+            short(cost.flops),
+            short(cost.bytes_accessed),
+            short(cost.peak_bytes),
+            short(cost.flops_per_second),
+            short(cost.bytes_per_second),
             profiler.no_peak or _percent(cost.mfu),
         )
     console.print(table)
@@ -37,7 +37,8 @@ def show_costs(profiler: Profiler, console: Console) -> None:
     )
 
 
-def _short(value: float | None) -> str:
+def short(value: float | None) -> str:
+    """Returns a number to three digits: "1.23 M", "-" for None."""
     if value is None:
         return "-"
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

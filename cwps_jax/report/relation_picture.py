@@ -20,14 +20,14 @@ _GRAPH_TITLE = "From owner to borrower"
 _GRAPH_NOTE = "width: share borrowed; area of a circle: share stored itself"
 
 
-def draw_relation(pool: Pool, colours: Mapping[str, Colour]) -> Page:
+def draw_relation(pool: Pool, tasks: Sequence[str], colours: Mapping[str, Colour]) -> Page:
     """Draws the relation matrix on the left and the graph on the right.
 
     Args:
         pool: the stored models.
+        tasks: those that have owners of channels.
         colours: of every owner.
     """
-    tasks = pool.tasks
     owners = (PRETRAINED, *tasks)
     shares = relation_matrix({task: pool.relation(task) for task in tasks}, owners)
     names = ["pre-trained", *(shortened(task) for task in tasks)]

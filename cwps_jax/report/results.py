@@ -14,19 +14,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from cwps_jax.core import accounting
 from cwps_jax.data.task import TaskData
-from cwps_jax.learn import check_classes, outputs_sha256
+from cwps_jax.learn import check_classes, compared_name, outputs_sha256
 from cwps_jax.parallel import Parallel
+from cwps_jax.report.rows import FORMAT, make_row, totals
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import Predictor, measure
 from cwps_jax.train.objectives import accuracy
 from cwps_jax.version import __version__
-
-FORMAT = 1
-
-# What was measured when the task was learned, and stands in the pool's index.
-RECORDED = ("lambda", "budget", "epochs", "seconds", "peak_memory_bytes", "flops_per_step", "seed")
 
 
 def measure_pool(
@@ -36,68 +31,73 @@ def measure_pool(
     make_model: Callable[[int], nn.Module],
     parallel: Parallel,
     batch_size: int,
+    draw: int = 0,
 ) -> dict[str, Any]:
     """Returns the contents of results.json, with every task evaluated from the pool.
 
     Args:
         pool: freshly opened, so that nothing comes from the memory of the training run.
-        method: by which the tasks were learned.
+        method: by which the run learns its tasks.
         load: from a task's name to its data.
         make_model: from a number of classes to the plain model.
         parallel: how batches are spread over devices.
         batch_size: images a batch.
+        draw: number of the run among several draws.
     """
-    tasks, forgetting = [], []
-    predictors: dict[object, Predictor] = {}
-    for name in pool.tasks:
-        data = load(name)
-        check_classes(pool, name, data)
-        classes = data.classes or 0
-        kind = pool.method(name), classes
-        if kind not in predictors:
-            predictors[kind] = Predictor(pool.model(name, make_model(classes)), parallel)
-        outputs = predictors[kind](pool.effective(name), data.test, batch_size)
-        version, count = pool.version(name), pool.count(name)
-        at_end = measure(accuracy, outputs, data.test)
-        tasks.append(
-            {
-                "name": name,
-                "version": version.version,
-                "accuracy": at_end,
-                "validation_accuracy": version.record["validation_accuracy"],
-                "finetune_accuracy": version.record["compared"]
-                .get("finetune", {})
-                .get("accuracy_when_learned"),
-                "probe_accuracy": version.record["compared"].get("probe", {}).get("accuracy_when_learned"),
-                "params_ratio": count.ratio,
-                "active_parameters": count.active,
-                "private_parameters": count.private,
-                "head_parameters": count.head,
-                "bytes": version.bytes,
-                "relation": pool.relation(name),
-                **{key: version.record[key] for key in RECORDED},
-            }
-        )
-        forgetting.append(
-            {
-                "task": name,
-                "accuracy_when_learned": version.record["accuracy_when_learned"],
-                "accuracy_at_end": at_end,
-                "logits_sha256_when_learned": version.record["logits_sha256_when_learned"],
-                "logits_sha256_at_end": outputs_sha256(outputs),
-            }
-        )
-    counts = [pool.count(version.name) for version in pool.index.versions]
+    rows, forgetting = [], []
+    predictors: dict[Any, Predictor] = {}
+    for task in pool.tasks:
+        data = load(task)
+        check_classes(pool, task, data)
+        compared = pool.version(task).record.get("compared", {})
+        for name, other in ((task, ""), *((compared_name(task, other), other) for other in compared)):
+            own = {"task": task, "method": other or pool.version(task).method, "draw": draw}
+            if name not in pool:
+                measured = compared[other]
+                reached = {"accuracy": measured["accuracy_when_learned"], "stored": False}
+                rows.append(make_row({**measured, **own, **reached}))
+                continue
+            kind = pool.method(name), data.classes
+            if kind not in predictors:
+                predictors[kind] = Predictor(pool.model(name, make_model(data.classes or 0)), parallel)
+            outputs = predictors[kind](pool.effective(name), data.test, batch_size)
+            at_end, record = measure(accuracy, outputs, data.test), pool.version(name).record
+            rows.append(make_row({**_stored(pool, name), **own, "accuracy": at_end}))
+            forgetting.append(
+                {
+                    **own,
+                    "accuracy_when_learned": record["accuracy_when_learned"],
+                    "accuracy_at_end": at_end,
+                    "logits_sha256_when_learned": record["logits_sha256_when_learned"],
+                    "logits_sha256_at_end": outputs_sha256(outputs),
+                }
+            )
     return {
         "format": FORMAT,
         "method": method,
         "backbone": pool.index.backbone,
         "backbone_parameters": pool.layout.backbone_parameters,
-        "total_params_ratio": accounting.total_params_ratio(counts),
         "pretrained": dict(pool.index.pretrained_record),
-        "tasks": tasks,
-        "forgetting": forgetting,
         "versions": versions(),
+        "rows": rows,
+        "totals": totals(rows),
+        "forgetting": forgetting,
+    }
+
+
+def _stored(pool: Pool, name: str) -> dict[str, Any]:
+    """Returns what the pool says of a task's newest version, in the words of a row."""
+    version, count = pool.version(name), pool.count(name)
+    return {
+        **version.record,  # seed, epochs, seconds, lambda and the like have a row's names there
+        "stored": True,
+        "version": version.version,
+        "params_ratio": count.ratio,
+        "parameters": count.active + count.private,
+        "head_parameters": count.head,
+        "bits": count.bits,
+        "bytes": version.bytes,
+        "relation": None if version.compared or not pool.shares_channels(name) else pool.relation(name),
     }
 
 

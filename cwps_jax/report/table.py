@@ -1,86 +1,111 @@
-"""The table that a run ends with."""
+"""The tables that a run ends with, made from the rows of its results."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from cwps_jax.report.costs import short
+from cwps_jax.report.rows import Rows, Spread, changed, names, spread, total
+
+_BESIDE = 3  # more methods than these get tables of their own
+
 
 def show_results(results: Mapping[str, Any], console: Console) -> None:
-    """Prints a row a task, their means, and what all tasks cost together."""
-    tasks = results["tasks"]
-    table = Table(
-        title=f"{results['method']} on {results['backbone']}, {len(tasks)} tasks", title_justify="left"
+    """Prints the accuracies by task, what each method costs, and what all tasks cost together."""
+    rows, method = results["rows"], results["method"]
+    methods, tasks, draws = (names(rows, key) for key in ("method", "task", "draw"))
+    title = f"{method} on {results['backbone']}, {len(tasks)} tasks"
+    if len(draws) > 1:
+        title += f", {len(draws)} draws: mean (deviation)"
+    console.print(_tasks(title, rows, methods if len(methods) <= _BESIDE else [method], method))
+    if len(methods) > 1:
+        console.print(_methods(results, methods))
+    if len(methods) > _BESIDE:
+        column = max(len("100.0% (0.0)" if len(draws) > 1 else "100.0%"), *map(len, tasks)) + 3
+        fitting = max(1, (console.width - max(map(len, methods)) - 4) // column)
+        for first in range(0, len(tasks), fitting):
+            console.print(_accuracies(rows, methods, tasks[first : first + fitting]))
+    lines = (
+        f"All {len(tasks)} tasks and the pre-trained model: {_times(total(results, method), 2)} the "
+        f"backbone's {results['backbone_parameters']:,} parameters; a whole network a task is "
+        f"{1 + len(tasks)}x.",
+        f"Forgetting: {changed(results)} of {len(results['forgetting'])} stored tasks changed any bit of "
+        "their test logits since they were learned.",
     )
-    table.add_column("task", no_wrap=True)
-    for column in ("accuracy", "fine-tuning", "probe", "kept", "parameters", "bytes"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("channels taken from", no_wrap=True)
-    for task in tasks:
-        kept = task["active_parameters"] + task["private_parameters"]
+    console.print(*lines, sep="\n", highlight=False)
+
+
+def _tasks(title: str, rows: Rows, methods: Sequence[str], own: str) -> Table:
+    """Returns a row a task with each method's accuracy, and what the run's own method keeps of it."""
+    table = _table(title, "task", [*methods, "kept", "bytes"])
+    borrowed = {row["task"]: row["relation"] for row in rows if row["method"] == own and row["relation"]}
+    if len(names(rows, "draw")) > 1:
+        borrowed = {}  # every draw has relations of its own
+    if borrowed:
+        table.add_column("channels taken from", no_wrap=True)
+    for task in (*names(rows, "task"), None):
+        if task is None:
+            table.add_section()
+        size = spread(rows, own, "bytes", task)
         table.add_row(
-            task["name"],
-            _percent(task["accuracy"]),
-            _percent(task["finetune_accuracy"]),
-            _percent(task["probe_accuracy"]),
-            f"{task['params_ratio']:.3f}x",
-            f"{kept:,}",
-            f"{task['bytes']:,}",
-            _borrowed(task),
+            task or "mean",
+            *(_percent(spread(rows, method, "accuracy", task)) for method in methods),
+            _times(spread(rows, own, "params_ratio", task)),
+            f"{size.mean:,.0f}" if size else "-",
+            *([_borrowed(task, borrowed[task])] if task in borrowed else []),
         )
-    table.add_section()
-    table.add_row(
-        "mean",
-        *(_percent(_mean(tasks, key)) for key in ("accuracy", "finetune_accuracy", "probe_accuracy")),
-        f"{_mean(tasks, 'params_ratio'):.3f}x",
-    )
-    console.print(table)
-    changed = sum(
-        row["logits_sha256_when_learned"] != row["logits_sha256_at_end"] for row in results["forgetting"]
-    )
-    console.print(
-        f"All {len(tasks)} tasks and the pre-trained model: {results['total_params_ratio']:.2f}x the "
-        f"backbone's {results['backbone_parameters']:,} parameters; fine-tuning keeps {1 + len(tasks)}x.",
-        highlight=False,
-    )
-    console.print(
-        f"Forgetting: {changed} of {len(tasks)} tasks changed any bit of their test logits since they were "
-        "learned.",
-        highlight=False,
-    )
+    return table
 
 
-def show_draws(results: Mapping[str, Any], console: Console) -> None:
-    """Prints a row a task with means and deviations over the draws, and the means over all tasks."""
-    what = f"{results['method']} on {results['backbone']}, {len(results['draws'])} draws"
-    table = Table(title=f"{what}: mean (deviation)", title_justify="left")
-    table.add_column("task", no_wrap=True)
-    for column in ("accuracy", "fine-tuning", "probe", "kept"):
+def _accuracies(rows: Rows, methods: Sequence[str], tasks: Sequence[str]) -> Table:
+    """Returns a row a method with its accuracy on each of these tasks."""
+    table = _table("accuracy by task", "method", tasks)
+    for method in methods:
+        table.add_row(method, *(_percent(spread(rows, method, "accuracy", task)) for task in tasks))
+    return table
+
+
+def _methods(results: Mapping[str, Any], methods: Sequence[str]) -> Table:
+    """Returns a row a method with its means over the tasks."""
+    costs = ("bits", "trained", "peak_memory_bytes", "flops_per_step", "seconds")
+    headers = ("accuracy", "kept", "all tasks", "bits", "trained", "memory", "FLOPs", "seconds")
+    table = _table("means over the tasks", "method", headers)
+    for method in methods:
+        means = {key: spread(results["rows"], method, key) for key in ("accuracy", "params_ratio", *costs)}
+        table.add_row(
+            method,
+            _percent(means["accuracy"]),
+            _times(means["params_ratio"]),
+            _times(total(results, method), 2),
+            *(short(mean.mean if (mean := means[key]) else None) for key in costs),
+        )
+    return table
+
+
+def _table(title: str, first: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first, no_wrap=True)
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
-    for row in (*results["tasks"], {"name": "mean", **results["mean"]}):
-        accuracies = (row[key] for key in ("accuracy", "finetune_accuracy", "probe_accuracy"))
-        kept = row["params_ratio"]
-        table.add_row(row["name"], *map(_percent_spread, accuracies), f"{kept['mean']:.3f}x")
-    console.print(table)
+    return table
 
 
-def _percent_spread(spread: Mapping[str, float] | None) -> str:
-    return "-" if spread is None else f"{100 * spread['mean']:.1f} ({100 * spread['deviation']:.1f})"
-
-
-def _borrowed(task: Mapping[str, Any], most: int = 2) -> str:
-    others = {owner: share for owner, share in task["relation"].items() if owner != task["name"]}
+def _borrowed(task: str, relation: Mapping[str, float], most: int = 2) -> str:
+    others = {owner: share for owner, share in relation.items() if owner != task}
     largest = sorted(others, key=lambda owner: -others[owner])
     named = ", ".join(f"{owner} {others[owner]:.0%}" for owner in largest[:most])
     rest = sum(others[owner] for owner in largest[most:])
     return named + (f", others {rest:.0%}" if rest >= 0.005 else "")
 
 
-def _mean(tasks: list[Mapping[str, Any]], key: str) -> float | None:
-    values = [task[key] for task in tasks if task[key] is not None]
-    return sum(values) / len(values) if values else None
+def _percent(share: Spread | None) -> str:
+    if share is None:
+        return "-"
+    beside = "" if share.deviation is None else f" ({100 * share.deviation:.1f})"
+    return f"{100 * share.mean:.1f}%{beside}"
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}%"
+def _times(ratio: Spread | None, digits: int = 3) -> str:
+    return "-" if ratio is None else f"{ratio.mean:.{digits}f}x"

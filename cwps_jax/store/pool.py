@@ -129,6 +129,9 @@ class Pool:
         stored = (version.task for version in self.index.versions if not version.compared)
         return tuple(dict.fromkeys(stored))
 
+    def __contains__(self, task: object) -> bool:
+        return task in self.index.by_name
+
     def version(self, task: str) -> Version:
         """Returns a task's newest version, or the one named "task@n".
 

@@ -1,0 +1,25 @@
+"""results.json as it was until format 2: an object a task, a column for each compared method's accuracy."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_SUFFIX = "_accuracy"
+
+
+def methods(method: str, task: Mapping[str, Any]) -> dict[str, str]:
+    """Returns {method: the key of its accuracy} of a task: the run's own method, then the compared ones."""
+    measured = [key for key in task if key.endswith(_SUFFIX) and task[key] is not None]
+    compared = {key.removesuffix(_SUFFIX): key for key in measured if key != "validation_accuracy"}
+    return {method: "accuracy", **compared}
+
+
+def rows(method: str, task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields what a task's object says in the words of a row; of a compared method it is very little."""
+    for name, key in methods(method, task).items():
+        own = name == method
+        # A compared method was trained by the same seed for as many epochs.
+        row = {"task": task["name"], "seed": task["seed"], "epochs": task["epochs"]}
+        if own:
+            parameters = task["active_parameters"] + task["private_parameters"]
+            row = {**task, **row, "parameters": parameters, "bits": 8 * task["bytes"]}
+        yield {**row, "method": name, "draw": 0, "stored": own, "accuracy": task[key]}

@@ -1,0 +1,122 @@
+"""The rows of results.json: read, checked and averaged. docs/results.md is their contract."""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cwps_jax.errors import CwpsError
+from cwps_jax.report import format_1
+
+FORMAT = 2
+KEYS = (
+    *("format", "method", "backbone", "backbone_parameters", "pretrained", "versions"),
+    *("rows", "totals", "forgetting"),
+)
+ROW = (
+    *("task", "method", "draw", "seed", "stored", "version"),
+    *("accuracy", "validation_accuracy", "params_ratio", "parameters", "head_parameters"),
+    *("bits", "bytes", "trained", "peak_memory_bytes", "flops_per_step", "seconds", "epochs"),
+    *("lambda", "budget", "relation"),
+)
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A mean, and its sample deviation over draws: None for a single one."""
+
+    mean: float
+    deviation: float | None = None
+
+
+def make_row(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row of what is known; None stands for the rest, and keys that no row has are left out."""
+    return {key: known.get(key) for key in ROW}
+
+
+def totals(rows: Rows) -> list[dict[str, Any]]:
+    """Returns what all tasks cost together, for each method and draw; None where a row does not say."""
+    found = []
+    for method, draw in dict.fromkeys((row["method"], row["draw"]) for row in rows):
+        own = [row for row in rows if (row["method"], row["draw"]) == (method, draw)]
+        ratios, sizes = ([row[key] for row in own] for key in ("params_ratio", "bytes"))
+        ratio = None if None in ratios else 1 + sum(ratios)  # the pre-trained model counts 1
+        size = None if None in sizes else sum(sizes)
+        found.append({"method": method, "draw": draw, "params_ratio": ratio, "bytes": size})
+    return found
+
+
+def names(rows: Rows, key: str) -> list[Any]:
+    """Returns the methods, tasks or draws of the rows, each once, in the rows' order."""
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def spread(rows: Rows, method: str, key: str, task: str | None = None) -> Spread | None:
+    """Returns the mean of a method's values over the draws, for one task or averaged over all of them.
+
+    None where a draw or a task has no value: means over different tasks do not compare.
+    """
+    tasks = names(rows, "task") if task is None else [task]
+    values = {(row["draw"], row["task"]): row[key] for row in rows if row["method"] == method}
+    means = []
+    for draw in names(rows, "draw"):
+        known = [value for name in tasks if (value := values.get((draw, name))) is not None]
+        means.append(statistics.mean(known) if len(known) == len(tasks) else None)
+    return _over_draws(means)
+
+
+def total(results: Mapping[str, Any], method: str) -> Spread | None:
+    """Returns the mean over the draws of what a method's tasks and the pre-trained model cost together."""
+    return _over_draws([one["params_ratio"] for one in results["totals"] if one["method"] == method])
+
+
+def changed(results: Mapping[str, Any]) -> int:
+    """Returns how many stored models' test logits changed in any bit after they were learned."""
+    return sum(
+        one["logits_sha256_when_learned"] != one["logits_sha256_at_end"] for one in results["forgetting"]
+    )
+
+
+def read_results(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the contents of a results.json in format 2; one run's file of format 1 is converted.
+
+    Raises:
+        CwpsError: it is of another format, or something is missing in it.
+    """
+    try:
+        values = json.loads(path.read_text())
+        if values["format"] == 1 and "draws" in values:
+            raise CwpsError(
+                f"{path}: format 1 has no rows of several draws; read each draw's own results.json"
+            )
+        if values["format"] == 1:
+            values = _from_format_1(values)
+        if values["format"] != FORMAT:
+            raise CwpsError(
+                f"{path}: results of format {values['format']!r}; formats {FORMAT} and 1 are read"
+            )
+        values = {key: values[key] for key in KEYS}
+        return values | {"rows": [{key: row[key] for key in ROW} for row in values["rows"]]}
+    except FileNotFoundError as error:
+        raise CwpsError(f"{path}: no such file") from error
+    except KeyError as error:
+        raise CwpsError(f"{path}: no {error} in it; main --finish writes results.json anew") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+        raise CwpsError(f"{path}: not a results.json") from error
+
+
+def _from_format_1(old: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [make_row(one) for task in old["tasks"] for one in format_1.rows(old["method"], task)]
+    forgetting = [{**one, "method": old["method"], "draw": 0} for one in old["forgetting"]]
+    return {**old, "format": FORMAT, "rows": rows, "totals": totals(rows), "forgetting": forgetting}
+
+
+def _over_draws(means: Sequence[float | None]) -> Spread | None:
+    known = [mean for mean in means if mean is not None]
+    if len(known) < max(1, len(means)):
+        return None
+    return Spread(statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None)
