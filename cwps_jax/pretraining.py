@@ -8,19 +8,14 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
-import jax.numpy as jnp
-
 from cwps_jax.config import RunConfig
-from cwps_jax.data.pipeline import steps_per_epoch
-from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
-from cwps_jax.learn import cut_to_model
+from cwps_jax.learn import Observe, cut_to_model
 from cwps_jax.models.pretrained import load_backbone, local_weights
+from cwps_jax.prepare import Prepared, model_options
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import measure
 from cwps_jax.train.objectives import accuracy
-from cwps_jax.train.records import Progress
 from cwps_jax.train.trainer import Trainer
 
 # What a model that is trained in the run does not depend on; all else is recorded and compared.
@@ -32,28 +27,15 @@ IRRELEVANT = (
 )
 
 
-def model_options(config: RunConfig) -> dict[str, Any]:
-    """Returns the backbone's options; what is left at its default is not asked of a family without it."""
-    asked = {"stochastic_depth": config.stochastic_depth, "remat": config.remat}
-    given = {name: value for name, value in asked.items() if value}
-    return {"dtype": jnp.dtype(config.dtype), **given}
-
-
-def stored_pool(config: RunConfig, workdir: pathlib.Path) -> tuple[Pool | None, dict[str, Any]]:
-    """Returns the workdir's pool, if it has one, and what is recorded of the run's pre-trained model.
+def stored_pool(config: RunConfig, workdir: pathlib.Path) -> Pool | None:
+    """Returns the workdir's pool, if it has one.
 
     Raises:
         CwpsError: there is no such file of weights, or the pool was made with another pre-trained model.
     """
-    if config.weights:
-        path = local_weights(config.weights)
-        if not path.is_file():
-            raise CwpsError(f"config.weights = {config.weights!r}: no such file")
-        record: dict[str, Any] = {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    else:
-        record = {"trained_by": source_settings(config)}
+    record = origin(config)
     if not (workdir / "pool" / "index.json").exists():
-        return None, record
+        return None
     pool = Pool.open(workdir / "pool", search_gigabytes=config.search_gigabytes)
     if pool.index.backbone != config.backbone:
         raise CwpsError(
@@ -69,13 +51,57 @@ def stored_pool(config: RunConfig, workdir: pathlib.Path) -> tuple[Pool | None, 
                 f"{workdir}: made with another pre-trained model ({key} was {before.get(key)!r}, is "
                 f"{value!r}); use another --workdir, or the former config"
             )
-    return pool, record
+    return pool
 
 
-def source_settings(config: RunConfig) -> dict[str, Any]:
-    """Returns all that a pre-trained model depends on which is trained in the run; plain JSON."""
+def origin(config: RunConfig) -> dict[str, Any]:
+    """Returns where a run's pre-trained model comes from; plain JSON.
+
+    That is the hash of its file, or all settings that it depends on where it is trained in the run.
+
+    Raises:
+        CwpsError: there is no such file of weights.
+    """
+    if config.weights:
+        path = local_weights(config.weights)
+        if not path.is_file():
+            raise CwpsError(f"config.weights = {config.weights!r}: no such file")
+        return {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     own = {**dataclasses.asdict(config), **dataclasses.asdict(config.for_task(config.source).images)}
-    return json.loads(json.dumps({key: own[key] for key in sorted(own) if key not in IRRELEVANT}))
+    own = {key: own[key] for key in sorted(own) if key not in IRRELEVANT}
+    return {"trained_by": json.loads(json.dumps(own))}
+
+
+def pretrained_pool(prepared: Prepared, folder: pathlib.Path) -> Callable[[Observe], Pool]:
+    """Returns what makes a run's pool; a file of weights is read at once, so that a wrong one is found.
+
+    Args:
+        prepared: the run.
+        folder: where the pool will be.
+
+    Returns:
+        A function that trains the pre-trained model if need be, telling of each epoch, and writes the pool.
+
+    Raises:
+        CwpsError: the file of weights does not fit.
+    """
+    config, trainer = prepared.config, prepared.trainer
+    loaded = (
+        load_weights(config, trainer) if config.weights and not (folder / "index.json").exists() else None
+    )
+
+    def make(observe: Observe) -> Pool:
+        variables, scores = (loaded, {}) if loaded is not None else pretrain(prepared, observe)
+        return Pool.create(
+            folder,
+            variables,
+            trainer.layout,
+            backbone=config.backbone,
+            record={**origin(config), **scores},
+            search_gigabytes=config.search_gigabytes,
+        )
+
+    return make
 
 
 def load_weights(config: RunConfig, trainer: Trainer) -> dict[str, Any]:
@@ -92,27 +118,11 @@ def load_weights(config: RunConfig, trainer: Trainer) -> dict[str, Any]:
     return variables
 
 
-def check_source(config: RunConfig, source: TaskData) -> None:
-    """Raises CwpsError where the source task has fewer images than a batch."""
-    steps_per_epoch(source.train, config.batch_size)
-
-
-def pretrain(
-    config: RunConfig,
-    source: TaskData,
-    trainer: Trainer,
-    model: nn.Module,
-    observe: Callable[[Progress], None],
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """Returns the variables of a model trained on the source task, and its accuracies.
-
-    Args:
-        config: the run's.
-        source: the source task's data, with the number of classes beside each item.
-        trainer: of the run.
-        model: the backbone with the source task's head.
-        observe: called once an epoch.
-    """
+def pretrain(prepared: Prepared, observe: Observe) -> tuple[dict[str, Any], dict[str, float]]:
+    """Returns the variables of a model trained on the run's source task, and its accuracies."""
+    config, trainer, source = prepared.config, prepared.trainer, prepared.source
+    assert source is not None  # there is one where there is no file of weights
+    model = prepared.make_model(source.classes or 0)
     trained = trainer.train(
         trainer.new_variables(config.seed),
         source.train,

@@ -3,39 +3,22 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
-import numpy as np
 from rich.console import Console
 
-from cwps_jax import data, models
 from cwps_jax.config import RunConfig
-from cwps_jax.data.cache import PixelCache, open_cache
-from cwps_jax.data.split import Split
-from cwps_jax.data.task import TaskData
-from cwps_jax.learn import (
-    check_classes,
-    compared_name,
-    counted,
-    learn_task,
-    make_trainer,
-    measured,
-    train_task,
-)
+from cwps_jax.learn import check_classes, compared_name, counted, learn_task, measured, train_task
 from cwps_jax.parallel import Parallel
-from cwps_jax.pretraining import check_source, load_weights, model_options, pretrain, stored_pool
+from cwps_jax.prepare import Prepared, load_task, model_maker, open_image_cache, prepare
+from cwps_jax.pretraining import pretrained_pool, stored_pool
 from cwps_jax.profiling import Profiler
 from cwps_jax.report.costs import show_costs
 from cwps_jax.report.draws import draw_folders, together
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, versions, write_json
 from cwps_jax.report.table import show_results
-from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import Pool
-from cwps_jax.train.small_data import fit_to_data
-from cwps_jax.train.trainer import Trainer
 
 
 def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
@@ -51,7 +34,10 @@ def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
     for draw, folder in draw_folders(config, workdir):
         if draw is not config:
             console.print(f"{folder.name}: seed {draw.seed}", highlight=False)
-        trainer = _learn_draw(draw, folder, console, trainer, profiler)
+        with console.status("looking through the data"):
+            prepared = prepare(draw, trainer, profiler)
+        trainer = prepared.trainer
+        _learn_draw(prepared, folder, console)
     if profiler:
         show_costs(profiler, console)
 
@@ -74,75 +60,66 @@ def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[s
     return results
 
 
-def _learn_draw(
-    config: RunConfig,
-    workdir: pathlib.Path,
-    console: Console,
-    trainer: Trainer | None,
-    profiler: Profiler | None,
-) -> Trainer:
-    cache = _open_cache(config)
-    with console.status("looking through the data"):
-        tasks = {name: load_task(config, name, cache) for name in config.tasks}
-        source = None
-        if not config.weights:
-            source = load_task(dataclasses.replace(config, shots=0), config.source, cache)
-    make_model = _model_maker(config)
-    # One head size for all, so that all tasks share compiled steps; each keeps its own part of it.
-    everything = [*tasks.values(), *([source] if source else [])]
-    widest = max(everything, key=lambda one: one.classes or 0)
-    trainer = trainer or make_trainer(
-        make_model(widest.classes or 0), widest, config=config.train, profiler=profiler
-    )
-    compared = tuple(method for method in config.compare if method != config.method)
-    by_method = (config.method, *compared)
-    settings = {
-        name: {method: _settings(config, name, method, task, trainer) for method in by_method}
-        for name, task in tasks.items()
-    }
-    if source is not None:
-        check_source(config, source)
-    pool, record = stored_pool(config, workdir)
-    if pool:
-        for name in pool.tasks:
-            if name in tasks:
-                check_classes(pool, name, tasks[name])
-    epochs = {name: sum(one.epochs for one in settings[name].values()) for name in tasks}
-
+def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> None:
+    """Pre-trains if need be, then learns one task after the other."""
+    config, tasks = prepared.config, prepared.tasks
+    pool = stored_pool(config, workdir)
+    if pool is not None:
+        for name in set(pool.tasks) & set(tasks):
+            check_classes(pool, name, tasks[name])
     # Before anything is written: a file of weights that does not fit leaves no workdir behind.
-    variables = load_weights(config, trainer) if config.weights and not pool else {}
+    make_pool = pretrained_pool(prepared, workdir / "pool")
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", {"config": dataclasses.asdict(config), "versions": versions()})
-    source_epochs = config.source_epochs * (source is not None)
-    with RunProgress(workdir, source_epochs + sum(epochs.values()), console) as progress:
+    source_epochs = config.source_epochs * (prepared.source is not None)
+    epochs = source_epochs + sum(map(prepared.epochs, tasks))
+    with RunProgress(workdir, epochs, console) as progress:
         for name in config.overrides:
             if name not in (*tasks, config.source):
                 progress.say(f"config.overrides.{name}: not among the tasks of this run")
-        for name, task in tasks.items():
-            _tell(progress, config, name, task, settings[name][config.method])
-        if pool:
-            progress.skip(source_epochs)
+        for name in tasks:
+            _tell(prepared, name, progress)
+        if pool is None:
+            pool = make_pool(functools.partial(progress.epoch, config.source))
+            if prepared.source is not None:
+                reached = pool.index.pretrained_record["accuracy"]
+                progress.say(f"pre-trained model: {config.source}, accuracy {reached:.3f}")
         else:
-            if source is not None:
-                variables, scores = _pretrain(config, source, make_model, trainer, progress)
-                record = {**record, **scores}
-            pool = Pool.create(
-                workdir / "pool",
-                variables,
-                trainer.layout,
-                backbone=config.backbone,
-                record=record,
-                search_gigabytes=config.search_gigabytes,
-            )
-        for name, task in tasks.items():
+            progress.skip(source_epochs)
+        for name in tasks:
             if name in pool.tasks:
                 progress.say(f"{name} is in the pool already: skipped")
-                progress.skip(epochs[name])
+                progress.skip(prepared.epochs(name))
                 continue
-            _learn_one(settings[name], name, task, config, pool, make_model, trainer, progress)
-            if cache:
-                cache.clear()  # the next task needs the room, and none comes back to this one's images
-    return trainer
+            _learn_task(prepared, name, pool, progress)
+            if prepared.cache:
+                prepared.cache.clear()  # the next task needs the room, and none comes back to these images
+
+
+def _learn_task(prepared: Prepared, name: str, pool: Pool, progress: RunProgress) -> None:
+    """Trains a task by the compared methods, then learns it by the run's own."""
+    config, task, trainer = prepared.config, prepared.tasks[name], prepared.trainer
+    model = prepared.make_model(task.classes or 0)
+    observe = functools.partial(progress.epoch, name)
+    (_, settings), *others = prepared.settings[name].items()
+    compared = {}
+    for method, own in others:
+        kept = compared_name(name, method)
+        if kept in pool:  # of a run that was interrupted
+            progress.skip(own.epochs)
+            compared[method] = dict(pool.version(kept).record)
+            continue
+        trained, stored, variables = train_task(pool, model, task, own, trainer, observe)
+        record = measured(trained, variables, model, task, own, trainer)
+        compared[method] = {**record, **counted(pool.layout, stored)}
+        if config.keep_compared:
+            pool.add_stored(kept, trained.method, stored, record, compared=True)
+    notes = {"training_images": len(task.train), "compared": compared}
+    learned = learn_task(
+        pool, name, model, task, config=settings, trainer=trainer, observe=observe, notes=notes
+    )
+    beside = "".join(f", {method} {row['accuracy_when_learned']:.3f}" for method, row in compared.items())
+    progress.say(f"{name}: accuracy {learned.metric:.3f}{beside}, keeps {learned.params_ratio:.3f}x")
 
 
 def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console: Console) -> dict[str, Any]:
@@ -152,8 +129,8 @@ def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console:
     results = measure_pool(
         pool,
         config.method,
-        functools.partial(load_task, config, cache=_open_cache(config)),
-        _model_maker(config),
+        functools.partial(load_task, config, cache=open_image_cache(config)),
+        model_maker(config),
         Parallel(config.parallel),
         config.batch_size,
         draw=number,
@@ -172,103 +149,14 @@ def _show(
         console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
 
 
-def load_task(config: RunConfig, task: str, cache: PixelCache | None) -> TaskData:
-    """Returns a task's data, at the size that the config asks for or the backbone was published with."""
-    settings = config.for_task(task).images
-    if not settings.image_size and settings.data not in data.EMBEDDED:
-        settings = dataclasses.replace(settings, image_size=models.find(config.backbone).image_size)
-    return data.load(settings, task, seed=config.seed, cache=cache)
-
-
-def _open_cache(config: RunConfig) -> PixelCache | None:
-    folder = pathlib.Path(config.cache_dir).expanduser() / "images"
-    return open_cache(config.cache, folder, int(config.cache_gigabytes * 1e9))
-
-
-def _model_maker(config: RunConfig) -> Callable[[int], nn.Module]:
-    return functools.cache(lambda classes: models.create(config.backbone, classes, **model_options(config)))
-
-
-def _settings(config: RunConfig, name: str, method: str, task: TaskData, trainer: Trainer) -> TrainConfig:
-    """Returns how a task is learned. Raises CwpsError for what would otherwise be found after minutes."""
-    own = config.for_task(name)
-    group = task.train.preparation.group
-    fitted = fit_to_data(
-        own.train_by(method),
-        len(task.train),
-        least_steps=config.least_steps,
-        few_shot=own.shots > 0,
-        multiple=len(trainer.parallel.devices) * group,
-    )
-    trainer.parallel.check_batch(fitted.batch_size, group)
-    fitted.method.check(trainer.network, fitted)
-    return fitted
-
-
-def _tell(progress: RunProgress, config: RunConfig, name: str, task: TaskData, settings: TrainConfig) -> None:
+def _tell(prepared: Prepared, name: str, progress: RunProgress) -> None:
+    """Says what a task's data are, and what was fitted to them."""
+    config, task = prepared.config, prepared.tasks[name]
     progress.say(f"{name}: {task.note}")
-    given = config.for_task(name)
+    given, used = config.for_task(name), prepared.settings[name][config.method]
     for key in ("batch_size", "epochs"):
-        if getattr(settings, key) != getattr(given, key):
+        if getattr(used, key) != getattr(given, key):
             progress.say(
-                f"{name}: config.{key} = {getattr(settings, key)} instead of {getattr(given, key)}, for "
+                f"{name}: config.{key} = {getattr(used, key)} instead of {getattr(given, key)}, for "
                 f"{len(task.train)} training images"
             )
-
-
-def _pretrain(
-    config: RunConfig,
-    source: TaskData,
-    make_model: Callable[[int], nn.Module],
-    trainer: Trainer,
-    progress: RunProgress,
-) -> tuple[dict[str, Any], dict[str, float]]:
-    observe = functools.partial(progress.epoch, config.source)
-    found = pretrain(config, _padded(source), trainer, make_model(source.classes or 0), observe)
-    progress.say(f"pre-trained model: {config.source}, accuracy {found[1]['accuracy']:.3f}")
-    return found
-
-
-def _learn_one(
-    settings: Mapping[str, TrainConfig],
-    name: str,
-    task: TaskData,
-    config: RunConfig,
-    pool: Pool,
-    make_model: Callable[[int], nn.Module],
-    trainer: Trainer,
-    progress: RunProgress,
-) -> None:
-    model, padded = make_model(task.classes or 0), _padded(task)
-    observe = functools.partial(progress.epoch, name)
-    compared = {}
-    for method, own in settings.items():
-        if method != config.method:
-            trained, stored, variables = train_task(pool, model, padded, own, trainer, observe)
-            record = measured(trained, variables, model, padded, own, trainer)
-            compared[method] = {**record, **counted(pool.layout, stored)}
-            if config.keep_compared:
-                pool.add_stored(compared_name(name, method), trained.method, stored, record, compared=True)
-    learned = learn_task(
-        pool,
-        name,
-        model,
-        padded,
-        config=settings[config.method],
-        trainer=trainer,
-        observe=observe,
-        notes={"training_images": len(task.train), "compared": compared},
-    )
-    others = "".join(f", {method} {row['accuracy_when_learned']:.3f}" for method, row in compared.items())
-    progress.say(f"{name}: accuracy {learned.metric:.3f}{others}, keeps {learned.params_ratio:.3f}x")
-
-
-def _padded(task: TaskData) -> TaskData:
-    """Returns the task with its number of classes beside each item, for a head that has more."""
-
-    def pad(split: Split) -> Split:
-        return split.with_fields(classes=np.full(len(split), task.classes or 0, np.int32))
-
-    return dataclasses.replace(
-        task, train=pad(task.train), validation=pad(task.validation), test=pad(task.test)
-    )
