@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,18 +28,16 @@ from cwps_jax.core import accounting
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.recent import Recent
 from cwps_jax.core.search import Source
-from cwps_jax.core.stored import SEARCH_GIGABYTES, StoredModels, model_rows
-from cwps_jax.core.trees import Tree, flatten, unflatten
+from cwps_jax.core.stored import SEARCH_GIGABYTES, StoredModels
+from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods import channels
 from cwps_jax.methods.channels import Ownership
-from cwps_jax.methods.method import Method, Pooled, Restoring, Stored
+from cwps_jax.methods.method import Method, Pooled, Stored
 from cwps_jax.settings import check_task_name
 from cwps_jax.store import arrays
 from cwps_jax.store.index import Index, Version
-
-PRETRAINED = "pretrained"
-ROWS, OWN = "rows", "own"  # the folders of a version's two trees
+from cwps_jax.store.trees import OWN, PRETRAINED, ROWS, Trees
 
 
 class Pool:
@@ -47,20 +45,17 @@ class Pool:
 
     Attributes:
         folder: where it is.
-        index: what it holds.
     """
 
     def __init__(
         self, folder: pathlib.Path, index: Index, *, search_gigabytes: float = SEARCH_GIGABYTES
     ) -> None:
         self.folder = folder
-        self.index = index
-        self._loaded: dict[Any, Any] = {}  # hashes compared once; the files are mapped, not held
+        self._trees = Trees(folder, index)
         self._compared = Recent(int(search_gigabytes * 1e9))
         self._ownerships: dict[int, Ownership] = {}
-        self._pooled: tuple[Any, StoredModels] | None = (
-            None  # the newest alone: every method of a task asks for it
-        )
+        # The newest alone: every method of a task asks for it.
+        self._pooled: tuple[Any, StoredModels] | None = None
 
     @classmethod
     def create(
@@ -119,6 +114,11 @@ class Pool:
         return cls(folder, Index.read(folder), search_gigabytes=search_gigabytes)
 
     @property
+    def index(self) -> Index:
+        """What it holds."""
+        return self._trees.index
+
+    @property
     def layout(self) -> Layout:
         """The pre-trained model's layout."""
         return self.index.layout
@@ -156,19 +156,17 @@ class Pool:
             CwpsError: not in the pool, or a stored tree is damaged.
         """
         if task == PRETRAINED:
-            return self._shared()
+            return self._trees.shared()
         version = self.version(task)
-        own = self._own(version)
-        return self._restored(self.method(task), self._view(version), own)
+        uses = tuple(self.index.by_id[one] for one in version.uses)
+        own, rows = self._trees.own(version), self._trees.rows(version.id)
+        return self._trees.restored(self.method(task), version.id, own, rows, uses, self.effective)
 
     def restored(self, method: Method, stored: Stored) -> dict[str, Any]:
         """Returns `effective` of what is not in the pool yet, as it will be."""
         own = {path: np.asarray(leaf) for path, leaf in flatten(stored.own).items()}
-        identity = self._next_id()
-        uses = tuple(self.version(name) for name in stored.uses)
-        view = self._view_of(identity, own, uses)
-        rows = lambda owner: stored.rows if owner == identity else self._rows(owner)
-        return self._restored(method, dataclasses.replace(view, rows=rows), own)
+        uses = tuple(map(self.version, stored.uses))
+        return self._trees.restored(method, self._next_id(), own, stored.rows, uses, self.effective)
 
     def method(self, task: str) -> Method:
         """Returns the method by which a task is stored, with its settings.
@@ -196,14 +194,11 @@ class Pool:
 
     def shares_channels(self, task: str) -> bool:
         """Whether a task is stored as channels: its own rows, and who stores each of the others."""
-        own = self._own(self.version(task))
-        return all(f"owner/{layer.path}" in own for layer in self.layout.layers) and not any(
-            path.startswith("weights/") for path in own
-        )
+        return bool(self.version(task).rows_sha256)
 
     def gates(self, task: str) -> dict[str, np.ndarray]:
         """Returns a task's hard gates, a nested dict of boolean arrays. Raises CwpsError if it has none."""
-        return channels.gates_of(self.layout, self._own(self._of_channels(task)))
+        return channels.gates_of(self.layout, self._trees.own(self._of_channels(task)))
 
     def ownership(self, version: Version) -> Ownership:
         """Returns {path of a kernel: (id of each channel's owner, its row there)}.
@@ -212,7 +207,7 @@ class Pool:
             CwpsError: the version is not stored as channels.
         """
         if version.id not in self._ownerships:
-            own = self._own(self._of_channels(version.name))
+            own = self._trees.own(self._of_channels(version.name))
             self._ownerships.setdefault(version.id, channels.ownership(self.layout, own, version.id))
         return self._ownerships[version.id]
 
@@ -230,8 +225,8 @@ class Pool:
     def count(self, task: str) -> accounting.Count:
         """Counts what a task's version stores, by the arrays that it stores."""
         version = self.version(task)
-        own = self._own(version)
-        rows = self._stored_rows(version) if version.rows_sha256 else {}
+        own = self._trees.own(version)
+        rows = self._trees.rows(version.id)
         return accounting.count_stored(self.layout, own, rows)
 
     def pooled(self, without: str | None = None, method: str = "") -> Pooled:
@@ -251,7 +246,7 @@ class Pool:
             names,
             {task: functools.partial(self._params, task) for task in tasks},
             {
-                version.name: functools.partial(self._own, version)
+                version.name: functools.partial(self._trees.own, version)
                 for version in self.index.versions
                 if version.method == method
             },
@@ -266,7 +261,7 @@ class Pool:
             own = np.zeros(layer.channels, np.int32), np.arange(layer.channels, dtype=np.int32)
             pairs = [own, *(ownership[layer.path] for ownership in ownerships)]
             owner[layer.path], row[layer.path] = (np.stack(one) for one in zip(*pairs, strict=True))
-        return StoredModels(owner, row, self._rows, self._pretrained, self._compared)
+        return StoredModels(owner, row, self._trees.rows, self._trees.pretrained, self._compared)
 
     def add(
         self,
@@ -352,7 +347,7 @@ class Pool:
             CwpsError: not in the pool, or other versions borrow its rows or are restored from it.
         """
         version = self.version(task)
-        dependants = [one.name for one in self.index.versions if version.id in self._needs(one) - {one.id}]
+        dependants = [one.name for one in self.index.versions if version.id in self._trees.needs(one)]
         if dependants:
             raise CwpsError(
                 f"{self.folder}: {version.name} cannot be removed: {', '.join(dependants)} "
@@ -362,14 +357,9 @@ class Pool:
         self._replace_index(tuple(one for one in self.index.versions if one is not version))
         shutil.rmtree(self.folder / "tasks" / version.name)
 
-    def _needs(self, version: Version) -> set[int]:
-        """Returns the numbers of the versions that one is restored from."""
-        owners = (leaf for path, leaf in self._own(version).items() if path.startswith("owner/"))
-        return {*version.uses, *(int(one) for owner in owners for one in np.unique(owner))}
-
     def _replace_index(self, versions: tuple[Version, ...]) -> None:
         dataclasses.replace(self.index, versions=versions).write(self.folder)
-        self.index = Index.read(self.folder)
+        self._trees.index = Index.read(self.folder)
 
     def _next_id(self) -> int:
         return 1 + max((version.id for version in self.index.versions), default=0)
@@ -384,51 +374,3 @@ class Pool:
 
     def _params(self, task: str) -> Tree:
         return self.effective(task)["params"]
-
-    def _view(self, version: Version) -> Restoring:
-        uses = tuple(self.index.by_id[one] for one in version.uses)
-        return self._view_of(version.id, self._own(version), uses)
-
-    def _view_of(self, identity: int, own: Mapping[str, np.ndarray], uses: tuple[Version, ...]) -> Restoring:
-        return Restoring(
-            self.layout,
-            identity,
-            own,
-            self._pretrained(),
-            self._rows,
-            tuple(functools.partial(self._params, version.name) for version in uses),
-            tuple(functools.partial(self._own, version) for version in uses),
-        )
-
-    def _restored(self, method: Method, view: Restoring, own: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Returns what the method restores, with the other collections: its own, or the pre-trained ones."""
-        stored = {
-            path.removeprefix("other/"): leaf for path, leaf in own.items() if path.startswith("other/")
-        }
-        other = {key: tree for key, tree in self._shared().items() if key != "params"}
-        return {**other, **unflatten(stored), **method.restore(view)}
-
-    def _rows(self, identity: int) -> Mapping[str, np.ndarray]:
-        """Returns the rows that an owner stores, {path of a leaf: (rows, fan-in)}."""
-        if identity == 0:
-            return self._once((0, ROWS), lambda: model_rows(self.layout, self._pretrained()))
-        return self._stored_rows(self.index.by_id[identity])
-
-    def _stored_rows(self, version: Version) -> Mapping[str, np.ndarray]:
-        folder = self.folder / "tasks" / version.name / ROWS
-        return self._once((version.id, ROWS), lambda: arrays.load(folder, version.rows_sha256))
-
-    def _own(self, version: Version) -> arrays.Leaves:
-        folder = self.folder / "tasks" / version.name / OWN
-        return self._once((version.id, OWN), lambda: arrays.load(folder, version.own_sha256))
-
-    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Returns what `make` gave for this key first; two threads at once may both make it."""
-        return self._loaded[key] if key in self._loaded else self._loaded.setdefault(key, make())
-
-    def _pretrained(self) -> dict[str, Any]:
-        return flatten(self._shared()["params"])
-
-    def _shared(self) -> dict[str, Any]:
-        sha256 = self.index.pretrained_sha256
-        return self._once(PRETRAINED, lambda: unflatten(arrays.load(self.folder / PRETRAINED, sha256)))

@@ -1,0 +1,100 @@
+"""`Trees`: what lies in a pool's folders, read when it is asked for, once a process."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cwps_jax.core.stored import model_rows
+from cwps_jax.core.trees import Tree, flatten, unflatten
+from cwps_jax.methods.method import Method, Restoring
+from cwps_jax.store import arrays
+from cwps_jax.store.index import Index, Version
+
+PRETRAINED = "pretrained"
+ROWS, OWN = "rows", "own"  # the folders of a version's two trees
+
+
+class Trees:
+    """The trees that an index names. Hashes are compared before anything is used; files are mapped, not held.
+
+    Args:
+        folder: the pool's.
+        index: what it holds.
+    """
+
+    def __init__(self, folder: pathlib.Path, index: Index) -> None:
+        self.folder = folder
+        self.index = index
+        self._loaded: dict[Any, Any] = {}
+
+    def rows(self, identity: int) -> Mapping[str, np.ndarray]:
+        """Returns the rows that an owner stores, {path of a leaf: (rows, fan-in)}; none of one without."""
+        if identity == 0:
+            return self._once((0, ROWS), lambda: model_rows(self.index.layout, self.pretrained()))
+        version = self.index.by_id[identity]
+        if not version.rows_sha256:
+            return {}
+        folder = self.folder / "tasks" / version.name / ROWS
+        return self._once((version.id, ROWS), lambda: arrays.load(folder, version.rows_sha256))
+
+    def own(self, version: Version) -> arrays.Leaves:
+        """Returns all that is a version's own but its rows."""
+        folder = self.folder / "tasks" / version.name / OWN
+        return self._once((version.id, OWN), lambda: arrays.load(folder, version.own_sha256))
+
+    def shared(self) -> dict[str, Any]:
+        """Returns the pre-trained model's variables."""
+        sha256 = self.index.pretrained_sha256
+        return self._once(PRETRAINED, lambda: unflatten(arrays.load(self.folder / PRETRAINED, sha256)))
+
+    def pretrained(self) -> dict[str, Any]:
+        """Returns the pre-trained model's leaves, a flat dict."""
+        return flatten(self.shared()["params"])
+
+    def needs(self, version: Version) -> set[int]:
+        """Returns the numbers of the other versions that one is restored from."""
+        owners = (leaf for path, leaf in self.own(version).items() if path.startswith("owner/"))
+        return {*version.uses, *(int(one) for owner in owners for one in np.unique(owner))} - {0, version.id}
+
+    def restored(
+        self,
+        method: Method,
+        identity: int,
+        own: Mapping[str, np.ndarray],
+        rows: Mapping[str, np.ndarray],
+        uses: tuple[Version, ...],
+        effective: Callable[[str], Tree],
+    ) -> dict[str, Any]:
+        """Returns a model's variables: what the method restores, and the other collections.
+
+        Those are the task's own where it stores any, else the pre-trained model's.
+
+        Args:
+            method: by which it is stored.
+            identity: its number; of what is not stored yet, the next one.
+            own, rows: what is stored of it, flat.
+            uses: the versions that it is restored from, beside the rows' owners.
+            effective: a version's name to its variables.
+        """
+        view = Restoring(
+            self.index.layout,
+            identity,
+            own,
+            self.pretrained(),
+            lambda owner: rows if owner == identity else self.rows(owner),
+            tuple(functools.partial(_params, effective, version.name) for version in uses),
+            tuple(functools.partial(self.own, version) for version in uses),
+        )
+        other = {key: tree for key, tree in self.shared().items() if key != "params"}
+        return {**other, **unflatten(view.under("other")), **method.restore(view)}
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Returns what `make` gave for this key first; two threads at once may both make it."""
+        return self._loaded[key] if key in self._loaded else self._loaded.setdefault(key, make())
+
+
+def _params(effective: Callable[[str], Tree], name: str) -> Tree:
+    return effective(name)["params"]
