@@ -4,11 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PARITY ?= .venv-parity
 
-.PHONY: demo test test-slow lint format benchmark benchmark-gpu peers parity parity-fixtures build clean
+.PHONY: demo demo-methods test test-slow lint format benchmark benchmark-gpu peers parity parity-fixtures build clean
 
 # Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
 	$(BIN)/python -m cwps_jax.main --config configs/digits.py $(ARGS)
+
+# Every method on three of them, and on a small Vision Transformer for those that need one.
+demo-methods: $(VENV)/demo
+	$(BIN)/python -m cwps_jax.main --config configs/digits_methods.py $(ARGS)
+	$(BIN)/python -m cwps_jax.main --config configs/digits_methods.py:vit $(ARGS)
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
