@@ -45,7 +45,8 @@ peers: $(PARITY)/ready
 	$(PARITY)/bin/python benchmarks/all.py --device cpu --only peers backbone --out benchmarks/results $(ARGS)
 	$(PARITY)/bin/python benchmarks/render.py
 
-# Every backbone's logits against independent PyTorch models, and what `make test` checks of that without torch.
+# Every backbone's logits against independent PyTorch models, and losses and gradients of TAPS, LoRA and Piggyback
+# against plain PyTorch ones. The second target writes what `make test` checks of that without torch.
 parity: $(PARITY)/ready
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m parity.compare $(ARGS)
 

@@ -1,7 +1,8 @@
-"""Compares every backbone with an independent PyTorch model: `make parity`.
+"""Compares every backbone with an independent PyTorch model, and three methods' gradients: `make parity`.
 
 Random weights go through a weights file in the reference's key names and `load_backbone`; logits may be
-1e-4 apart, and what `save_backbone` writes must be the file's arrays to the bit.
+1e-4 apart, and what `save_backbone` writes must be the file's arrays to the bit. Losses and gradients of
+TAPS, LoRA and Piggyback may be 1e-5 from those of parity/sharing.py, absolute and relative.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from torch import nn
 
 import cwps_jax
 from cwps_jax.core.trees import flatten
-from parity import arrays
+from parity import arrays, sharing, sharing_here
 from parity.reference import Arrays, Reference, load_state, logits, state_of
 from parity.references import FULL
 
@@ -39,7 +40,10 @@ def apply(model: Any, variables: Any, images: np.ndarray) -> jax.Array:
 
 
 def main() -> None:
-    """Prints and writes a line for each model, set of key names and size; exits with 1 for too large ones."""
+    """Prints and writes a line for each model, set of key names and size, and for each sharing method.
+
+    Exits with 1 where something is too far apart.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="part of the names to compare; writes no results")
     only = parser.parse_args().only
@@ -53,16 +57,29 @@ def main() -> None:
                     )
                 )
                 rows.append(row)
+    methods = [compare_sharing(case) for case in sharing.CASES if only in case.name]
+    for row in methods:
+        print("{name:21} {leaves:2} leaves  {absolute:.1e}  relative {relative:.1e}".format(**row))
     missing = cwps_jax.BACKBONES.keys() - {reference.name for reference in FULL}
     if missing:
         raise SystemExit(f"no reference for {', '.join(sorted(missing))}")
     if not only:
         versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-        found = {"versions": versions, "machine": platform.machine(), "tolerance": TOLERANCE, "rows": rows}
+        found = {
+            "versions": versions,
+            "machine": platform.machine(),
+            "tolerance": TOLERANCE,
+            "rows": rows,
+            "gradient_tolerance": sharing_here.TOLERANCE,
+            "gradients": methods,
+        }
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     above = [f"{row['name']} ({row['keys']})" for row in rows if not row["difference"] <= TOLERANCE]
+    above += [
+        row["name"] for row in methods if not max(row["absolute"], row["relative"]) <= sharing_here.TOLERANCE
+    ]
     if above:
-        raise SystemExit(f"more than {TOLERANCE} apart: {', '.join(above)}")
+        raise SystemExit(f"too far apart: {', '.join(above)}")
 
 
 def compare(reference: Reference) -> list[dict[str, Any]]:
@@ -89,6 +106,13 @@ def compare(reference: Reference) -> list[dict[str, Any]]:
             if size == reference.sizes[0]:
                 check_way_back(reference, variables, file_arrays, pathlib.Path(folder) / "back.safetensors")
     return rows
+
+
+def compare_sharing(case: sharing.Case) -> dict[str, Any]:
+    """Returns a row for a method's loss and gradients."""
+    found = sharing_here.differences(*sharing.fixture(case))
+    absolute, relative = (max(column) for column in zip(*found.values(), strict=True))
+    return {"name": case.name, "leaves": len(found) - 1, "absolute": absolute, "relative": relative}
 
 
 def random_state(reference: Reference) -> Arrays:

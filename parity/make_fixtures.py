@@ -1,6 +1,7 @@
 """Writes what `make test` needs to check parity without torch: `make parity-fixtures`.
 
-The fixtures hold keys, shapes, logits and predictions of the references, no weights and no images.
+The fixtures hold keys, shapes, logits and predictions of the references, no weights and no images; those of
+the sharing methods hold all arrays of a small network, a batch, and the loss and gradients that come of them.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import cwps_jax
-from parity import arrays, modules, pictures
+from parity import arrays, modules, pictures, sharing, sharing_here
 from parity.reference import Reference, load_state, logits
 from parity.references import FULL, SHRUNK
 
@@ -41,6 +42,9 @@ def main() -> None:
         if reference.keys not in tables:
             tables[reference.keys] = reference.shapes()
     write("keys", keys)
+    (FIXTURES / "sharing").mkdir(parents=True, exist_ok=True)
+    for one in sharing.CASES:
+        sharing_here.write(FIXTURES / "sharing" / f"{one.name}.safetensors", *sharing.fixture(one))
     if data:
         write("real", {"predictions": predictions(data), "photos": photo_logits(data)})
 
