@@ -9,8 +9,8 @@ import zoo
 
 from cwps_jax import CwpsError, TrainConfig, channel_layout
 from cwps_jax.core.trees import flatten
+from cwps_jax.methods.optimizers import child_optimizer, scale_by_depth
 from cwps_jax.tracing import cast_types, parameter_depths
-from cwps_jax.train.optimizer import child_optimizer, scale_by_depth
 
 
 class Residual(nn.Module):

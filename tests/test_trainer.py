@@ -103,7 +103,11 @@ def train(trainer, tiny_variables, split, pooled):
     """Returns a function (changes to the config) -> what was trained."""
 
     def run(
-        variables=tiny_variables, data=split, observe=lambda progress: None, form=lambda config: config, **changes
+        variables=tiny_variables,
+        data=split,
+        observe=lambda progress: None,
+        form=lambda config: config,
+        **changes,
     ):
         return trainer.train(variables, data, form(changed(CONFIG, **changes)), pooled, observe)
 
