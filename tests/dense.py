@@ -1,4 +1,4 @@
-"""CWPS whose hard stage trains the whole child and holds its closed channels: the compact form's reference."""
+"""CWPS whose hard stage trains the whole child and holds closed channels: the compact form's reference."""
 
 import dataclasses
 from typing import ClassVar

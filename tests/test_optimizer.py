@@ -43,7 +43,7 @@ def stages_of(tiny_model, tiny_layout):
 
 @pytest.fixture
 def step_of(tiny_model, tiny_layout, tiny_variables, stages_of):
-    """Returns a function (config, stage's number, its own tree) -> its jitted step, state before, and plan."""
+    """Returns a function (config, stage's number, own tree) -> its jitted step, a state and its plan."""
 
     def build(config, stage, own):
         stage = stages_of(config)[stage]

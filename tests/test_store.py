@@ -339,4 +339,4 @@ def test_budgets_of_one_soft_run_nest(tiny_layout):
 
 
 def test_the_index_says_its_format(pool):
-    assert json.loads((pool.folder / "index.json").read_text())["format"] == 2
+    assert json.loads((pool.folder / "index.json").read_text())["format"] == 3
