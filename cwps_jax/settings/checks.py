@@ -91,7 +91,7 @@ def check_task_name(name: str, where: str = "task") -> None:
 
 
 def unknown_key(key: str, known: Iterable[str], where: str = "") -> str:
-    """Returns the line that refuses an unknown config key, with the nearest known one, the first of equals."""
+    """Returns the line that refuses an unknown config key, with the (first) nearest known one."""
     matcher = difflib.SequenceMatcher()
     matcher.set_seq2(key)
     likeness = {}
