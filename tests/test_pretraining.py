@@ -111,7 +111,7 @@ def test_a_pool_that_recorded_less_is_compared_by_what_it_has(tmp_path, tiny_var
         stored_pool(dataclasses.replace(CONFIG, source_epochs=11), tmp_path)
 
 
-def test_a_model_from_a_file_is_known_by_the_file(workdir, tmp_path):
+def test_a_model_from_a_file_is_known_by_the_file(workdir, tmp_path, tiny_variables, tiny_layout):
     (tmp_path / "w.safetensors").write_bytes(b"weights")
     config = dataclasses.replace(CONFIG, weights=str(tmp_path / "w.safetensors"))
     with pytest.raises(
