@@ -59,10 +59,10 @@ def compiled(monkeypatch, tmp_path) -> dict[str, list[str]]:
 def test_a_run_compiles_one_step_a_stage_and_later_tasks_next_to_nothing(compiled):
     # Fine-tuning, which is the warm-up's and the source task's step too; probe, soft and hard.
     assert compiled["run"].count("jit(step)") == 4
-    assert compiled["run"].count("jit(before)") == 1  # the backbone's forward pass, for evaluation
+    assert compiled["run"].count("jit(forward)") == 2  # for evaluation: of 10 classes, and of 3
     assert compiled["run"].count("jit(statistics)") == 1
-    # Another number of classes: the forward pass of its head, and the metric of its logits.
-    assert sorted(compiled["loops"]) == ["jit(accuracy)", "jit(after)"]
+    # Another number of classes: the forward pass of its model, and the metric of its logits.
+    assert sorted(compiled["loops"]) == ["jit(accuracy)", "jit(forward)"]
     # Another number of images alone: nothing.
     assert compiled["thick"] == []
     # A search: one small program a layer at most, and only where the stored rows outgrow an earlier one's.

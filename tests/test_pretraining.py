@@ -114,7 +114,12 @@ def test_a_pool_that_recorded_less_is_compared_by_what_it_has(tmp_path, tiny_var
 def test_a_model_from_a_file_is_known_by_the_file(workdir, tmp_path, tiny_variables, tiny_layout):
     (tmp_path / "w.safetensors").write_bytes(b"weights")
     config = dataclasses.replace(CONFIG, weights=str(tmp_path / "w.safetensors"))
-    with pytest.raises(
-        CwpsError, match=r"made with another pre-trained model \(weights_sha256 was None, is '"
-    ):
+    with pytest.raises(CwpsError, match=r"another pre-trained model \(weights_sha256 was None, is '"):
         stored_pool(config, workdir)
+    _, record = stored_pool(config, tmp_path / "new")
+    Pool.create(tmp_path / "new" / "pool", tiny_variables, tiny_layout, backbone="resnet8", record=record)
+    assert stored_pool(config, tmp_path / "new")[0] is not None
+    (tmp_path / "w.safetensors").write_bytes(b"others")
+    for other in (config, CONFIG):  # another file, and none: trained in the run
+        with pytest.raises(CwpsError, match="made with another pre-trained model"):
+            stored_pool(other, tmp_path / "new")
