@@ -48,7 +48,7 @@ def jax_calls(arguments: argparse.Namespace) -> tuple[Calls, dict[str, Any]]:
     program = turn.step.prepare(turn.state, turn.frozen, turn.plan, turn.batch)
     train_compile = time.perf_counter() - began
     model = create(arguments.backbone, 10, dtype=jax.numpy.dtype(arguments.dtype))
-    params, other = jax.tree.map(lambda leaf: leaf.copy(), (turn.state.child, turn.state.other))
+    params, other = jax.tree.map(lambda leaf: leaf.copy(), (turn.state.own["params"], turn.state.other))
 
     def forward(params, other, images):
         return apply_model(model, params, other, images, train=False)

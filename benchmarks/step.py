@@ -6,7 +6,7 @@ The steps take turns in one process, so that a machine whose speed drifts is fai
 median of the ratios turn by turn. FLOPs and memory are XLA's own analysis of the compiled steps, at a size of
 their own, since they need not be run: --cost-size and --cost-batch; --repeats 0 gives these alone. With
 --device-memory, on an accelerator, memory is the device's peak, each step measured in a process of its own.
-The hard step has 30% of every layer's channels open, in the form that a user gets; hard.py compares forms.
+The hard step has 30% of every layer's channels open; hard.py compares its form to a dense one.
 """
 
 import argparse

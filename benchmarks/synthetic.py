@@ -12,7 +12,6 @@ import numpy as np
 from measurement import seconds_of
 from turn import CLASSES, random_variables, share_open
 
-from cwps_jax.config import TrainConfig
 from cwps_jax.core import masks
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.mixing import mix
@@ -20,6 +19,7 @@ from cwps_jax.core.trees import Tree, map_with_path
 from cwps_jax.data.task import TaskData
 from cwps_jax.learn import learn_task, make_trainer, train_task
 from cwps_jax.models import create
+from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import PRETRAINED, Pool
 
 BUDGET = 0.4  # of a task that is learned

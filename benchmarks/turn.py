@@ -9,17 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from measurement import seconds_of
 
-from cwps_jax import methods
-from cwps_jax.config import TrainConfig
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.masks import init_scores
 from cwps_jax.core.trees import select, unflatten
 from cwps_jax.data.preparation import Preparation
-from cwps_jax.methods.method import Frozen
+from cwps_jax.methods import Cwps, Finetune
+from cwps_jax.methods.method import Begun, Moment
 from cwps_jax.models import create
 from cwps_jax.modules import channel_layout
 from cwps_jax.parallel import Compiled
-from cwps_jax.train.optimizer import child_optimizer
+from cwps_jax.settings import TrainConfig
 from cwps_jax.train.state import make_plan, start_state
 from cwps_jax.train.trainer import NO_POOL, Trainer
 
@@ -35,6 +34,7 @@ class Turn:
         arguments: with `backbone` and `dtype`.
         size, batch: pixels of an image's side, images a step.
         active: share of each layer's channels that are open in the hard step.
+        method: cwps with settings of its own.
         training: fields of `TrainConfig`.
     """
 
@@ -45,39 +45,43 @@ class Turn:
         size: int,
         batch: int,
         active: float = ACTIVE,
+        method: Cwps = Cwps(),
         **training: Any,
     ) -> None:
         model = create(arguments.backbone, CLASSES, dtype=jnp.dtype(arguments.dtype))
         shape = (batch, size, size, 3)
         example = jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32)
         layout = channel_layout(model, example)
-        method = "finetune" if stage == "finetune" else "cwps"
-        config = TrainConfig(method=method, weight_decay=1e-4, **training)
-        stages = {one.name: one for one in methods.create(config).stages}
+        trained_by = Finetune() if stage == "finetune" else method
+        config = TrainConfig(method=trained_by, weight_decay=1e-4, **training)
+        trainer = Trainer(model, layout, example)
+        begun = {one.name: one for one in trained_by.stages(trainer.network, config)}[stage]
         rng = np.random.default_rng(0)
         variables = random_variables(model, example, rng)
-        child = variables.pop("params")
-        state = start_state(child, variables, child_optimizer(config, layout).init(child), config)
-        frozen = Frozen(parent=select(child, layout.layer_paths))
-        begun = stages[stage]
+        own, frozen = (
+            {"params": variables["params"]},
+            {"parent": select(variables["params"], layout.layer_paths)},
+        )
         if stage == "soft":  # without a search: every parent channel is the pre-trained one
-            begun = dataclasses.replace(begun, begin=lambda moment: (init_scores(layout), moment.frozen))
+            start = Begun({**own, "masks": jax.device_get(init_scores(layout))}, frozen)
+            begun = dataclasses.replace(begun, begin=lambda moment: start)
         elif stage == "hard":
-            state = dataclasses.replace(state, masks=share_open(layout, active, rng))
+            own["masks"] = share_open(layout, active, rng)
         # The trainer's own way into a stage, so that what is timed is what a user's task runs.
-        trainer = Trainer(model, layout, example)
         self.parallel, self.layout = trainer.parallel, layout
-        state = self.parallel.replicate(state)
-        self.state, frozen = trainer._begin(begun, state, frozen, NO_POOL, config)
+        other = {name: tree for name, tree in variables.items() if name != "params"}
+        before = self.parallel.replicate(dataclasses.replace(start_state(other, config), own=own))
+        moment = Moment(trainer.network, NO_POOL, config, variables, {}, frozen, {})
+        _, self.state, self.frozen = trainer._begin(begun, before, moment)
         plan = make_plan(config, begun, first_epoch=0, epochs=30, steps_per_epoch=100)
-        self.frozen, self.plan = self.parallel.replicate((frozen, plan))
+        self.plan = self.parallel.replicate(plan)
         self.batch = self.parallel.split(
             {
                 "image": rng.normal(size=shape).astype(np.float32),
                 "label": rng.integers(0, CLASSES, batch).astype(np.int32),
             }
         )
-        self.step: Compiled = trainer._step(begun, config, False, Preparation())
+        self.step: Compiled = trainer._step(begun, trained_by, config, False, Preparation())
 
     def prepare(self) -> Compiled:
         """Compiles the step without running it, and returns it."""
@@ -97,7 +101,7 @@ class Turn:
     def channel_optimizer_bytes(self) -> int:
         """Returns the bytes of optimizer state that belong to layers with output channels."""
         paths, total = set(self.layout.layer_paths), 0
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(self.state.child_optimizer):
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(self.state.optimizers["params"]):
             path = "/".join(key.key for key in keys if isinstance(key, jax.tree_util.DictKey))
             total += leaf.nbytes * (path in paths)
         return total

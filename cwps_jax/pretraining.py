@@ -43,8 +43,8 @@ def stored_pool(config: RunConfig, workdir: pathlib.Path) -> Pool | None:
             "use another --workdir"
         )
     now, before = (one.get("trained_by", one) for one in (record, pool.index.pretrained_record))
-    if "trained_by" not in pool.index.pretrained_record:  # a pool of before, which recorded less
-        now = {key: value for key, value in now.items() if key in before or config.weights}
+    if "source" in pool.index.pretrained_record and not config.weights:  # a pool of before recorded less
+        now = {key: value for key, value in now.items() if key in before}
     for key, value in now.items():
         if before.get(key) != value:
             raise CwpsError(

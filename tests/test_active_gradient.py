@@ -9,19 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zoo
+from dense import DenseCwps
 
 from cwps_jax import TrainConfig, channel_layout, methods, mix
-from cwps_jax.active_gradient import active_gradients, gradient_work
-from cwps_jax.core.compact import choose_capacity, pack, placements, unpack
+from cwps_jax.active_gradient import active_gradients
+from cwps_jax.core.compact import pack, placements, unpack
 from cwps_jax.core.trees import flatten, select, unflatten
-from cwps_jax.methods.method import Frozen
+from cwps_jax.methods.method import Moment
+from cwps_jax.methods.network import Network
 from cwps_jax.models.resnet import ResNet
 from cwps_jax.models.squeezenet import SqueezeNet
 from cwps_jax.parallel import Compiled
 from cwps_jax.train.objectives import accuracy, cross_entropy
-from cwps_jax.train.optimizer import child_optimizer
-from cwps_jax.train.state import compact_state, make_plan, start_state
+from cwps_jax.train.state import begun_state, make_plan, start_state
 from cwps_jax.train.step import make_step
+from cwps_jax.train.trainer import NO_POOL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,22 +225,24 @@ def compiled(model, size: int, share: float | None, form: str = "compact", shut=
     """Returns a fine-tuning step, or a hard step with that share of channels open, compiled."""
     example = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     layout = channel_layout(model, example)
-    config = TrainConfig(method="cwps" if share else "finetune", weight_decay=1e-4, hard_form=form)
-    stage = methods.create(config).stages[-1]
+    method = {"compact": methods.Cwps(), "dense": DenseCwps()}[form] if share else methods.Finetune()
+    config = TrainConfig(method=method, weight_decay=1e-4)
+    network = Network(model, layout, example)
+    stage = method.stages(network, config)[-1]
     shapes = jax.eval_shape(model.init, jax.random.key(0), example)
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     params = variables.pop("params")
     gates = zoo.share_open(layout, 0, share or 1.0)
     gates = unflatten({p: g & (not p.startswith(tuple(shut) or "-")) for p, g in flatten(gates).items()})
-    frozen = Frozen(select(params, layout.layer_paths) if share else {}, gates)
-    state = start_state(params, variables, child_optimizer(config, layout).init(params), config)
-    if stage.compact:
-        work = gradient_work(model, example, layout)
-        state, frozen = compact_state(
-            jax.device_get(state), frozen, layout, choose_capacity(layout, gates, [], work)
-        )
+    scores = jax.tree.map(lambda gate: np.where(gate, 1, -1).astype(np.float32), gates)
+    start, before = {"params": params, **variables}, {"parent": select(params, layout.layer_paths)}
+    own = {"params": params, "masks": scores}
+    begun = stage.begin(Moment(network, NO_POOL, config, start, own, before, {}))
+    fresh = {"params": stage.groups["params"].optimizer.init(begun.own["params"])}
+    state = begun_state(start_state(variables, config), stage, begun, fresh)
+    frozen = stage.on_device(begun.frozen)
     plan = make_plan(config, stage, first_epoch=0, epochs=30, steps_per_epoch=100)
-    step = Compiled(jax.jit(make_step(stage, model, layout, config, cross_entropy, accuracy)))
+    step = Compiled(jax.jit(make_step(stage, model, cross_entropy, accuracy)))
     batch = {"image": np.zeros((8, size, size, 3), np.float32), "label": np.zeros(8, np.int32)}
     step.prepare(*jax.device_put((state, frozen, plan, batch)))
     return step

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import zoo
+from changes import changed
+from dense import DenseCwps, dense
 from stored_models import whole_models
 
 import cwps_jax as cwps
-from cwps_jax import CwpsError, TrainConfig, Trainer, channel_layout, mix
+from cwps_jax import CwpsError, TrainConfig, Trainer, channel_layout, methods, mix
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.core.compact import choose_capacity, pack, placements, unpack
 from cwps_jax.core.trees import flatten
-from cwps_jax.methods.method import Frozen, Pooled
+from cwps_jax.methods.method import Pooled
 from cwps_jax.parallel import Parallel
 from cwps_jax.train.state import TrainState
 
@@ -91,7 +93,7 @@ class Recording(Parallel):
 
     def replicate(self, tree):
         tree = super().replicate(tree)
-        self.read.extend([tree[0]] if isinstance(tree, tuple) and isinstance(tree[0], Frozen) else [])
+        self.read.extend([tree[1]] if isinstance(tree, tuple) and isinstance(tree[0], TrainState) else [])
         return tree
 
     def compile(self, function, **options):
@@ -103,16 +105,14 @@ class Recording(Parallel):
         return sum(program.compilations for program in self.programs)
 
 
+CWPS = methods.Cwps(warm_up_share=0.2, hard_share=0.6, score_learning_rate=0.1, search_distance="l2")
 CONFIG = TrainConfig(
+    method=CWPS,
     epochs=5,
     batch_size=16,
     learning_rate=0.05,
     weight_decay=0.02,
-    warm_up_share=0.2,
-    hard_share=0.6,
     budget=0.35,
-    score_learning_rate=0.1,
-    search_distance="l2",
     norm_batches=2,
 )
 SETTINGS = {
@@ -152,9 +152,9 @@ def run(wide):
     example = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
     trainers = {}
 
-    def train(parallel, task=0, **changes):
+    def train(parallel, task=0, form=lambda config: config, **changes):
         trainer = trainers.setdefault(id(parallel), Trainer(model, layout, example, parallel=parallel))
-        config = dataclasses.replace(CONFIG, **changes)
+        config = form(changed(CONFIG, **changes))
         return trainer.train(variables, bright_corners(64, task), config, pooled)
 
     return train
@@ -168,13 +168,13 @@ def one_device():
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_hard_stage_ends_where_the_dense_form_ends(name, run, one_device, wide):
     _, layout, variables = wide
-    dense = run(one_device, hard_form="dense", **SETTINGS[name])
+    whole = run(one_device, form=dense, **SETTINGS[name])
     compact = run(one_device, **SETTINGS[name])
-    chex.assert_trees_all_equal(compact.gates, dense.gates)
-    chex.assert_trees_all_close(compact.params, dense.params, rtol=0, atol=1e-4)
-    chex.assert_trees_all_close(compact.other, dense.other, rtol=0, atol=1e-3)
+    chex.assert_trees_all_equal(compact.gates, whole.gates)
+    chex.assert_trees_all_close(compact.params, whole.params, rtol=0, atol=1e-4)
+    chex.assert_trees_all_close(compact.other, whole.other, rtol=0, atol=1e-3)
     state, before = one_device.states[-1], flatten(variables["params"])
-    child = flatten(state.child)
+    child = flatten(state.own["params"])
     own, all_channels = 0, 0
     for layer in layout.layers:
         is_open = np.ravel(flatten(compact.gates)[layer.path])
@@ -183,7 +183,7 @@ def test_a_hard_stage_ends_where_the_dense_form_ends(name, run, one_device, wide
             after = zoo.kernel_channels(layer, leaf, flatten(compact.params)[leaf])
             same = after == zoo.kernel_channels(layer, leaf, before[leaf])
             np.testing.assert_array_equal(same.all(axis=1), ~is_open, err_msg=leaf)  # the parent's, or moved
-            for tree in (state.child, *moments(state, layout)):
+            for tree in (state.own["params"], *moments(state, layout)):
                 assert not np.any(flatten(tree)[leaf][:, is_open.sum() :]), leaf  # padding
                 own += flatten(tree)[leaf].nbytes
                 all_channels += before[leaf].nbytes
@@ -195,7 +195,7 @@ def test_a_hard_stage_ends_where_the_dense_form_ends(name, run, one_device, wide
 def moments(state: TrainState, layout: Layout) -> list:
     """Returns the trees of an optimizer's state that have the child's structure."""
     is_tree = lambda leaf: isinstance(leaf, dict)
-    return [one for one in jax.tree.leaves(state.child_optimizer, is_leaf=is_tree) if is_tree(one)]
+    return [one for one in jax.tree.leaves(state.optimizers["params"], is_leaf=is_tree) if is_tree(one)]
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
@@ -226,17 +226,20 @@ def test_a_parent_is_held_in_the_type_that_the_model_casts_it_to(wide, monkeypat
         parallel = Recording(devices=tuple(jax.devices()[:1]))
         trainer = Trainer(model, layout, example, parallel=parallel)
         if types is not None:
-            monkeypatch.setattr(trainer, "_cast_types", types)
+            monkeypatch.setattr(trainer.network, "cast_types", types)
         pooled = Pooled(models, ("pretrained",))
         trained.append(trainer.train(wide[2], bright_corners(64, 0), CONFIG, pooled))
-        of_each_stage = [{leaf.dtype for leaf in jax.tree.leaves(read.parent)} for read in parallel.read]
+        of_each_stage = [
+            {leaf.dtype for leaf in jax.tree.leaves(read.get("parent", {}))} for read in parallel.read
+        ]
         whole = np.dtype(np.float32)
         assert of_each_stage == [set(), {whole}, {np.dtype(jnp.bfloat16) if types is None else whole}]
     for one, other in zip(*(jax.tree.leaves((each.params, each.other)) for each in trained), strict=True):
         assert_same_bits(one, other)
 
 
-def test_a_learned_task_is_stored_and_read_back_to_the_bit(wide, tmp_path):
+def test_a_learned_task_is_stored_and_read_back_to_the_bit(wide, tmp_path, monkeypatch):
+    monkeypatch.setitem(methods.METHODS, DenseCwps.name, DenseCwps)
     model, layout, variables = wide
     data = cwps.TaskData(*(bright_corners(count, seed) for seed, count in enumerate((96, 24, 48))), 3)
     config = dataclasses.replace(CONFIG, epochs=10)
@@ -244,7 +247,7 @@ def test_a_learned_task_is_stored_and_read_back_to_the_bit(wide, tmp_path):
     pool = cwps.Pool.create(tmp_path / "pool", variables, layout)
     reached = {}
     for form in ("compact", "dense"):
-        chosen = dataclasses.replace(config, hard_form=form)
+        chosen = dense(config) if form == "dense" else config
         learned = cwps.learn_task(pool, form, model, data, config=chosen, trainer=trainer)
         stored = cwps.Pool.open(pool.folder).effective(form)
         logits = [trainer.predictor(model)(one, data.test, 16) for one in (stored, learned.variables)]

@@ -14,7 +14,7 @@ from cwps_jax.config import RunConfig, default_config, run_config
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "benchmarks"))
 synthetic = importlib.import_module("synthetic")
-cwps_method = importlib.import_module("cwps_jax.methods.cwps")  # the package has the function under this name
+cwps_method = importlib.import_module("cwps_jax.methods.cwps")
 
 # In this order: 10 classes; 3 classes of fewer images; 10 classes again, another number of steps.
 TASKS = ("negative", "loops", "thick")
@@ -25,7 +25,7 @@ def small_run() -> RunConfig:
     config.update({"backbone": "resnet8", "source": "digits", "source_epochs": 1, "epochs": 3})
     config.update({"tasks": TASKS, "shots": 32, "overrides": {"thick": {"shots": 16}}})
     # Every channel open: the compact hard stage then has room for all of them, whatever was learned.
-    config.update({"estimator": "straight_through", "score_learning_rate": 0.0})
+    config.cwps.update({"estimator": "straight_through", "score_learning_rate": 0.0})
     return run_config(config.to_dict())
 
 
@@ -35,7 +35,7 @@ def compiled(monkeypatch, tmp_path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     learn_one, composite = run._learn_one, cwps_method.composite
 
-    def counted_task(config, name, *args):
+    def counted_task(settings, name, *args):
         def counted_search(*args):
             with synthetic.CountCompilations() as counted:
                 parent = composite(*args)
@@ -44,7 +44,7 @@ def compiled(monkeypatch, tmp_path) -> dict[str, list[str]]:
 
         monkeypatch.setattr(cwps_method, "composite", counted_search)
         with synthetic.CountCompilations() as counted:
-            learn_one(config, name, *args)
+            learn_one(settings, name, *args)
         found[name] = counted.names
         for program in found[f"{name} search"]:
             found[name].remove(program)
@@ -59,10 +59,10 @@ def compiled(monkeypatch, tmp_path) -> dict[str, list[str]]:
 def test_a_run_compiles_one_step_a_stage_and_later_tasks_next_to_nothing(compiled):
     # Fine-tuning, which is the warm-up's and the source task's step too; probe, soft and hard.
     assert compiled["run"].count("jit(step)") == 4
-    assert compiled["run"].count("jit(before)") == 1  # the backbone's forward pass, for evaluation
+    assert compiled["run"].count("jit(forward)") == 2  # for evaluation: of 10 classes, and of 3
     assert compiled["run"].count("jit(statistics)") == 1
-    # Another number of classes: the forward pass of its head, and the metric of its logits.
-    assert sorted(compiled["loops"]) == ["jit(accuracy)", "jit(after)"]
+    # Another number of classes: the forward pass of its model, and the metric of its logits.
+    assert sorted(compiled["loops"]) == ["jit(accuracy)", "jit(forward)"]
     # Another number of images alone: nothing.
     assert compiled["thick"] == []
     # A search: one small program a layer at most, and only where the stored rows outgrow an earlier one's.

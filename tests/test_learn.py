@@ -132,8 +132,15 @@ def test_other_methods_are_stored_by_the_same_code(pool, tiny_model, trainer, me
     data = task(brightest_third, classes=3)
     learned = cwps.learn_task(pool, "t", tiny_model, data, config=config, trainer=trainer)
     chex.assert_trees_all_equal(pool.effective("t"), learned.variables)
-    assert learned.relation == ({"t": 1.0} if method == "finetune" else {"pretrained": 1.0})
-    if method == "probe":  # nothing but the head has moved
+    assert pool.shares_channels("t") == (method == "finetune")
+    assert learned.relation == ({"t": 1.0} if method == "finetune" else {})
+    assert learned.params_ratio == (1.0 if method == "finetune" else 0.0)
+    if method == "probe":  # nothing but the head has moved, and nothing else is stored
+        with pytest.raises(cwps.CwpsError, match="t@1 is stored by probe, not as channels with owners"):
+            pool.relation("t")
+        count = pool.count("t")
+        assert (count.active, count.private, count.head) == (0, 0, 3 * 8 + 3)
+        assert count.bits == 32 * count.head
         without_head = {k: v for k, v in learned.variables["params"].items() if k != "head"}
         start = {k: v for k, v in tiny_variables["params"].items() if k != "head"}
         chex.assert_trees_all_equal(without_head, start)

@@ -196,7 +196,10 @@ def test_a_longer_list_learns_only_what_is_new(finished):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.lamda_=0.3"], "config.lamda_ is not known; did you mean config.lambda_?"),
+        (["--config.lambda_=0.3"], "config.lambda_ is not known; did you mean config.cwps.lambda_?"),
+        (["--config.cwps.lamda_=0.3"], "config.cwps.lamda_ is not known; did you mean config.cwps.lambda_?"),
+        (["--config.cwps.lambda_=1.1"], "config.cwps.lambda_ = 1.1: must be in [0, 1]"),
+        (["--config.epochs=2"], "config.epochs = 2: cwps needs at least 3, one a stage"),
         (["--config.epochs=many"], "--config.epochs=many"),
         (["--config.learning_rate=-1"], "config.learning_rate = -1.0: must be at least 0"),
         (["--config.tasks=('negative','birds')"], "the digits have no task 'birds'"),
@@ -227,6 +230,10 @@ def test_debug_shows_where(tmp_path):
     [
         (["--config.backbone=resnet18"], "made with backbone 'resnet8', config.backbone is 'resnet18'"),
         (["--config.source_epochs=2"], "made with another pre-trained model (source_epochs was 1, is 2)"),
+        (
+            ["--config.pixel_mean=(0.5,0.5,0.5)"],
+            "made with another pre-trained model (pixel_mean was [0.485, ",
+        ),
     ],
 )
 def test_a_workdir_of_another_run_is_refused_unharmed(finished, flags, message):

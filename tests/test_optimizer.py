@@ -6,18 +6,20 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import zoo
+from dense import DenseCwps
 
 from cwps_jax import TrainConfig, accuracy, cross_entropy, gates, methods, mix
 from cwps_jax.core.masks import all_gates
 from cwps_jax.core.trees import flatten, select
-from cwps_jax.methods.method import Frozen
-from cwps_jax.train.optimizer import child_optimizer, gated_weight_decay, rate
-from cwps_jax.train.state import make_plan, start_state
-from cwps_jax.train.step import make_step
+from cwps_jax.methods.method import Begun, Moment, Pooled, cosine
+from cwps_jax.methods.network import Network
+from cwps_jax.methods.optimizers import child_optimizer, gated_weight_decay
+from cwps_jax.train.state import begun_state, make_plan, start_state
+from cwps_jax.train.step import at_the_end, make_step, rate
 
+EXAMPLE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
 WARM_UP, SOFT, HARD = range(3)
 
 
@@ -32,20 +34,23 @@ def batch():
     return {"image": images, "label": rng.integers(0, 3, 16).astype(np.int32)}
 
 
-@pytest.fixture
-def step_of(tiny_model, tiny_layout, tiny_variables):
-    """Returns a function (config, number of a stage) -> its jitted step, a state before it, and its plan."""
+@pytest.fixture(scope="module")
+def stages_of(tiny_model, tiny_layout):
+    """Returns a function (config) -> the stages of its method."""
+    network = Network(tiny_model, tiny_layout, EXAMPLE)
+    return lambda config: methods.resolve(config.method).stages(network, config)
 
-    def build(config, stage):
-        stage = methods.create(config).stages[stage]
-        step = jax.jit(make_step(stage, tiny_model, tiny_layout, config, cross_entropy, accuracy))
-        other = {"batch_stats": tiny_variables["batch_stats"]}
-        state = start_state(
-            tiny_variables["params"],
-            other,
-            child_optimizer(config, tiny_layout).init(tiny_variables["params"]),
-            config,
-        )
+
+@pytest.fixture
+def step_of(tiny_model, tiny_layout, tiny_variables, stages_of):
+    """Returns a function (config, stage's number, own tree) -> its jitted step, a state and its plan."""
+
+    def build(config, stage, own):
+        stage = stages_of(config)[stage]
+        step = jax.jit(make_step(stage, tiny_model, cross_entropy, accuracy))
+        state = start_state({"batch_stats": tiny_variables["batch_stats"]}, config)
+        fresh = {name: group.optimizer.init(own[name]) for name, group in stage.groups.items()}
+        state = begun_state(state, stage, Begun(own), fresh)
         return step, state, make_plan(config, stage, first_epoch=0, epochs=4, steps_per_epoch=5)
 
     return build
@@ -55,16 +60,17 @@ def step_of(tiny_model, tiny_layout, tiny_variables):
 def test_decay_and_momentum_never_move_a_closed_channel(
     optimizer, step_of, tiny_layout, tiny_variables, moved, batch
 ):
-    settings = dict(momentum=0.9, weight_decay=0.1, learning_rate=0.1, hard_form="dense")
-    step, state, plan = step_of(TrainConfig(epochs=4, optimizer=optimizer, **settings), HARD)
+    settings = dict(momentum=0.9, weight_decay=0.1, learning_rate=0.1, method=DenseCwps())
+    config = TrainConfig(epochs=4, optimizer=optimizer, **settings)
+    step, state, plan = step_of(config, HARD, {"params": tiny_variables["params"]})
     # Moments of the soft stage, in which every channel was open.
-    state = dataclasses.replace(state, child_optimizer=jax.tree.map(jnp.ones_like, state.child_optimizer))
+    state = dataclasses.replace(state, optimizers=jax.tree.map(jnp.ones_like, state.optimizers))
     is_open = zoo.random_gates(tiny_layout, 0)
     parent = moved(select(tiny_variables["params"], tiny_layout.layer_paths), 0.1, 1)
-    frozen = Frozen(parent, is_open)
+    frozen = {"parent": parent, "gates": is_open}
     for _ in range(4):
         state, _ = step(state, frozen, plan, batch)
-    before, after = flatten(tiny_variables["params"]), flatten(state.child)
+    before, after = flatten(tiny_variables["params"]), flatten(state.own["params"])
     for layer in tiny_layout.layers:
         for leaf in layer.leaves:
             old = zoo.kernel_channels(layer, leaf, np.asarray(before[leaf]))
@@ -116,7 +122,7 @@ def test_the_rate_rises_then_falls_by_half_a_cosine_to_zero(warmup):
     @jax.jit
     def at(step, total, warmup, peak):
         traced.append(1)
-        return rate(step, total, warmup, peak)
+        return peak * rate(step, total, warmup, cosine)
 
     values = np.array([at(step, total, warmup, peak) for step in range(total + 3)])
     rise = peak * np.arange(1, warmup + 1) / max(warmup, 1)
@@ -128,9 +134,10 @@ def test_the_rate_rises_then_falls_by_half_a_cosine_to_zero(warmup):
     assert len(traced) == 1
 
 
-def test_the_plan_counts_steps_over_all_stages():
-    config = TrainConfig(epochs=8, learning_rate_warmup=0.25, budget=0.3, budget_rate=10.0)
-    stages = methods.create(config).stages
+def test_the_plan_counts_steps_over_all_stages(stages_of):
+    method = methods.Cwps(budget_rate=10.0)
+    config = TrainConfig(method=method, epochs=8, learning_rate_warmup=0.25, budget=0.3)
+    stages = stages_of(config)
     plan = make_plan(config, stages[SOFT], first_epoch=stages[WARM_UP].epochs, epochs=8, steps_per_epoch=5)
     assert [stage.epochs for stage in stages] == [2, 4, 2]
     assert (int(plan.stage_start), int(plan.total_steps), int(plan.warmup_steps)) == (10, 40, 10)
@@ -141,23 +148,16 @@ def test_the_plan_counts_steps_over_all_stages():
 def test_a_soft_step_descends_cross_entropy_plus_lambda_times_sparsity(
     step_of, tiny_model, tiny_layout, tiny_variables, moved, batch
 ):
-    config = TrainConfig(
-        epochs=4,
-        momentum=0.0,
-        learning_rate=0.2,
-        lambda_=0.4,
-        score_optimizer="sgd",
-        score_learning_rate=0.05,
-    )
-    step, state, plan = step_of(config, SOFT)
+    method = methods.Cwps(lambda_=0.4, score_optimizer="sgd", score_learning_rate=0.05)
+    config = TrainConfig(method=method, epochs=4, momentum=0.0, learning_rate=0.2)
     masks = {
         layer.path.split("/")[0]: {"kernel": jax.random.normal(jax.random.key(1), layer.gate_shape)}
         for layer in tiny_layout.layers
     }
     parent = moved(select(tiny_variables["params"], tiny_layout.layer_paths), 0.1, 1)
-    score_state = optax.trace(0.0).init(masks)
-    state = dataclasses.replace(state, masks=masks, score_optimizer=score_state, step=jnp.int32(7))
-    after, metrics = step(state, Frozen(parent), plan, batch)
+    step, state, plan = step_of(config, SOFT, {"params": tiny_variables["params"], "masks": masks})
+    state = dataclasses.replace(state, step=jnp.int32(7))
+    after, metrics = step(state, {"parent": parent}, plan, batch)
     # Written out: step 7 is batch 3 of 5 in its epoch, so s = 1/100 + (100 - 1/100) * 2/4.
     temperature = 0.01 + (100 - 0.01) * 0.5
     pace = 0.5 * (1 + np.cos(np.pi * 7 / 20))
@@ -176,36 +176,34 @@ def test_a_soft_step_descends_cross_entropy_plus_lambda_times_sparsity(
         return nll + 0.4 * sparsity, nll
 
     (_, nll), (of_child, of_masks) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-        state.child, masks
+        state.own["params"], masks
     )
     np.testing.assert_allclose(metrics["loss"], nll, rtol=1e-5)
     descend = lambda pace: lambda leaf, gradient: leaf - pace * gradient
-    child = jax.tree.map(descend(0.2 * pace), state.child, of_child)
+    child = jax.tree.map(descend(0.2 * pace), state.own["params"], of_child)
     scores = jax.tree.map(descend(0.05 * pace), masks, of_masks)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    jax.tree.map(close, after.child, child)
-    jax.tree.map(close, after.masks, jax.tree.map(lambda leaf: np.clip(leaf, -6, 6), scores))
+    jax.tree.map(close, after.own["params"], child)
+    jax.tree.map(close, after.own["masks"], jax.tree.map(lambda leaf: np.clip(leaf, -6, 6), scores))
     assert float(metrics["lambda"]) == float(after.lambda_base) == pytest.approx(0.4)  # no budget: it stays
     opened = sum(np.sum(masks[f"conv{n}"]["kernel"] > 0) * size for n, size in ((1, 9), (2, 55)))
     np.testing.assert_allclose(metrics["private"], (opened + 12) / 506, rtol=1e-6)
 
 
-def test_the_budget_steers_lambda_in_the_soft_step(step_of, tiny_layout, tiny_variables, batch):
+def test_the_budget_steers_lambda_in_the_soft_step(step_of, stages_of, tiny_layout, tiny_variables, batch):
     masks = jax.tree.map(jnp.float32, all_gates(tiny_layout, True))  # all open: 1.0 of the backbone
-    settings = dict(epochs=4, score_optimizer="sgd", momentum=0.0, score_learning_rate=0.1)
+    settings = dict(score_optimizer="sgd", score_learning_rate=0.1, budget_rate=1.0, budget_gain=0.5)
     found, scores = {}, {}
     for budget in (0.2, 0.9999, 1.0):
-        config = TrainConfig(**settings, budget=budget, budget_rate=1.0, budget_gain=0.5)
+        config = TrainConfig(method=methods.Cwps(**settings), epochs=4, momentum=0.0, budget=budget)
         if not found:
-            step, state, _ = step_of(config, SOFT)
-            score_state = optax.trace(0.0).init(masks)
-            start = dict(masks=masks, score_optimizer=score_state, lambda_base=jnp.float32(0.4))
-            state = dataclasses.replace(state, **start)
-        soft = methods.create(config).stages[SOFT]
+            step, state, _ = step_of(config, SOFT, {"params": tiny_variables["params"], "masks": masks})
+            state = dataclasses.replace(state, lambda_base=jnp.float32(0.4), step=jnp.int32(5))
+        soft = stages_of(config)[SOFT]
         plan = make_plan(config, soft, first_epoch=1, epochs=4, steps_per_epoch=5)
-        after, metrics = step(state, Frozen(tiny_variables["params"]), plan, batch)
+        after, metrics = step(state, {"parent": tiny_variables["params"]}, plan, batch)
         found[budget] = float(metrics["lambda"]), float(after.lambda_base)
-        scores[budget] = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(after.masks))
+        scores[budget] = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(after.own["masks"]))
     # One of the soft stage's 10 steps at an excess of 0.8: the gain at once, the rate a tenth of it.
     assert found[0.2] == pytest.approx((0.4 + 0.5 * 0.8, 0.4 + 0.1 * 0.8))
     assert found[0.9999] == pytest.approx((0.4, 0.4), abs=1e-3)
@@ -213,12 +211,21 @@ def test_the_budget_steers_lambda_in_the_soft_step(step_of, tiny_layout, tiny_va
     assert scores[0.2] < scores[1.0] - 0.1  # the loss has felt it
 
 
-def test_the_probe_moves_nothing_but_the_head(step_of, tiny_layout, tiny_variables, batch):
+def test_the_probe_moves_nothing_but_the_head(
+    step_of, stages_of, tiny_model, tiny_layout, tiny_variables, batch
+):
     config = TrainConfig(method="probe", epochs=4, weight_decay=0.1, learning_rate=0.1)
-    step, state, plan = step_of(config, 0)
+    (stage,) = stages_of(config)
+    network, nothing = Network(tiny_model, tiny_layout, EXAMPLE), Pooled(None, ())
+    begun = stage.begin(Moment(network, nothing, config, tiny_variables, {}, {}, {}))
+    step, state, plan = step_of(config, 0, begun.own)
     for _ in range(2):
-        state, _ = step(state, Frozen(gates=all_gates(tiny_layout, False)), plan, batch)
-    before, after = flatten(tiny_variables["params"]), flatten(state.child)
+        state, _ = step(state, begun.frozen, plan, batch)
+    before, after = (
+        flatten(tiny_variables["params"]),
+        flatten(at_the_end(stage, state.own, begun.frozen).params),
+    )
+    assert before.keys() == after.keys()
     for path in after:
         assert same_bits(before[path], after[path]) != path.startswith("head/"), path
     chex.assert_trees_all_equal(state.other["batch_stats"], tiny_variables["batch_stats"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from stored_models import whole_models
 
-from cwps_jax import CwpsError, TrainConfig, Trainer
+from cwps_jax import CwpsError, TrainConfig, Trainer, methods
 from cwps_jax.core.trees import flatten
 from cwps_jax.methods.method import Pooled
 from cwps_jax.parallel import Parallel
@@ -43,17 +43,11 @@ def runs(tiny_model, tiny_layout, tiny_variables, moved):
     start = flatten(tiny_variables["params"])
     other = flatten(moved(tiny_variables["params"], 0.02, 1))
     models = whole_models(tiny_layout, [start, other])
+    method = methods.Cwps(
+        lambda_=0.05, score_learning_rate=0.05, warm_up_share=1 / 3, hard_share=1 / 3, search_z=0.0
+    )
     config = TrainConfig(
-        epochs=12,
-        warm_up_share=1 / 3,
-        hard_share=1 / 3,
-        batch_size=16,
-        learning_rate=0.05,
-        weight_decay=0.01,
-        lambda_=0.05,
-        score_learning_rate=0.05,
-        search_z=0.0,
-        norm_batches=3,
+        method=method, epochs=12, batch_size=16, learning_rate=0.05, weight_decay=0.01, norm_batches=3
     )
     found = {}
     for door, (mode, count) in DOORS.items():
@@ -65,6 +59,10 @@ def runs(tiny_model, tiny_layout, tiny_variables, moved):
     return found
 
 
+def sources(trained):
+    return trained.finished.moment.found["sources"]
+
+
 @pytest.mark.parametrize("door", ["eight by jit", "eight by pmap"])
 def test_eight_devices_train_as_one_does(runs, door):
     (trained, fetched), (one, fetched_by_one) = runs[door], runs["one device"]
@@ -73,7 +71,7 @@ def test_eight_devices_train_as_one_does(runs, door):
     jax.tree.map(close, fetched, fetched_by_one)
     jax.tree.map(close, (trained.params, trained.other), (one.params, one.other))
     chex.assert_trees_all_equal(trained.gates, one.gates)
-    chex.assert_trees_all_equal(trained.sources, one.sources)
+    chex.assert_trees_all_equal(sources(trained), sources(one))
 
 
 def test_the_compared_run_has_all_stages_and_says_something(runs, tiny_variables):
@@ -85,14 +83,18 @@ def test_the_compared_run_has_all_stages_and_says_something(runs, tiny_variables
     assert len({float(row["loss"]) for row in rows}) == 3 * STEPS
     open_channels = np.concatenate([np.ravel(gate) for gate in jax.tree.leaves(trained.gates)])
     assert 0 < open_channels.mean() < 1
-    assert any(np.any(source.model) for source in trained.sources.values())
+    assert any(np.any(source.model) for source in sources(trained).values())
+    # Before the first stage nothing is trained yet: what it starts with are the pre-trained variables.
+    assert states[0].own == {}
+    children = [tiny_variables["params"], *(state.own["params"] for state in states[1:])]
+    for before, after in itertools.pairwise(children):
+        assert np.any(before["head"]["kernel"] != after["head"]["kernel"])
     for before, after in itertools.pairwise(states):
-        assert np.any(before.child["head"]["kernel"] != after.child["head"]["kernel"])
         assert np.any(
             before.other["batch_stats"]["norm"]["mean"] != after.other["batch_stats"]["norm"]["mean"]
         )
-    children = [state.child["conv2"]["kernel"].reshape(-1, 8) for state in states]
-    assert all(np.any(before != after) for before, after in itertools.pairwise(children))
+    kernels = [child["conv2"]["kernel"].reshape(-1, 8) for child in children]
+    assert all(np.any(before != after) for before, after in itertools.pairwise(kernels))
 
 
 @pytest.mark.parametrize("door", DOORS)

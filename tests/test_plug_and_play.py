@@ -164,8 +164,9 @@ class Journey:
 @pytest.fixture(scope="module", params=CASES)
 def journey(request, tmp_path_factory) -> Journey:
     case = CASES[request.param]
+    method = cwps.methods.Cwps(search_distance="l2")
     config = cwps.TrainConfig(
-        epochs=3, batch_size=8, budget=0.6, learning_rate=0.05, search_distance="l2", **case.settings
+        method=method, epochs=3, batch_size=8, budget=0.6, learning_rate=0.05, **case.settings
     )
     data = [task(seed, case.per_pixel) for seed in (1, 2)]
     objectives = {"loss": per_pixel_loss, "metric": per_pixel_accuracy} if case.per_pixel else {}

@@ -173,12 +173,75 @@ def test_an_interrupted_save_is_not_in_the_index_and_is_replaced(
     assert not list(pool.folder.rglob("*.partial"))
 
 
+def add_borrower(pool: Pool, name: str, of: str, variables: dict) -> None:
+    """Adds a task that has no channel of its own: all are those of another."""
+    params, layers = pool.effective(of)["params"], pool.layout.layers
+    number = pool.pooled().names.index(of)
+    sources = {one.path: Source(np.full(one.channels, number), np.arange(one.channels)) for one in layers}
+    closed = random_gates(pool.layout, 0, share=0)
+    other = {"batch_stats": variables["batch_stats"]}
+    pool.add(name, params, other, closed, sources, pool.pooled().names, {})
+
+
+def test_a_version_that_others_borrow_of_is_not_removed(pool, tiny_variables, moved):
+    stored = add_task(pool, "a", tiny_variables, moved, 1)
+    for name in ("b", "c"):
+        add_borrower(pool, name, "a", tiny_variables)
+    index, files = (pool.folder / "index.json").read_bytes(), file_hashes(pool.folder)
+    with pytest.raises(CwpsError, match=r"a@1 cannot be removed: b@1, c@1 are restored from it; .* those f"):
+        pool.remove("a")
+    assert ((pool.folder / "index.json").read_bytes(), file_hashes(pool.folder)) == (index, files)
+    pool.remove("c@1")
+    with pytest.raises(CwpsError, match=r"a@1 cannot be removed: b@1 is restored from it; remove that first"):
+        pool.remove("a")
+    chex.assert_trees_all_equal(Pool.open(pool.folder).effective("a"), stored)
+    pool.remove("b")
+    pool.remove("a")
+    for one in (pool, Pool.open(pool.folder)):
+        assert one.tasks == () and one.pooled().names == ("pretrained",)
+    assert not list((pool.folder / "tasks").iterdir())
+    chex.assert_trees_all_equal(Pool.open(pool.folder).effective("pretrained"), tiny_variables)
+
+
+def test_what_is_stored_after_a_removal_is_read_as_it_is(pool, tiny_variables, moved):
+    """Its number and its folder may be those of what was removed."""
+
+    def add(name, seed):
+        params, other = (
+            moved(tiny_variables["params"], 0.5, seed),
+            {"batch_stats": tiny_variables["batch_stats"]},
+        )
+        pool.add(name, params, other, random_gates(pool.layout, seed, 1), {}, ("pretrained",), {})
+        composite_parent(params, pool)  # what is read is remembered
+        chex.assert_trees_all_equal(pool.effective(name), {"params": params, **other})
+        return {"params": params, **other}
+
+    add("a", 1)
+    second = add("a", 2)
+    add("b", 3)
+    pool.remove("b")
+    pool.remove("a@1")
+    third, fourth = add("a", 4), add("b", 5)
+    for one in (pool, Pool.open(pool.folder)):
+        for name, stored in {"a@2": second, "a@3": third, "a": third, "b@1": fourth}.items():
+            chex.assert_trees_all_equal(one.effective(name), stored)
+        parent, _ = composite_parent(fourth["params"], one, Search("l2"))
+        chex.assert_trees_all_equal(parent, {layer: fourth["params"][layer] for layer in parent})
+        with pytest.raises(CwpsError, match="no task 'a@1'"):
+            one.effective("a@1")
+
+
 def test_two_writers_do_not_lose_each_others_tasks(pool, tiny_variables, moved):
     other = Pool.open(pool.folder)
     add_task(pool, "a", tiny_variables, moved, 1)
     with pytest.raises(CwpsError, match="another process has changed this pool"):
         add_task(other, "b", tiny_variables, moved, 2)
-    assert Pool.open(pool.folder).tasks == ("a",)
+    add_task(pool, "c", tiny_variables, moved, 3)
+    stale = Pool.open(pool.folder)
+    add_task(pool, "d", tiny_variables, moved, 4)
+    with pytest.raises(CwpsError, match="another process has changed this pool"):
+        stale.remove("c")
+    assert Pool.open(pool.folder).tasks == ("a", "c", "d")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 99}'])
@@ -231,7 +294,7 @@ def test_the_search_sees_every_stored_model(pool, tiny_variables, moved):
 
 
 def test_rows_and_the_rest_are_read_apart(pool, tiny_variables, moved, tiny_layout):
-    """Ownership, gates and counts need no rows; a borrower needs of others nothing but their rows."""
+    """Ownership and gates need no rows; a borrower needs of others nothing but their rows."""
     stored = add_task(pool, "a", tiny_variables, moved, 1)
     closed = random_gates(tiny_layout, 0, share=0)
     layers = tiny_layout.layers
@@ -239,13 +302,17 @@ def test_rows_and_the_rest_are_read_apart(pool, tiny_variables, moved, tiny_layo
     other = {"batch_stats": stored["batch_stats"]}
     pool.add("b", stored["params"], other, closed, of_a, pool.pooled().names, {})
     folder, away = pool.folder / "tasks" / "a@1", pool.folder / "away"
-    known = lambda one: (one.count("a"), one.relation("a"), one.gates("a"), one.pooled().models.owner)
+    known = lambda one: (one.relation("a"), one.gates("a"), one.pooled().models.owner)
     expected = known(pool)
     (folder / "rows").rename(away)
     without = Pool.open(pool.folder)
     chex.assert_trees_all_equal(known(without), expected)
-    with pytest.raises(CwpsError, match="a@1/rows: missing"):
-        without.effective("b")
+    for needing in (
+        lambda: without.effective("b"),
+        lambda: without.count("a"),
+    ):
+        with pytest.raises(CwpsError, match="a@1/rows: missing"):
+            needing()  # a count is of all that is stored
     away.rename(folder / "rows")
     (folder / "own").rename(away)
     chex.assert_trees_all_equal(Pool.open(pool.folder).effective("b"), stored)
@@ -339,4 +406,4 @@ def test_budgets_of_one_soft_run_nest(tiny_layout):
 
 
 def test_the_index_says_its_format(pool):
-    assert json.loads((pool.folder / "index.json").read_text())["format"] == 2
+    assert json.loads((pool.folder / "index.json").read_text())["format"] == 3

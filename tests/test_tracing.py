@@ -9,8 +9,8 @@ import zoo
 
 from cwps_jax import CwpsError, TrainConfig, channel_layout
 from cwps_jax.core.trees import flatten
+from cwps_jax.methods.optimizers import child_optimizer, scale_by_depth
 from cwps_jax.tracing import cast_types, parameter_depths
-from cwps_jax.train.optimizer import child_optimizer, scale_by_depth
 
 
 class Residual(nn.Module):
@@ -160,7 +160,7 @@ def test_layer_decay_scales_the_whole_update_of_each_depth(optimizer):
             update, state = rule.update(gradient, state, params)
         updates[layer_decay] = flatten(update)
         # Off it costs nothing, not even an empty state.
-        assert len(state) == (2 if layer_decay == 1 else 3)
+        assert len(state) == (3 if layer_decay == 1 else 4)  # the last one holds closed channels
     for path, update in updates[0.7].items():
         wanted = updates[1.0][path] * 0.7 ** (4 - depths[path])
         np.testing.assert_allclose(update, wanted, rtol=1e-6, err_msg=path)

@@ -8,18 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from changes import changed
+from dense import dense
 from stored_models import whole_models
 
-from cwps_jax import TrainConfig, Trainer, channel_layout
+from cwps_jax import TrainConfig, Trainer, channel_layout, methods
 from cwps_jax.core.accounting import count
 from cwps_jax.core.trees import flatten
+from cwps_jax.learn import counted
 from cwps_jax.methods.method import Pooled
 from cwps_jax.parallel import Parallel
 
 EXAMPLE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
-CONFIG = TrainConfig(
-    epochs=6, batch_size=16, learning_rate=0.05, score_learning_rate=0.05, search_distance="l2"
-)
+CWPS = methods.Cwps(score_learning_rate=0.05, search_distance="l2")
+CONFIG = TrainConfig(method=CWPS, epochs=6, batch_size=16, learning_rate=0.05)
 
 
 class Pending:
@@ -100,8 +102,14 @@ def pooled(tiny_layout, tiny_variables):
 def train(trainer, tiny_variables, split, pooled):
     """Returns a function (changes to the config) -> what was trained."""
 
-    def run(variables=tiny_variables, data=split, observe=lambda progress: None, **changes):
-        return trainer.train(variables, data, dataclasses.replace(CONFIG, **changes), pooled, observe)
+    def run(
+        variables=tiny_variables,
+        data=split,
+        observe=lambda progress: None,
+        form=lambda config: config,
+        **changes,
+    ):
+        return trainer.train(variables, data, form(changed(CONFIG, **changes)), pooled, observe)
 
     return run
 
@@ -174,7 +182,7 @@ def test_a_budget_is_kept(train, tiny_layout):
 
 def test_another_task_compiles_nothing(train, recording, split):
     # In the compact form that depends on how many channels it opens: see test_compact.
-    train(hard_form="dense")
+    train(form=dense)
     before = recording.compilations
     fewer = {name: array[:33] for name, array in split.items()}
     train(
@@ -188,7 +196,7 @@ def test_another_task_compiles_nothing(train, recording, split):
         budget_rate=3.0,
         warm_up_share=0.3,
         norm_batches=1,
-        hard_form="dense",
+        form=dense,
         seed=5,
     )
     assert recording.compilations == before
@@ -206,7 +214,7 @@ def test_fine_tuning_and_warm_up_are_one_program(train, trained, recording, tiny
     before = recording.compilations
     tuned = train(method="finetune", epochs=2)
     assert recording.compilations == before
-    assert count(tiny_layout, tuned.gates).ratio == 1.0
+    assert counted(tiny_layout, tuned.method.store(tuned.finished))["params_ratio"] == 1.0
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(train, split):
@@ -251,7 +259,7 @@ def test_a_bfloat16_model_keeps_float32_parameters(
     assert channel_layout(model, EXAMPLE) == tiny_layout
     rows = []
     half = Trainer(model, tiny_layout, EXAMPLE, parallel=Parallel(devices=tuple(jax.devices()[:1])))
-    config = dataclasses.replace(CONFIG, epochs=3)
+    config = changed(CONFIG, epochs=3)
     other = half.train(tiny_variables, split, config, pooled, rows.append)
     assert {leaf.dtype for leaf in jax.tree.leaves((other.params, other.other))} == {np.dtype(np.float32)}
     assert all(np.isfinite(row.loss) for row in rows)

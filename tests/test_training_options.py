@@ -9,22 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from changes import changed
 from conftest import TinyModel
+from dense import dense
 from stored_models import whole_models
 
-from cwps_jax import CwpsError, TrainConfig, Trainer, channel_layout, cross_entropy
+from cwps_jax import CwpsError, TrainConfig, Trainer, channel_layout, cross_entropy, methods
 from cwps_jax.core.trees import flatten
-from cwps_jax.methods.finetune import finetune
-from cwps_jax.methods.method import Frozen, Pooled
+from cwps_jax.methods.method import Pooled
+from cwps_jax.methods.network import Network
 from cwps_jax.parallel import Parallel
 from cwps_jax.train.evaluation import Predictor
 from cwps_jax.train.state import start_state
 from cwps_jax.train.step import make_norm_step
 
 EXAMPLE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
-CONFIG = TrainConfig(
-    epochs=4, batch_size=16, learning_rate=0.05, search_distance="l2", lambda_=0.1, score_learning_rate=0.05
-)
+CWPS = methods.Cwps(search_distance="l2", lambda_=0.1, score_learning_rate=0.05)
+CONFIG = TrainConfig(method=CWPS, epochs=4, batch_size=16, learning_rate=0.05)
 FINETUNE = dict(method="finetune", epochs=2)
 ONE_STEP = dict(method="finetune", epochs=1, batch_size=48, momentum=0.0)
 DOORS = {"jit": 1, "pmap": 8}
@@ -90,8 +91,8 @@ def train(tiny_model, tiny_layout, tiny_variables, split):
     pooled = Pooled(whole_models(tiny_layout, [start]), ("start",))
     trainers = {}
 
-    def run(**changes):
-        config = dataclasses.replace(CONFIG, **changes)
+    def run(form=lambda config: config, **changes):
+        config = form(changed(CONFIG, **changes))
         if config.parallel not in trainers:
             parallel = Recording(config.parallel, tuple(jax.devices()[: DOORS[config.parallel]]))
             trainers[config.parallel] = Trainer(tiny_model, tiny_layout, EXAMPLE, parallel=parallel)
@@ -155,7 +156,7 @@ def test_smoothing_of_ones_own_loss_is_refused(tiny_model, tiny_layout, tiny_var
     trainer = Trainer(tiny_model, tiny_layout, EXAMPLE, loss=own)
     never = lambda progress: pytest.fail("it trained")
     with pytest.raises(CwpsError, match=r"^config.label_smoothing = 0.1: .* set it to 0$"):
-        config = dataclasses.replace(CONFIG, **FINETUNE, label_smoothing=0.1)
+        config = changed(CONFIG, **FINETUNE, label_smoothing=0.1)
         trainer.train(tiny_variables, split, config, observe=never)
 
 
@@ -164,7 +165,7 @@ def test_smoothing_of_ones_own_loss_is_refused(tiny_model, tiny_layout, tiny_var
 
 def average_by_hand(states, decay):
     """Returns the average of a stage's children and statistics, in NumPy, from the recorded states."""
-    variables = lambda state: {"params": state.child, **state.other}
+    variables = lambda state: {**state.own, **state.other}
     average = variables(states[0][0])
     for _, after in states:
         keep = lambda old, new: np.float64(decay) * old + (1 - decay) * np.float64(new)
@@ -179,7 +180,7 @@ def test_fine_tuning_keeps_the_moving_average(train, parallel):
     close(run.trained.params, wanted["params"])
     close(run.trained.other["batch_stats"], wanted["batch_stats"])
     last = run.states[-1][1]
-    for path, leaf in flatten(last.child).items():
+    for path, leaf in flatten(last.own["params"]).items():
         assert np.abs(leaf - flatten(run.trained.params)[path]).max() > 1e-4, path
     if parallel == "pmap":
         by_jit = train(**FINETUNE, ema=0.7)
@@ -190,11 +191,11 @@ def test_fine_tuning_keeps_the_moving_average(train, parallel):
 def test_cwps_averages_its_hard_stage_alone_and_its_closed_channels_stay_the_parents(
     train, tiny_layout, tiny_variables
 ):
-    run = train(ema=0.6, hard_form="dense")  # whose children are whole: the compact form's equals it by test
+    run = train(dense, ema=0.6)  # whose children are whole: the compact form's equals it by test
     assert [bool(before.average) for before, _ in run.states] == 9 * [False] + 3 * [True]
     wanted = average_by_hand(run.stage(2), 0.6)
     # It starts where the stage does: after the statistics are estimated anew.
-    close(run.stage(2)[0][0].average["batch_stats"], run.stage(2)[0][0].other["batch_stats"], rtol=0, atol=0)
+    close(run.stage(2)[0][0].average["other"], run.stage(2)[0][0].other, rtol=0, atol=0)
     opened, found = is_open(tiny_layout, run.trained.gates), flatten(run.trained.params)
     assert 0 < np.mean([np.mean(gate) for gate in opened.values()]) < 1
     for path, leaf in flatten(wanted["params"]).items():
@@ -209,11 +210,11 @@ def test_without_an_average_the_last_step_is_kept_and_nothing_is_carried(train):
     run = train(**FINETUNE)
     assert all(state.average == {} for pair in run.states for state in pair)
     last = run.states[-1][1]
-    chex.assert_trees_all_equal(run.trained.params, last.child)
+    chex.assert_trees_all_equal(run.trained.params, last.own["params"])
     chex.assert_trees_all_equal(run.trained.other, last.other)
     # Averaging only looks on: the steps themselves are the same.
     averaged = train(**FINETUNE, ema=0.9).states[-1][1]
-    close(averaged.child, last.child)
+    close(averaged.own["params"], last.own["params"])
 
 
 def test_the_probes_average_leaves_the_backbone_as_it_is_to_the_bit(train, tiny_variables):
@@ -229,21 +230,31 @@ def test_the_probes_average_leaves_the_backbone_as_it_is_to_the_bit(train, tiny_
 def test_each_stage_has_its_own_rate(train):
     rates = [(1.0, 1.0, 1.0), (0.5, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0)]
     full, half, no_soft, no_hard = [train(stage_rates=each, momentum=0.0) for each in rates]
-    first = [jax.tree.map(np.subtract, *(one.child for one in run.states[0])) for run in (full, half)]
+    first = [jax.tree.map(np.subtract, *(one.own["params"] for one in run.states[0])) for run in (full, half)]
     close(first[1], jax.tree.map(lambda move: 0.5 * move, first[0]))
-    ends = lambda run, n: [flatten(one.child) for one in (run.stage(n)[0][0], run.stage(n)[-1][1])]
+    ends = lambda run, n: [flatten(one.own["params"]) for one in (run.stage(n)[0][0], run.stage(n)[-1][1])]
     for run, still in ((full, None), (no_soft, 1), (no_hard, 2)):
         for number in range(3):
             before, after = ends(run, number)
             assert np.all(before["head/kernel"] == after["head/kernel"]) == (number == still)
-    assert np.any(no_soft.stage(1)[-1][1].masks["conv2"]["kernel"])  # scores have a rate of their own
+    assert np.any(no_soft.stage(1)[-1][1].own["masks"]["conv2"]["kernel"])  # scores have a rate of their own
 
 
-def test_other_methods_have_the_rate_itself(train):
-    for method in ("finetune", "probe"):
-        settings = dict(method=method, epochs=1)
-        plain, rated = train(**settings), train(**settings, stage_rates=(0.0, 0.0, 0.0))
-        chex.assert_trees_all_equal(plain.trained.params, rated.trained.params)
+@pytest.mark.parametrize("method", [methods.Finetune(), methods.Probe()])
+def test_other_methods_have_the_rate_itself(train, method, tiny_model, tiny_layout):
+    assert not hasattr(method, "stage_rates")
+    (stage,) = method.stages(Network(tiny_model, tiny_layout, EXAMPLE), CONFIG)
+    assert {name: group.rate for name, group in stage.groups.items()} == {"params": CONFIG.learning_rate}
+    # One step of plain SGD moves the head by its gradient, times the rate alone.
+    settings = dict(ONE_STEP, method=method)
+    moves = []
+    for rate in (0.05, 0.025):
+        before, after = train(**settings, learning_rate=rate).states[0]
+        moves.append(
+            np.subtract(before.own["params"]["head"]["kernel"], after.own["params"]["head"]["kernel"])
+        )
+    assert np.any(moves[0])
+    close(moves[0], 2 * moves[1])
 
 
 # Rates by depth.
@@ -253,7 +264,7 @@ def test_the_trainer_slows_early_layers_down_and_no_scores(train):
     depths = {"conv1": 1, "norm": 1, "conv2": 2, "head": 3}
     runs = [train(**ONE_STEP, layer_decay=decay) for decay in (1.0, 0.5)]
     plain, slowed = [
-        flatten(jax.tree.map(np.subtract, after.child, before.child))
+        flatten(jax.tree.map(np.subtract, after.own["params"], before.own["params"]))
         for before, after in (run.states[0] for run in runs)
     ]
     for path, move in slowed.items():
@@ -261,7 +272,7 @@ def test_the_trainer_slows_early_layers_down_and_no_scores(train):
         np.testing.assert_allclose(move, wanted, rtol=1e-2, atol=1e-6, err_msg=path)
     # The same child at the begin of the soft stage, so the same first step of the scores.
     runs = [train(stage_rates=(0.0, 1.0, 1.0), layer_decay=decay) for decay in (1.0, 0.5)]
-    masks = [run.stage(1)[0][1].masks for run in runs]
+    masks = [run.stage(1)[0][1].own["masks"] for run in runs]
     assert np.any(masks[0]["conv1"]["kernel"])
     chex.assert_trees_all_equal(*masks)
 
@@ -270,10 +281,10 @@ def test_the_trainer_slows_early_layers_down_and_no_scores(train):
 
 
 def test_other_values_of_traced_options_compile_nothing(train):
-    dense = dict(hard_form="dense")  # the same shapes whatever is open
-    before = train(**dense, ema=0.9, stage_rates=(1.0, 0.5, 0.1)).compilations
-    assert train(**dense, ema=0.5, stage_rates=(0.3, 1.0, 2.0), learning_rate=0.01).compilations == before
-    assert train(**dense, ema=0.999).compilations == before
+    # Dense: the same shapes whatever is open.
+    before = train(dense, ema=0.9, stage_rates=(1.0, 0.5, 0.1)).compilations
+    assert train(dense, ema=0.5, stage_rates=(0.3, 1.0, 2.0), learning_rate=0.01).compilations == before
+    assert train(dense, ema=0.999).compilations == before
 
 
 @pytest.mark.parametrize("change", [{"ema": 0.5}, {"layer_decay": 0.35}, {"label_smoothing": 0.35}])
@@ -305,7 +316,7 @@ def test_training_gives_new_dropout_keys_each_step_and_evaluation_needs_none(par
     trainer = Trainer(model, channel_layout(model, EXAMPLE), EXAMPLE, parallel=door)
     variables, losses = trainer.new_variables(0), []
     same = {"image": split["image"][:1].repeat(16, 0), "label": split["label"][:1].repeat(16)}
-    config = dataclasses.replace(CONFIG, method="finetune", epochs=8, learning_rate=0.0, parallel=parallel)
+    config = changed(CONFIG, method="finetune", epochs=8, learning_rate=0.0, parallel=parallel)
     trained = trainer.train(variables, same, config, observe=lambda row: losses.append(row.loss))
     # The images are one and the same and nothing moves: only what is dropped can tell the steps apart.
     assert len(set(losses)) > 3
@@ -317,7 +328,10 @@ def test_training_gives_new_dropout_keys_each_step_and_evaluation_needs_none(par
 def test_norm_statistics_of_each_batch_have_a_dropout_key_of_their_own(split):
     model, batch = Dropping(), {"image": split["image"][:16]}
     variables = jax.jit(model.init)(jax.random.key(0), batch["image"])
-    state = start_state(variables["params"], {"batch_stats": variables["batch_stats"]}, (), CONFIG)
-    statistics = jax.jit(make_norm_step(finetune(CONFIG).stages[0], model))
-    means = [statistics(state, Frozen(), n, batch)["batch_stats"]["norm"]["mean"] for n in (0, 1, 0)]
+    state = start_state({"batch_stats": variables["batch_stats"]}, CONFIG)
+    state = dataclasses.replace(state, own={"params": variables["params"]})
+    network = Network(model, channel_layout(model, EXAMPLE), EXAMPLE)
+    stage = methods.Finetune().stages(network, CONFIG)[0]
+    statistics = jax.jit(make_norm_step(stage, model))
+    means = [statistics(state, {}, n, batch)["batch_stats"]["norm"]["mean"] for n in (0, 1, 0)]
     assert np.any(means[0] != means[1]) and np.all(means[0] == means[2])

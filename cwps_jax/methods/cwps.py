@@ -120,7 +120,7 @@ class Cwps(Method):
                 "soft",
                 soft,
                 self._search,
-                network.remembered((self._soft, network.layout), lambda: self._soft(network)),
+                network.remembered(("soft", self._compiled_settings()), lambda: self._soft(network)),
                 child[1],
                 penalty=Penalty(self.lambda_, 0, training.budget, self.budget_rate, self.budget_gain),
                 project=_clip,
@@ -150,6 +150,12 @@ class Cwps(Method):
     def penalty(self, gates: Tree, scores: Tree, child: Tree) -> jax.Array:
         """Returns what is added to the loss, times lambda: METHOD's sparsity."""
         return core_masks.sparsity(gates, child)
+
+    def _compiled_settings(self) -> "Cwps":
+        """Returns the method with those settings at their defaults that its soft rule does not read."""
+        read = ("granularity", "estimator", "compensate", "max_temperature")
+        others = [field for field in dataclasses.fields(Cwps) if field.name not in read]
+        return dataclasses.replace(self, **{field.name: field.default for field in others})
 
     def _soft(self, network: Network) -> Rule:
         layout = network.layout

@@ -7,7 +7,7 @@ restoring.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -110,9 +110,7 @@ class Parts(Method):
         return Stored({"params": finished.moment.own["params"], **other, **self.packed(own)})
 
     def restore(self, view: Restoring) -> dict[str, Any]:
-        # As one program, as in training: what XLA fuses may round otherwise than operation by operation.
-        program = jax.jit(functools.partial(self.changed, view.layout))
-        changed = jax.device_get(program(self.unpacked(view), dict(view.pretrained)))
+        changed = jax.device_get(_program(self, view.layout)(self.unpacked(view), dict(view.pretrained)))
         backbone = {path: view.pretrained[path] for path in view.layout.backbone_shapes}
         return {"params": unflatten({**backbone, **changed, **view.under("params")})}
 
@@ -134,6 +132,13 @@ class Parts(Method):
             return Effective(params, **self.penalised(own, network))
 
         return rule
+
+
+@functools.lru_cache(maxsize=64)
+def _program(method: Parts, layout: Layout) -> Callable[[Tree, Flat], Flat]:
+    """Returns `Parts.changed` as one program, the same one for all tasks."""
+    # As in training: what XLA fuses may round otherwise than operation by operation.
+    return jax.jit(functools.partial(method.changed, layout))
 
 
 def norm_leaves(layout: Layout) -> tuple[str, ...]:

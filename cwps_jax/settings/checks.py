@@ -91,6 +91,13 @@ def check_task_name(name: str, where: str = "task") -> None:
 
 
 def unknown_key(key: str, known: Iterable[str], where: str = "") -> str:
-    """Returns the line that refuses an unknown config key, with the nearest known one."""
-    near = difflib.get_close_matches(key, list(known), 1, 0.5)
-    return f"config.{where}{key} is not known" + (f"; did you mean config.{where}{near[0]}?" if near else "")
+    """Returns the line that refuses an unknown config key, with the (first) nearest known one."""
+    matcher = difflib.SequenceMatcher()
+    matcher.set_seq2(key)
+    likeness = {}
+    for one in known:
+        matcher.set_seq1(one)
+        likeness[one] = matcher.ratio()
+    near = max(likeness, key=lambda one: likeness[one], default="")
+    told = f"; did you mean config.{where}{near}?" if likeness.get(near, 0) >= 0.5 else ""
+    return f"config.{where}{key} is not known{told}"

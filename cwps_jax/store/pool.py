@@ -318,9 +318,8 @@ class Pool:
         check_task_name(task)
         if methods.find(method.name) is not type(method):
             raise CwpsError(f"method {method.name!r} is registered for another class than {type(method)}")
-        if Index.read(self.folder) != self.index:
-            raise CwpsError(f"{self.folder}: another process has changed this pool; open it again")
-        number = 1 + sum(version.task == task for version in self.index.versions)
+        self._check_unchanged()
+        number = 1 + max((one.version for one in self.index.versions if one.task == task), default=0)
         trees = {OWN: stored.own, **({ROWS: stored.rows} if stored.rows else {})}
         folder = self.folder / "tasks" / f"{task}@{number}"
         sha256 = {name: arrays.save(folder / name, tree) for name, tree in trees.items()}
@@ -344,9 +343,11 @@ class Pool:
         """Removes a task's newest version, or the one named "task@n", with its files.
 
         Raises:
-            CwpsError: not in the pool, or other versions borrow its rows or are restored from it.
+            CwpsError: not in the pool, other versions borrow its rows or are restored from it, or the pool on
+                disk is not the one that was opened.
         """
         version = self.version(task)
+        self._check_unchanged()
         dependants = [one.name for one in self.index.versions if version.id in self._trees.needs(one)]
         if dependants:
             raise CwpsError(
@@ -356,6 +357,13 @@ class Pool:
             )
         self._replace_index(tuple(one for one in self.index.versions if one is not version))
         shutil.rmtree(self.folder / "tasks" / version.name)
+        # A later version may get its number, by which what has been read is remembered.
+        self._trees, self._ownerships, self._pooled = Trees(self.folder, self.index), {}, None
+        self._compared = Recent(self._compared.limit)
+
+    def _check_unchanged(self) -> None:
+        if Index.read(self.folder) != self.index:
+            raise CwpsError(f"{self.folder}: another process has changed this pool; open it again")
 
     def _replace_index(self, versions: tuple[Version, ...]) -> None:
         dataclasses.replace(self.index, versions=versions).write(self.folder)
