@@ -40,7 +40,7 @@ LEARNED: dict[str, Method] = {
     "norm_only": cwps.methods.NormOnly(),
     "bitfit": cwps.methods.BitFit(),
     "ssf": cwps.methods.Ssf(learning_rate=0.02),
-    "taps": cwps.methods.Taps(lambda_=0.2, free_epochs=1),
+    "taps": cwps.methods.Taps(lambda_=0.125, free_epochs=1),
     "piggyback": cwps.methods.Piggyback(learning_rate=2e-3),
     "ternary": cwps.methods.Piggyback(ternary=True, learning_rate=5e-3),
     "packnet": cwps.methods.PackNet(learning_rate=0.02),
