@@ -1,6 +1,7 @@
 """BA2, budget-aware adapters (Berriel et al. 2019, arXiv 1905.06242): a switch for each input channel."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -66,7 +67,7 @@ class Ba2(Parts):
 
     def penalised(self, own: Tree, network: Network) -> dict[str, Any]:
         switches = flatten(own["switches"])
-        costs = {one.path: one.parameters / one.shapes[0][-2] for one in network.layout.layers}
+        costs = {one.path: _cost(one) for one in _switched(network.layout, network.grouped)}
         total = sum(costs[path] * len(score) for path, score in switches.items())
         opened = sum(costs[path] * straight_through(one, THRESHOLD).sum() for path, one in switches.items())
         return {"kept": opened / total, "penalty": opened / total}
@@ -75,13 +76,19 @@ class Ba2(Parts):
         switches = flatten(own["switches"])
         return {path: pretrained[path] * straight_through(one, THRESHOLD) for path, one in switches.items()}
 
-    def packed(self, own: Tree) -> Tree:
-        scores = {path: np.asarray(score) for path, score in flatten(own["switches"]).items()}
-        every = np.sort(np.concatenate([score.ravel() for score in scores.values()]))
-        # Of equal importance where they have equal scores: the least that fits is the threshold.
-        most = int(self.budget * len(every))
-        least = max(THRESHOLD, np.nextafter(every[-most - 1], np.inf) if most < len(every) else -np.inf)
-        return {"switches": unflatten({path: pack_bits(score >= least) for path, score in scores.items()})}
+    def packed(self, layout: Layout, own: Tree) -> Tree:
+        scores = {path: np.asarray(score).ravel() for path, score in flatten(own["switches"]).items()}
+        costs = {layer.path: _cost(layer) for layer in layout.layers if layer.path in scores}
+        score = np.concatenate(list(scores.values()))
+        cost = np.concatenate([np.full(len(one), costs[path]) for path, one in scores.items()])
+        # As core.masks.harden: the first that does not fit ends it; equal scores in the layers' order.
+        wanted = score >= THRESHOLD
+        order = np.argsort(np.where(wanted, -score, np.inf), kind="stable")
+        opened = np.zeros(len(score), bool)
+        opened[order] = np.cumsum(np.where(wanted, cost, 0)[order]) <= self.budget * cost.sum() + 1e-6
+        ends = np.cumsum([len(one) for one in scores.values()])[:-1]
+        parts = zip(scores, np.split(opened & wanted, ends), strict=True)
+        return {"switches": unflatten({path: pack_bits(part) for path, part in parts})}
 
     def unpacked(self, view: Restoring) -> Tree:
         def switch(path: str, bits: np.ndarray) -> np.ndarray:
@@ -89,6 +96,11 @@ class Ba2(Parts):
 
         stored = view.under("switches")
         return {"switches": unflatten({path: switch(path, bits) for path, bits in stored.items()})}
+
+
+def _cost(layer: Layer) -> int:
+    """Returns the weights behind one of a layer's switches."""
+    return math.prod(layer.shapes[0]) // layer.shapes[0][-2]
 
 
 def _switched(layout: Layout, grouped: frozenset[str]) -> list[Layer]:

@@ -10,7 +10,7 @@ import numpy as np
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.trees import Flat, Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
-from cwps_jax.methods.channels import pack_bits, unpack_bits
+from cwps_jax.methods.channels import pack_bits, smallest, unpack_bits
 from cwps_jax.methods.method import (
     Begun,
     Clock,
@@ -44,7 +44,8 @@ class PackNet(Method):
     the last one; the head follows the config's own optimizer, on the same schedule.
 
     Attributes:
-        free_share: share of each kernel's pre-trained weights that is freed before the first task.
+        free_share: share of each kernel's pre-trained weights that is freed before the first task; the same
+            for all tasks of a pool.
         prune_share: share of its own weights that a task frees again.
         retrain_share: share of the epochs after that.
         learning_rate: of the free weights, at first.
@@ -87,6 +88,7 @@ class PackNet(Method):
         own = {
             "params": moment.own["params"],
             "masks": unflatten({path: pack_bits(mine[path][free[path]]) for path in mine}),
+            "free": smallest(np.asarray(_count(free))),
             "weights": unflatten({path: np.asarray(weights[path])[mine[path]] for path in mine}),
         }
         return Stored(own, uses=moment.found["uses"])
@@ -111,9 +113,15 @@ class PackNet(Method):
     def _begin(self, moment: Moment) -> Begun:
         layout, start = moment.network.layout, flatten(moment.start["params"])
         kernels, free = self._pruned(layout, start)
-        for stored in moment.pool.stored.values():
-            _place(kernels, free, stored())
-        if not any(one.any() for one in free.values()):
+        for name, read in moment.pool.stored.items():
+            stored = read()
+            if int(stored["free"]) != _count(free):
+                raise CwpsError(
+                    f"packnet: config.packnet.free_share = {self.free_share} is not what {name} was learned "
+                    "with; all tasks of a pool have the same"
+                )
+            _place(kernels, free, stored)
+        if not _count(free):
             raise CwpsError("packnet: no weight of this backbone is free any more; begin another pool")
         head = {path: start[path] for path in layout.head_paths}
         rest = {path: leaf for path, leaf in start.items() if path not in head}
@@ -144,6 +152,10 @@ def _rule(network: Network) -> Rule:
         return Effective(unflatten(params), kept=kept / network.layout.backbone_parameters)
 
     return rule
+
+
+def _count(masks: Flat) -> int:
+    return sum(int(np.sum(mask)) for mask in masks.values())
 
 
 def _place(kernels: Flat, free: Flat, stored: Mapping[str, np.ndarray]) -> None:

@@ -80,7 +80,7 @@ class Parts(Method):
         """Returns the weight of the penalty."""
         return None
 
-    def packed(self, own: Tree) -> Tree:
+    def packed(self, layout: Layout, own: Tree) -> Tree:
         """Returns the other collections of the own tree in the form in which they are stored."""
         return own
 
@@ -105,9 +105,10 @@ class Parts(Method):
         return (stage,)
 
     def store(self, finished: Finished) -> Stored:
+        layout = finished.moment.network.layout
         own = {name: tree for name, tree in finished.moment.own.items() if name != "params"}
         other = {} if self.inference else {"other": dict(finished.other)}
-        return Stored({"params": finished.moment.own["params"], **other, **self.packed(own)})
+        return Stored({"params": finished.moment.own["params"], **other, **self.packed(layout, own)})
 
     def restore(self, view: Restoring) -> dict[str, Any]:
         changed = jax.device_get(_program(self, view.layout)(self.unpacked(view), dict(view.pretrained)))

@@ -60,7 +60,7 @@ class Piggyback(Parts):
     def penalised(self, own: Tree, network: Network) -> dict[str, Any]:
         return {"kept": jnp.float32(0)}  # bits are no numbers
 
-    def packed(self, own: Tree) -> Tree:
+    def packed(self, layout: Layout, own: Tree) -> Tree:
         stored = {"masks": map_with_path(lambda path, score: pack_bits(score >= THRESHOLD), own["masks"])}
         if self.ternary:
             stored["signs"] = map_with_path(lambda path, score: pack_bits(score < 0), own["masks"])
