@@ -1,6 +1,6 @@
 """Every method on three domains of the handwritten digits: one table, one picture.
 
-Command:    python -m cwps_jax.main --config configs/digits_methods.py        (both variants: make demo-methods)
+Command:    python -m cwps_jax.main --config configs/digits_methods.py   (both variants: make demo-methods)
             configs/digits_methods.py:vit has the methods that need a Vision Transformer
 Data:       embedded, scikit-learn's digits (see cwps_jax/data/digits.py)
 """
@@ -9,7 +9,10 @@ from cwps_jax.config import default_config
 from cwps_jax.errors import CwpsError
 
 # Those that serve any backbone.
-ANY = ("finetune", "probe", "norm_only", "bitfit", "ssf", "taps", "piggyback", "packnet", "lora", "atlas", "ba2")
+ANY = (
+    *("finetune", "probe", "norm_only", "bitfit", "ssf", "taps"),
+    *("piggyback", "packnet", "lora", "atlas", "ba2"),
+)
 VARIANTS = {"resnet": (*ANY, "adapter"), "vit": (*ANY, "l2p", "dualprompt")}
 
 

@@ -30,10 +30,11 @@ RANKS = {
     "learn": 7,
     "serve": 8,
     "report": 8,
-    "pretraining": 8,
-    "run": 9,
-    "main": 10,
-    "pool": 10,
+    "prepare": 8,
+    "pretraining": 9,
+    "run": 10,
+    "main": 11,
+    "pool": 11,
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

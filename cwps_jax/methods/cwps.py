@@ -114,13 +114,15 @@ class Cwps(Method):
         scores = adam(b2=0.9) if self.score_optimizer == "adam" else sgd(training.momentum)
         # A short memory: lambda's first jump must not slow the scores down for a thousand steps.
         child[1]["masks"] = Group(scores, self.score_learning_rate)
+        # What the soft rule reads: tasks that differ in other settings share its compiled step.
+        read = (type(self), self.granularity, self.estimator, self.compensate, self.max_temperature)
         return (
             dataclasses.replace(finetune_stage("warm-up", warm_up, training, network), groups=child[0]),
             Stage(
                 "soft",
                 soft,
                 self._search,
-                network.remembered(("soft", self._compiled_settings()), lambda: self._soft(network)),
+                network.remembered(read, lambda: self._soft(network)),
                 child[1],
                 penalty=Penalty(self.lambda_, 0, training.budget, self.budget_rate, self.budget_gain),
                 project=_clip,
@@ -150,12 +152,6 @@ class Cwps(Method):
     def penalty(self, gates: Tree, scores: Tree, child: Tree) -> jax.Array:
         """Returns what is added to the loss, times lambda: METHOD's sparsity."""
         return core_masks.sparsity(gates, child)
-
-    def _compiled_settings(self) -> "Cwps":
-        """Returns the method with those settings at their defaults that its soft rule does not read."""
-        read = ("granularity", "estimator", "compensate", "max_temperature")
-        others = [field for field in dataclasses.fields(Cwps) if field.name not in read]
-        return dataclasses.replace(self, **{field.name: field.default for field in others})
 
     def _soft(self, network: Network) -> Rule:
         layout = network.layout
