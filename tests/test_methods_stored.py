@@ -80,7 +80,7 @@ class Analytic:
     layers = taps = finetune = channels
 
     def weights(self) -> tuple[int, int]:
-        own = self.pool._own(self.pool.version(self.name))
+        own = self.pool._trees.own(self.pool.version(self.name))
         masks = {path: own[f"masks/{path}"] for path in self.layout.layer_paths}
         opened = {path: np.unpackbits(mask).sum() for path, mask in masks.items() if mask.ndim}
         assert len(opened) >= 2
