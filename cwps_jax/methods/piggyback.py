@@ -24,7 +24,7 @@ START, THRESHOLD = 1e-2, 5e-3  # of the public code (arunmallya/piggyback)
 
 @dataclasses.dataclass(frozen=True)
 class Piggyback(Parts):
-    """W = m * P, m = 1 where a real score is at least 0.005, straight-through; biases and norms stay as they are.
+    """W = m * P, m = 1 where a real score is at least 0.005, straight-through; biases and norms stay.
 
     Scores start at 0.01. Published: Adam at 1e-4 that falls to a tenth at half of the steps, for scores and
     for the classifier; here the head follows the config's own optimizer and rate, on the same schedule. The
