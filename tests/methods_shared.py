@@ -47,7 +47,7 @@ LEARNED: dict[str, Method] = {
     "lora": cwps.methods.Lora(rank=2, learning_rate=0.02),
     "adapter": cwps.methods.Adapter(),
     "atlas": cwps.methods.Atlas(tasks=("channels", "finetune")),
-    "ba2": cwps.methods.Ba2(learning_rate=2e-3, budget=0.7),
+    "ba2": cwps.methods.Ba2(learning_rate=3e-4, budget=0.7),
     "l2p": cwps.methods.L2P(prompts=6, length=2, top=3, learning_rate=0.3),
     "dualprompt": cwps.methods.DualPrompt(expert_length=3, learning_rate=0.3),
 }

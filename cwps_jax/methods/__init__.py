@@ -27,15 +27,23 @@ from cwps_jax.methods.ssf import Ssf
 from cwps_jax.methods.taps import Taps
 from cwps_jax.settings.checks import unknown_key
 
-METHODS: dict[str, type[Method]] = {}
+_OURS: tuple[type[Method], ...] = (Cwps, Finetune, Probe, NormOnly, BitFit, Ssf, Taps, Piggyback, PackNet)
+_OURS = (*_OURS, Lora, Adapter, Atlas, Ba2, L2P, DualPrompt)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _OURS}
 
 
 def register(method: type[Method]) -> type[Method]:
     """Makes a method known by its name; usable as a decorator.
 
     Raises:
-        CwpsError: no name, or one that another method has.
+        CwpsError: no name, or one that another method or a key of main's config has.
     """
+    from cwps_jax.config import RunConfig  # which knows the methods
+
+    if method.name in {field.name for field in dataclasses.fields(RunConfig)}:
+        raise CwpsError(
+            f"a method cannot be called {method.name!r}: config.{method.name} is a key of its own"
+        )
     if not method.name or METHODS.setdefault(method.name, method) is not method:
         raise CwpsError(f"a method cannot be called {method.name!r}: give it a name that no other has")
     return method
@@ -75,8 +83,3 @@ def with_settings(name: str, settings: Mapping[str, Any]) -> Method:
     return method(
         **{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     )
-
-
-_OURS: tuple[type[Method], ...] = (Cwps, Finetune, Probe, NormOnly, BitFit, Ssf, Taps, Piggyback, PackNet)
-for _method in (*_OURS, Lora, Adapter, Atlas, Ba2, L2P, DualPrompt):
-    register(_method)

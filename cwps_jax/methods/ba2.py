@@ -17,7 +17,7 @@ from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import adam
 from cwps_jax.methods.parts import Parts, norm_leaves, numbers
 from cwps_jax.settings import TrainConfig
-from cwps_jax.settings.checks import at_least, within
+from cwps_jax.settings.checks import at_least
 
 START, THRESHOLD = 1e-2, 5e-3  # Piggyback's, from which the method comes; BA2's own code was not found
 
@@ -44,7 +44,10 @@ class Ba2(Parts):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "config.ba2.", learning_rate=0)
-        within(self, "config.ba2.", 0, 1, "budget")
+        if not 0 < self.budget <= 1:
+            raise CwpsError(
+                f"config.ba2.budget = {self.budget}: must be above 0 and at most 1, a share of the switches"
+            )
 
     def check(self, network: Network, training: TrainConfig) -> None:
         if not _switched(network.layout, network.grouped):

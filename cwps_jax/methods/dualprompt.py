@@ -28,9 +28,8 @@ class DualPrompt(Prompting):
     epochs, a batch of 24 on each device.
 
     Attributes:
-        general_blocks, expert_blocks: numbers of the attentions that get the G-prompt and the E-prompt;
-        those that the
-            backbone does not have are left out.
+        general_blocks, expert_blocks: numbers of the attentions that get the G-prompt and the E-prompt; those
+            that the backbone does not have are left out.
         general_length, expert_length: keys and values in each of them.
         learning_rate: of the prompts, for a batch of 256; in proportion to the batch.
     """
@@ -53,8 +52,8 @@ class DualPrompt(Prompting):
         super().check(network, training)
         if not self._lengths(network):
             raise CwpsError(
-                f"config.dualprompt: none of this backbone's {len(network.attentions)} attentions is in "
-                f"general_blocks = {self.general_blocks} or expert_blocks = {self.expert_blocks}"
+                f"config.dualprompt: this backbone has {len(network.attentions)} attentions, none of which "
+                f"is in general_blocks = {self.general_blocks} or expert_blocks = {self.expert_blocks}"
             )
 
     def wrap(self, model: nn.Module) -> nn.Module:

@@ -53,6 +53,13 @@ class L2P(Prompting):
                 f"config.l2p.top = {self.top}: must be at most config.l2p.prompts = {self.prompts}"
             )
 
+    def check(self, network: Network, training: TrainConfig) -> None:
+        super().check(network, training)
+        if not any(self.head in path.split("/")[:-1] for path in network.layout.head_paths):
+            raise CwpsError(
+                f"config.l2p.head = {self.head!r}: the model has no such head; give the name in config.head"
+            )
+
     def wrap(self, model: nn.Module) -> nn.Module:
         return Prompted(model, self.top, self.head)
 
