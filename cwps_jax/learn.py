@@ -11,13 +11,13 @@ import numpy as np
 
 from cwps_jax.config import TrainConfig, check_task_name
 from cwps_jax.core.masks import check_budget
-from cwps_jax.core.search import Search, Source, composite
 from cwps_jax.core.trees import Tree, flatten, map_with_path, merge, select
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.modules import PRIVATE, channel_layout
 from cwps_jax.parallel import Parallel
 from cwps_jax.profiling import Profiler
+from cwps_jax.search.composite import Search, Source, composite
 from cwps_jax.store.pool import PRETRAINED, Pool
 from cwps_jax.tracing import trace_parameters
 from cwps_jax.train.evaluation import measure

@@ -63,7 +63,7 @@ def stored_pool(config: RunConfig, workdir: pathlib.Path) -> tuple[Pool | None, 
         record = {key: getattr(config, key) for key in TRAINED_BY}
     if not (workdir / "pool" / "index.json").exists():
         return None, record
-    pool = Pool.open(workdir / "pool", search_gigabytes=config.search_gigabytes)
+    pool = Pool.open(workdir / "pool")
     if pool.index.backbone != config.backbone:
         raise CwpsError(
             f"{workdir}: made with backbone {pool.index.backbone!r}, config.backbone is {config.backbone!r}; "

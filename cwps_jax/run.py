@@ -120,7 +120,6 @@ def _learn_draw(
                 trainer.layout,
                 backbone=config.backbone,
                 record=record,
-                search_gigabytes=config.search_gigabytes,
             )
         for name, task in tasks.items():
             if name in pool.tasks:

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from cwps_jax.core.channels import Layer, Layout
-from cwps_jax.core.search import Source
 from cwps_jax.errors import CwpsError
 from cwps_jax.report import owners
 from cwps_jax.report.pictures import draw_accuracy, draw_report
+from cwps_jax.search.composite import Source
 from cwps_jax.store.pool import PRETRAINED, Pool
 
 STEM, FIRST, SECOND = "stem/kernel", "block2/kernel", "block10/kernel"

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from cwps_jax.config.checks import at_least, within
 from cwps_jax.config.data import DataConfig
 from cwps_jax.config.train import TrainConfig
-from cwps_jax.core.stored import SEARCH_GIGABYTES
 from cwps_jax.errors import CwpsError
 
 Compared = Literal["finetune", "probe"]
@@ -47,7 +46,6 @@ class RunConfig(TrainConfig, DataConfig):
         draws: independent runs with the seeds from `seed` on, each in a folder of its own in the workdir;
             results.json then gives means and deviations over them.
         least_steps: fewest training steps of a task; epochs are added where its data give fewer.
-        search_gigabytes: memory for the stored rows that stay from one search to the next; see `Pool.open`.
         compilation_cache: folder of compiled programs that later runs reuse; "" for none.
         profile: whether a few steps of each stage are traced, the first time that it is trained, and what a
             step costs is written down: see profile/ in the workdir.
@@ -65,14 +63,13 @@ class RunConfig(TrainConfig, DataConfig):
     compare: tuple[Compared, ...] = ("finetune", "probe")
     draws: int = 1
     least_steps: int = 0
-    search_gigabytes: float = SEARCH_GIGABYTES
     compilation_cache: str = "~/.cache/cwps_jax"
     profile: bool = False
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
         DataConfig.__post_init__(self)
-        at_least(self, source_epochs=1, draws=1, least_steps=0, search_gigabytes=0)
+        at_least(self, source_epochs=1, draws=1, least_steps=0)
         within(self, 0, 1, "stochastic_depth")
         if not self.tasks:
             raise CwpsError("config.tasks is empty: name at least one task")

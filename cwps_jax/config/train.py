@@ -5,8 +5,8 @@ from typing import Literal
 
 from cwps_jax.config.checks import at_least, below_one, check_types, within
 from cwps_jax.core.masks import MAX_TEMPERATURE, Estimator
-from cwps_jax.core.search import Candidates, Distance, Granularity, Search
 from cwps_jax.errors import CwpsError
+from cwps_jax.search.composite import Candidates, Distance, Granularity, Search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TrainConfig:
             gradients' work for them only. "dense" keeps the whole child and holds what is closed: the same
             numbers up to rounding, slower.
         norm_batches: training batches from which norm statistics are re-estimated after hardening.
-        search_distance, search_granularity, search_candidates, search_z: see `core.search.Search`.
+        search_distance, search_granularity, search_candidates, search_z: see `Search`.
         head: name of the model's head.
         private: further patterns over paths of leaves that the task keeps for itself.
     """

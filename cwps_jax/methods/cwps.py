@@ -8,9 +8,9 @@ from cwps_jax.config import TrainConfig
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.compact import unpack
 from cwps_jax.core.mixing import mix
-from cwps_jax.core.search import composite
 from cwps_jax.core.trees import Tree
 from cwps_jax.methods.method import Effective, Frozen, Method, Moment, Stage, all_open, whole_child
+from cwps_jax.search.composite import composite
 
 _hardened = jax.jit(core_masks.harden, static_argnames=("layout", "budget", "estimator"))
 

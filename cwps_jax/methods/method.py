@@ -9,9 +9,9 @@ from cwps_jax.config import TrainConfig
 from cwps_jax.core import masks
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.compact import Placement
-from cwps_jax.core.search import Source
-from cwps_jax.core.stored import StoredModels
 from cwps_jax.core.trees import Tree
+from cwps_jax.search.composite import Source
+from cwps_jax.search.models import StoredModels
 
 
 @jax.tree_util.register_dataclass

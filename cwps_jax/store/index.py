@@ -11,7 +11,8 @@ from typing import Any
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.errors import CwpsError
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, 3)  # versions of 2 have no sketches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,9 @@ class Version:
         version: 1 for the task's first.
         rows_sha256: of the files of its rows, which other versions borrow.
         own_sha256: of the files of all that is its own alone.
-        bytes: payload bytes of both trees.
+        bytes: payload bytes of all its trees.
         record: what was measured when it was learned; plain JSON.
+        sketch_sha256: of the files of its rows' sketch; "" where it has none.
     """
 
     id: int
@@ -35,6 +37,7 @@ class Version:
     own_sha256: str
     bytes: int
     record: Mapping[str, Any]
+    sketch_sha256: str = ""
 
     @property
     def name(self) -> str:
@@ -90,7 +93,7 @@ class Index:
             raise CwpsError(f"{folder}: no pool here (no index.json)") from error
         except ValueError as error:
             raise CwpsError(f"{path}: not a pool's index; restore it from a copy") from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
+        if not isinstance(values, dict) or values.get("format") not in READABLE:
             raise CwpsError(f"{path}: not a pool of format {FORMAT}; use the cwps_jax that wrote it")
         return cls(
             values["backbone"],

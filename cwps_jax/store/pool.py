@@ -5,9 +5,10 @@
     pool/
       index.json            what there is; replaced atomically, after everything it names is written
       pretrained/           the shared tree: the pre-trained model, whole
-      tasks/birds@1/        two trees a version:
-        rows/                 what a search compares and later versions borrow
+      tasks/birds@1/        three trees a version:
+        rows/                 what later versions borrow
           <leaf>                the active channels, channel-major (active, fan-in)
+        sketch/               the same in 8 bits, what a search looks at first: `cwps_jax.search.sketch`
         own/                  the rest: ownership, gates and counts are known without the rows
           masks/<kernel>        uint8, one bit a channel, packed
           owner/<kernel>        for each inactive channel, the id of the version that stores it
@@ -30,17 +31,17 @@ import numpy as np
 from cwps_jax.config import check_task_name
 from cwps_jax.core import accounting, packing
 from cwps_jax.core.channels import Layer, Layout
-from cwps_jax.core.recent import Recent
-from cwps_jax.core.search import Source
-from cwps_jax.core.stored import SEARCH_GIGABYTES, StoredModels, gather, model_rows
 from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.method import Pooled
+from cwps_jax.search.composite import Source
+from cwps_jax.search.models import StoredModels, gather, model_rows
+from cwps_jax.search.sketch import sketched
 from cwps_jax.store import arrays
 from cwps_jax.store.index import Index, Version
 
 PRETRAINED = "pretrained"
-ROWS, OWN = "rows", "own"  # the folders of a version's two trees
+ROWS, SKETCH, OWN = "rows", "sketch", "own"  # the folders of a version's trees
 
 Ownership = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -53,13 +54,10 @@ class Pool:
         index: what it holds.
     """
 
-    def __init__(
-        self, folder: pathlib.Path, index: Index, *, search_gigabytes: float = SEARCH_GIGABYTES
-    ) -> None:
+    def __init__(self, folder: pathlib.Path, index: Index) -> None:
         self.folder = folder
         self.index = index
         self._loaded: dict[Any, Any] = {}  # hashes compared once; the files are mapped, not held
-        self._compared = Recent(int(search_gigabytes * 1e9))
         self._ownerships: dict[int, Ownership] = {}
         self._pooled: tuple[Any, Pooled] | None = None  # the newest alone: every method of a task asks for it
 
@@ -72,7 +70,6 @@ class Pool:
         *,
         backbone: str = "",
         record: Mapping[str, Any] | None = None,
-        search_gigabytes: float = SEARCH_GIGABYTES,
     ) -> "Pool":
         """Makes a pool that holds the pre-trained model alone.
 
@@ -82,7 +79,6 @@ class Pool:
             layout: where its leaves belong, see `channel_layout`; the head may have another size.
             backbone: its name, so that another one is refused.
             record: where it came from; plain JSON.
-            search_gigabytes: as in `open`.
 
         Raises:
             CwpsError: there is a pool already, or the variables are not those of the layout.
@@ -102,22 +98,20 @@ class Pool:
         folder.mkdir(parents=True, exist_ok=True)
         sha256 = arrays.save(folder / PRETRAINED, variables)
         Index(backbone, dataclasses.replace(layout, head=head), sha256, dict(record or {})).write(folder)
-        return cls.open(folder, search_gigabytes=search_gigabytes)
+        return cls.open(folder)
 
     @classmethod
-    def open(cls, folder: str | pathlib.Path, *, search_gigabytes: float = SEARCH_GIGABYTES) -> "Pool":
+    def open(cls, folder: str | pathlib.Path) -> "Pool":
         """Opens a pool.
 
         Args:
             folder: where it is.
-            search_gigabytes: memory for the rows that stay from one search to the next, about a byte a weight
-                (four in a search by layer or of any channel); each search reads anew what does not fit.
 
         Raises:
             CwpsError: there is none.
         """
         folder = pathlib.Path(folder)
-        return cls(folder, Index.read(folder), search_gigabytes=search_gigabytes)
+        return cls(folder, Index.read(folder))
 
     @property
     def layout(self) -> Layout:
@@ -216,7 +210,7 @@ class Pool:
             own = np.zeros(layer.channels, np.int32), np.arange(layer.channels, dtype=np.int32)
             pairs = [own, *(ownership[layer.path] for ownership in ownerships)]
             owner[layer.path], row[layer.path] = (np.stack(one) for one in zip(*pairs, strict=True))
-        return StoredModels(owner, row, self._rows, self._pretrained, self._compared)
+        return StoredModels(owner, row, self._rows, self._sketch, self._pretrained)
 
     def add(
         self,
@@ -250,9 +244,11 @@ class Pool:
         identity = 1 + max((version.id for version in self.index.versions), default=0)
         trees = self._pack(params, other, gates, sources, pooled)
         folder = self.folder / "tasks" / f"{task}@{number}"
-        rows_sha256, own_sha256 = (arrays.save(folder / name, trees[name]) for name in (ROWS, OWN))
+        rows_sha256, own_sha256, sketch_sha256 = (
+            arrays.save(folder / name, trees[name]) for name in (ROWS, OWN, SKETCH)
+        )
         size = arrays.payload_bytes(trees)
-        version = Version(identity, task, number, rows_sha256, own_sha256, size, dict(record))
+        version = Version(identity, task, number, rows_sha256, own_sha256, size, dict(record), sketch_sha256)
         index = dataclasses.replace(self.index, versions=(*self.index.versions, version))
         index.write(self.folder)
         self.index = Index.read(self.folder)
@@ -284,7 +280,9 @@ class Pool:
             "params": unflatten({path: leaf for path, leaf in leaves.items() if path not in layer_paths}),
             "other": dict(other),
         }
-        return {ROWS: packing.pack(self.layout, unflatten(leaves), unflatten(flat_gates)), OWN: own}
+        packed = packing.pack(self.layout, unflatten(leaves), unflatten(flat_gates))
+        active = {layer.path: np.flatnonzero(flat_gates[layer.path]) for layer in self.layout.layers}
+        return {ROWS: packed, SKETCH: sketched(self.layout, packed, active, self._rows(0)), OWN: own}
 
     def _rows(self, identity: int) -> Mapping[str, np.ndarray]:
         """Returns the rows that an owner stores, {path of a leaf: (rows, fan-in)}."""
@@ -293,6 +291,19 @@ class Pool:
         version = self.index.by_id[identity]
         folder = self.folder / "tasks" / version.name / ROWS
         return self._once((version.id, ROWS), lambda: arrays.load(folder, version.rows_sha256))
+
+    def _sketch(self, identity: int) -> Mapping[str, np.ndarray]:
+        """Returns the sketch of an owner's rows; it is made here where an earlier release wrote none."""
+        version = self.index.by_id[identity]
+
+        def read() -> Mapping[str, np.ndarray]:
+            if version.sketch_sha256:
+                return arrays.load(self.folder / "tasks" / version.name / SKETCH, version.sketch_sha256)
+            own, layers = self._own(version), self.layout.layers
+            active = {layer.path: np.flatnonzero(_gate(layer, own)) for layer in layers}
+            return sketched(self.layout, self._rows(identity), active, self._rows(0))
+
+        return self._once((identity, SKETCH), read)
 
     def _own(self, version: Version) -> arrays.Leaves:
         folder = self.folder / "tasks" / version.name / OWN

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
-from cwps_jax.core.search import Source
 from cwps_jax.core.trees import Tree
+from cwps_jax.search.composite import Source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,6 @@ from cwps_jax.active_gradient import gradient_work
 from cwps_jax.config import TrainConfig
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.compact import Capacity, choose_capacity
-from cwps_jax.core.stored import StoredModels
 from cwps_jax.core.trees import Tree, select
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.preparation import Preparation
@@ -26,6 +25,7 @@ from cwps_jax.data.split import Arrays, Split, as_split
 from cwps_jax.methods.method import Frozen, Moment, Pooled, Stage
 from cwps_jax.parallel import Compiled, Parallel
 from cwps_jax.profiling import Profiler
+from cwps_jax.search.models import StoredModels
 from cwps_jax.tracing import cast_types, mode, parameter_depths
 from cwps_jax.train.epochs import mean_statistics, run_epoch
 from cwps_jax.train.evaluation import Predictor
@@ -39,7 +39,9 @@ from cwps_jax.train.step import make_norm_step, make_step
 CHILD_SETTINGS = ("optimizer", "momentum", "weight_decay", "layer_decay")
 SCORE_SETTINGS = ("score_optimizer", "momentum")
 
-NO_POOL = Pooled(StoredModels({}, {}, lambda owner: {}, dict), ())  # for methods that do not search
+NO_POOL = Pooled(
+    StoredModels({}, {}, lambda owner: {}, lambda owner: {}, dict), ()
+)  # for methods that do not search
 
 
 class Trainer:
