@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cwps_jax.core.channels import Layer, Layout, Shape, to_columns
-from cwps_jax.search.slots import Sketched, Slots, runs
+from cwps_jax.search.slots import Sketched, Slots, in_threads, runs
 
 STRIP = 64  # fan-in at a time, when a matrix is turned: a stretch that the processor's caches hold
 
@@ -90,18 +90,21 @@ def gather(
         layout: the backbone's layout.
         owner: {path of a kernel: int (channels,)}.
         row: the same, the row there.
-        read: as in `StoredModels`.
+        read: as in `StoredModels`; several threads call it.
         pretrained: the pre-trained model's leaves.
     """
-    leaves = {leaf: np.array(pretrained[leaf], order="C") for leaf in layout.layer_paths}
-    for layer in layout.layers:
+
+    def take(layer: Layer) -> dict[str, np.ndarray]:
+        leaves = {leaf: np.array(pretrained[leaf], order="C") for leaf in layer.leaves}
         who, where = owner[layer.path], row[layer.path]
         # Most channels are the pre-trained model's own, which the copy has.
         taken = np.flatnonzero((who != 0) | (where != np.arange(layer.channels)))
         taken = taken[np.argsort(who[taken], kind="stable")]
         for leaf in layer.leaves if len(taken) else ():
             _put(leaves[leaf], layer.gate_shape, taken, looked_up(leaf, who[taken], where[taken], read))
-    return leaves
+        return leaves
+
+    return {leaf: rows for leaves in in_threads(take, layout.layers) for leaf, rows in leaves.items()}
 
 
 def looked_up(leaf: str, owner: np.ndarray, row: np.ndarray, read: Callable[[int], Rows]) -> np.ndarray:
