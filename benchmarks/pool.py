@@ -6,10 +6,10 @@ Synthetic tasks, each with its own rows in a share of every layer's channels, ar
 They are of a few families, whose tasks have much of their change in common, and so does the child: its
 nearest rows are close to each other, so that many have to be compared weight by weight.
 
-cold_search_over_read: seconds to open the pool, read and hash it, and find a composite parent, over seconds
-to read the same files through; both find nothing of them in the system's file cache. `seconds` tells the
-next searches too, of rows that stayed in memory, and their quartiles. The first turn, which compiles, does
-not count.
+cold_search_over_read: seconds to open the pool and find a composite parent, with reading and hashing what
+that needs, over seconds to read all of the pool's files through; both find nothing of them in the system's
+file cache. `seconds` tells the next searches too, which find it there, and their quartiles. The first turn
+does not count.
 """
 
 import argparse
@@ -35,7 +35,6 @@ from cwps_jax.store.pool import Pool
 
 QUICK = {"backbone": "resnet8", "tasks": 8, "repeats": 2}
 SIZE = 64  # pixels: any, the layers do not depend on it
-GIGABYTES = 64  # of memory for rows that stay: all of them
 AGAIN = 5  # searches of a turn after its first one
 READERS = 8  # threads
 PIECE = 4 << 20  # bytes that a file is read by
@@ -63,7 +62,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         def cold() -> float:
             forget(files)
             began = time.perf_counter()
-            pool = Pool.open(folder, search_gigabytes=GIGABYTES)
+            pool = Pool.open(folder)
             composite_parent(child, pool)
             seconds = time.perf_counter() - began
             again.extend(seconds_of(lambda: composite_parent(child, pool)) for _ in range(AGAIN))

@@ -8,7 +8,6 @@ from cwps_jax.core.channels import Layer, Layout, layout_from_axes
 from cwps_jax.core.foreign import layout_from_shapes
 from cwps_jax.core.masks import gates, harden, init_scores, sparsity, temperature
 from cwps_jax.core.mixing import mix
-from cwps_jax.core.search import Search, Source
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.learn import LearnedTask, composite_parent, learn_task, make_trainer
@@ -16,6 +15,7 @@ from cwps_jax.models import BACKBONES
 from cwps_jax.models.pretrained import load_backbone, save_backbone
 from cwps_jax.modules import ChannelShared, channel_layout, channel_rule
 from cwps_jax.profiling import Profiler
+from cwps_jax.search.composite import Search, Source
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.objectives import accuracy, cross_entropy

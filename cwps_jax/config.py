@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from cwps_jax import methods
-from cwps_jax.core.stored import SEARCH_GIGABYTES
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import DataConfig, TrainConfig, check_task_name, unknown_key
 from cwps_jax.settings.checks import at_least, within
@@ -49,7 +48,6 @@ class RunConfig(TrainConfig, DataConfig):
         draws: independent runs with the seeds from `seed` on, each in a folder of its own in the workdir;
             results.json has the rows of all of them.
         least_steps: fewest training steps of a task; epochs are added where its data give fewer.
-        search_gigabytes: memory for the stored rows that stay from one search to the next; see `Pool.open`.
         compilation_cache: folder of compiled programs that later runs reuse; "" for none.
         profile: whether a few steps of each stage are traced, the first time that it is trained, and what a
             step costs is written down: see profile/ in the workdir.
@@ -69,14 +67,13 @@ class RunConfig(TrainConfig, DataConfig):
     keep_compared: bool = False
     draws: int = 1
     least_steps: int = 0
-    search_gigabytes: float = SEARCH_GIGABYTES
     compilation_cache: str = "~/.cache/cwps_jax"
     profile: bool = False
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
         DataConfig.__post_init__(self)
-        at_least(self, source_epochs=1, draws=1, least_steps=0, search_gigabytes=0)
+        at_least(self, source_epochs=1, draws=1, least_steps=0)
         within(self, "config.", 0, 1, "stochastic_depth")
         if not self.tasks:
             raise CwpsError("config.tasks is empty: name at least one task")

@@ -12,7 +12,6 @@ import numpy as np
 from cwps_jax import methods
 from cwps_jax.core.accounting import count_stored
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.search import Search, Source, composite
 from cwps_jax.core.trees import Tree, flatten, map_with_path, merge, select
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
@@ -20,6 +19,7 @@ from cwps_jax.methods.method import Stored
 from cwps_jax.modules import PRIVATE, channel_layout
 from cwps_jax.parallel import Parallel
 from cwps_jax.profiling import Profiler
+from cwps_jax.search.composite import Search, Source, composite
 from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
 from cwps_jax.tracing import trace_parameters

@@ -23,7 +23,7 @@ IRRELEVANT = (
     *("method", "settings", "epochs", "budget", "norm_batches", "compare", "keep_compared"),  # of the tasks
     *("tasks", "overrides", "weights", "shots", "draws", "least_steps"),
     *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
-    *("parallel", "remat", "search_gigabytes", "compilation_cache", "profile"),
+    *("parallel", "remat", "compilation_cache", "profile"),
 )
 
 
@@ -36,7 +36,7 @@ def stored_pool(config: RunConfig, workdir: pathlib.Path) -> Pool | None:
     record = origin(config)
     if not (workdir / "pool" / "index.json").exists():
         return None
-    pool = Pool.open(workdir / "pool", search_gigabytes=config.search_gigabytes)
+    pool = Pool.open(workdir / "pool")
     if pool.index.backbone != config.backbone:
         raise CwpsError(
             f"{workdir}: made with backbone {pool.index.backbone!r}, config.backbone is {config.backbone!r}; "
@@ -98,7 +98,6 @@ def pretrained_pool(prepared: Prepared, folder: pathlib.Path) -> Callable[[Obser
             trainer.layout,
             backbone=config.backbone,
             record={**origin(config), **scores},
-            search_gigabytes=config.search_gigabytes,
         )
 
     return make

@@ -7,10 +7,10 @@ import zoo
 from stored_models import whole_models
 
 from cwps_jax.core.channels import layout_from_axes
-from cwps_jax.core.recent import Recent
-from cwps_jax.core.search import Search, composite
-from cwps_jax.core.stored import StoredModels, model_rows
 from cwps_jax.core.trees import flatten, unflatten
+from cwps_jax.search.composite import Search, composite
+from cwps_jax.search.models import StoredModels, model_rows
+from cwps_jax.search.sketch import sketched
 
 OPTIONS = [
     Search(distance, granularity, candidates)
@@ -116,16 +116,17 @@ class SharedRows:
         reads: owners in the order in which they were read.
     """
 
-    def __init__(self, rng, tasks, search, keep):
+    def __init__(self, rng, tasks, search):
         self.reads = []
         whole = [rows(random_params(rng))]
         owner, row = ({path: [np.zeros(len(own), int)] for path, own in whole[0].items()} for _ in range(2))
-        packed = [{}]
+        packed, self.active = [{}], [{}]
         for path, own in whole[0].items():
             row[path][0] = np.arange(len(own))
         for task in range(1, tasks + 1):
             whole.append({})
             packed.append({})
+            self.active.append({})
             for path, start in whole[0].items():
                 channels = np.arange(len(start))
                 lender, scattered = rng.integers(task), 1.0 if search.candidates == "any" else 0.2
@@ -140,12 +141,13 @@ class SharedRows:
                 row[path][-1] = np.where(active, np.cumsum(active) - 1, row[path][-1])
                 whole[task][path] = values.astype(np.float32).astype(np.float64)
                 packed[task][path] = whole[task][path][active]
+                self.active[task][path] = np.flatnonzero(active)
         self.models = [from_rows(model) for model in whole]
         self.stored = StoredModels(
             *({path: np.stack(each) for path, each in values.items()} for values in (owner, row)),
             lambda number: self._read(number, packed),
+            lambda number: self._sketch(number, packed),
             lambda: self.models[0],
-            Recent(keep),
         )
 
     def _row(self, rng, start, whole, path, channel, search):
@@ -161,6 +163,12 @@ class SharedRows:
 
     def _read(self, number, packed):
         self.reads.append(number)
+        return self._rows(number, packed)
+
+    def _sketch(self, number, packed):
+        return sketched(LAYOUT, self._rows(number, packed), self.active[number], self._rows(0, packed))
+
+    def _rows(self, number, packed):
         if number == 0:
             return model_rows(LAYOUT, self.models[0])
         stored = {path: own.astype(np.float32) for path, own in packed[number].items()}

@@ -5,9 +5,9 @@ from invented import TASKS, accuracy, invented, methods
 from matplotlib.colors import to_hex
 
 from cwps_jax.core.channels import Layer, Layout
-from cwps_jax.core.search import Source
 from cwps_jax.report import owners
 from cwps_jax.report.pictures import draw_accuracy, draw_comparison, draw_report
+from cwps_jax.search.composite import Source
 from cwps_jax.store.pool import PRETRAINED, Pool
 
 STEM, FIRST, SECOND = "stem/kernel", "block2/kernel", "block10/kernel"

@@ -6,8 +6,8 @@ import pytest
 import zoo
 from searched import LAYOUT, OPTIONS, assert_found, find, from_rows, names, random_params, reference, rows
 
-from cwps_jax.core.search import Search
 from cwps_jax.errors import CwpsError
+from cwps_jax.search.composite import Search
 
 
 @pytest.mark.parametrize("search", OPTIONS, ids=names)

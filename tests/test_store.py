@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,14 @@ import chex
 import jax
 import numpy as np
 import pytest
+from searched import OPTIONS, names
 
 from cwps_jax.core import masks
 from cwps_jax.core.mixing import mix
-from cwps_jax.core.search import Search, Source
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.learn import composite_parent
+from cwps_jax.search.composite import Search, Source
 from cwps_jax.store import Pool, arrays
 
 
@@ -112,13 +114,15 @@ def test_the_count_agrees_with_the_stored_arrays(pool, tiny_variables, moved, ti
     assert count.active == sum(leaf.size for leaf in rows.values()) > 0
     assert count.private == sum(own[f"params/{path}"].size for path in tiny_layout.private_paths) > 0
     assert count.head == sum(v.size for k, v in own.items() if k.startswith("params/head/")) > 0
-    assert version.bytes == sum(leaf.nbytes for leaf in (*rows.values(), *own.values()))
+    sketch = arrays.load(folder / "sketch", version.sketch_sha256)
+    assert version.bytes == sum(leaf.nbytes for tree in (rows, own, sketch) for leaf in tree.values())
+    assert sketch["values"].nbytes == count.active
 
 
-@pytest.mark.parametrize("tree", ["rows", "own"])
+@pytest.mark.parametrize("tree", ["rows", "own", "sketch"])
 def test_a_flipped_bit_is_an_error(pool, tiny_variables, moved, tree):
     """Orbax itself loads it silently wrong."""
-    add_task(pool, "a", tiny_variables, moved, 1)
+    child = add_task(pool, "a", tiny_variables, moved, 1)["params"]
     folder = pool.folder / "tasks" / "a@1" / tree
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert folder / "leaves.json" in files
@@ -126,7 +130,8 @@ def test_a_flipped_bit_is_an_error(pool, tiny_variables, moved, tree):
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(CwpsError, match=f"a@1/{tree}: damaged"):
-            Pool.open(pool.folder).effective("a")
+            opened = Pool.open(pool.folder)
+            composite_parent(child, opened) if tree == "sketch" else opened.effective("a")
         path.write_bytes(content)
     Pool.open(pool.folder).effective("a")
 
@@ -318,18 +323,39 @@ def test_rows_and_the_rest_are_read_apart(pool, tiny_variables, moved, tiny_layo
     chex.assert_trees_all_equal(Pool.open(pool.folder).effective("b"), stored)
 
 
-def test_rows_stay_from_search_to_search_as_there_is_memory(pool, tiny_variables, moved):
-    add_task(pool, "a", tiny_variables, moved, 1)
-    add_task(pool, "b", tiny_variables, moved, 2)
-    for gigabytes, stays in ((0, False), (1, True)):
-        opened = Pool.open(pool.folder, search_gigabytes=gigabytes)
-        composite_parent(tiny_variables["params"], opened)
-        kept = opened.pooled().models.kept
-        assert kept.limit == gigabytes * 10**9
-        assert kept.bytes > 0  # the newest block is there in any case
-        before = kept.bytes
-        composite_parent(tiny_variables["params"], opened, Search("cosine"))
-        assert (kept.bytes > before) == stays
+@pytest.mark.parametrize("search", OPTIONS, ids=names)
+def test_a_pool_of_an_earlier_release_is_searched_alike(search, pool, tiny_variables, moved):
+    """Its versions have no sketches: they are made in memory, and nothing is written."""
+    for number, name in enumerate("abc"):
+        add_task(pool, name, tiny_variables, moved, number)
+    child = moved(pool.effective("b")["params"], 0.1, 7)
+    parent, sources = composite_parent(child, Pool.open(pool.folder), search)
+    path = pool.folder / "index.json"
+    index = json.loads(path.read_text())
+    index["format"] = 2
+    for version in index["versions"]:
+        del version["sketch_sha256"]
+        shutil.rmtree(pool.folder / "tasks" / f"{version['task']}@{version['version']}" / "sketch")
+    path.write_text(json.dumps(index))
+    old = Pool.open(pool.folder)
+    chex.assert_trees_all_equal(composite_parent(child, old, search), (parent, sources))
+    assert not list(pool.folder.rglob("sketch"))
+    add_task(old, "d", tiny_variables, moved, 4)
+    chex.assert_trees_all_equal(old.pooled("d").models.sketch(4), old.pooled().models.sketch(4))
+    assert [version.sketch_sha256 != "" for version in Pool.open(pool.folder).index.versions] == [
+        *3 * [False],
+        True,
+    ]
+
+
+def test_a_search_reads_no_rows_that_sketches_decide(pool, tiny_variables, moved):
+    """Of tasks of which the child comes near to one, the others' rows may be missing."""
+    for number, name in enumerate("abc"):
+        add_task(pool, name, tiny_variables, moved, number)
+    child = pool.effective("b")["params"]
+    expected = composite_parent(child, pool, Search("l2"))
+    shutil.rmtree(pool.folder / "tasks" / "c@1" / "rows")
+    chex.assert_trees_all_equal(composite_parent(child, Pool.open(pool.folder), Search("l2")), expected)
 
 
 def test_threads_read_a_pool_at_once(pool, tiny_variables, moved, tiny_layout):

@@ -20,10 +20,10 @@ import numpy as np
 
 from cwps_jax.core import packing
 from cwps_jax.core.channels import Layer, Layout
-from cwps_jax.core.search import Source
-from cwps_jax.core.stored import StoredModels, gather
 from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.methods.method import Finished, Restoring, Stored
+from cwps_jax.search.composite import Source
+from cwps_jax.search.models import StoredModels, gather
 
 Ownership = dict[str, tuple[np.ndarray, np.ndarray]]
 

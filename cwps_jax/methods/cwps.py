@@ -11,7 +11,6 @@ from cwps_jax.active_gradient import active_gradients
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.compact import pack, placements, unpack
 from cwps_jax.core.mixing import mix
-from cwps_jax.core.search import Candidates, Distance, Granularity, Search, composite
 from cwps_jax.core.trees import Tree, map_with_path
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods import channels, weights
@@ -33,6 +32,7 @@ from cwps_jax.methods.method import (
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import adam, by_config, sgd
 from cwps_jax.methods.whole import finetune_stage
+from cwps_jax.search.composite import Candidates, Distance, Granularity, Search, composite
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import at_least, within
 
@@ -56,7 +56,7 @@ class Cwps(Method):
         score_learning_rate: peak rate of the scores.
         warm_up_share, hard_share: shares of the epochs; the soft stage has the rest.
         stage_rates: factors of the learning rate in the warm-up, soft and hard stage.
-        search_distance, search_granularity, search_candidates, search_z: see `core.search.Search`.
+        search_distance, search_granularity, search_candidates, search_z: see `search.composite.Search`.
     """
 
     name: ClassVar[str] = "cwps"

@@ -17,9 +17,9 @@ import numpy as np
 import optax
 
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.stored import StoredModels
 from cwps_jax.core.trees import Tree
 from cwps_jax.methods.network import Network
+from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import check_types
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cwps_jax.core.stored import gather
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.methods.channels import pack_bits, parent_rows, smallest, unpack_bits
 from cwps_jax.methods.method import Finished, Restoring, Stored
+from cwps_jax.search.models import gather
 
 
 def store_finished(finished: Finished) -> Stored:

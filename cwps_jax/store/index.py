@@ -12,7 +12,7 @@ from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.errors import CwpsError
 
 FORMAT = 3
-READABLE = (2, FORMAT)  # of format 2, every version is one of shared channels
+READABLE = (2, FORMAT)  # versions of 2 are all of shared channels, and have no sketches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +25,13 @@ class Version:
         version: 1 for the task's first.
         rows_sha256: of the files of its rows, which other versions borrow; "" where it has none.
         own_sha256: of the files of all that is its own alone.
-        bytes: payload bytes of both trees.
+        bytes: payload bytes of both trees; a sketch can be made anew, and does not count.
         record: what was measured when it was learned; plain JSON.
         method: name of the method by which it is restored, and
         settings: its settings; plain JSON.
         uses: numbers of the versions that it cannot be restored without, beside its rows' owners.
         compared: whether it is a compared method's model of a task: no task of its own.
+        sketch_sha256: of the files of its rows' sketch; "" where it has none.
     """
 
     id: int
@@ -44,6 +45,7 @@ class Version:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     uses: tuple[int, ...] = ()
     compared: bool = False
+    sketch_sha256: str = ""
 
     @property
     def name(self) -> str:

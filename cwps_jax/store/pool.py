@@ -5,9 +5,10 @@
     pool/
       index.json            what there is; replaced atomically, after everything it names is written
       pretrained/           the shared tree: the pre-trained model, whole
-      tasks/birds@1/        two trees a version:
-        rows/                 what a search compares and later versions borrow, where the method has such
-        own/                  the rest, in the method's own form: see `methods.channels` and its siblings
+      tasks/birds@1/        the trees of a version:
+        own/                  all that is its own but rows, in its method's form: see `methods.channels`
+        rows/                 what later versions borrow, where the method has such
+        sketch/               the same in 8 bits, what a search looks at first: `cwps_jax.search.sketch`
 
 What is written is never changed. How a tree is stored: `cwps_jax.store.arrays`.
 """
@@ -26,18 +27,17 @@ import numpy as np
 from cwps_jax import methods
 from cwps_jax.core import accounting
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.recent import Recent
-from cwps_jax.core.search import Source
-from cwps_jax.core.stored import SEARCH_GIGABYTES, StoredModels
 from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods import channels
 from cwps_jax.methods.channels import Ownership
 from cwps_jax.methods.method import Method, Pooled, Stored
+from cwps_jax.search.composite import Source
+from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import check_task_name
 from cwps_jax.store import arrays
 from cwps_jax.store.index import Index, Version
-from cwps_jax.store.trees import OWN, PRETRAINED, ROWS, Trees
+from cwps_jax.store.trees import OWN, PRETRAINED, ROWS, SKETCH, Trees
 
 
 class Pool:
@@ -47,12 +47,9 @@ class Pool:
         folder: where it is.
     """
 
-    def __init__(
-        self, folder: pathlib.Path, index: Index, *, search_gigabytes: float = SEARCH_GIGABYTES
-    ) -> None:
+    def __init__(self, folder: pathlib.Path, index: Index) -> None:
         self.folder = folder
         self._trees = Trees(folder, index)
-        self._compared = Recent(int(search_gigabytes * 1e9))
         self._ownerships: dict[int, Ownership] = {}
         # The newest alone: every method of a task asks for it.
         self._pooled: tuple[Any, StoredModels] | None = None
@@ -66,7 +63,6 @@ class Pool:
         *,
         backbone: str = "",
         record: Mapping[str, Any] | None = None,
-        search_gigabytes: float = SEARCH_GIGABYTES,
     ) -> "Pool":
         """Makes a pool that holds the pre-trained model alone.
 
@@ -76,7 +72,6 @@ class Pool:
             layout: where its leaves belong, see `channel_layout`; the head may have another size.
             backbone: its name, so that another one is refused.
             record: where it came from; plain JSON.
-            search_gigabytes: as in `open`.
 
         Raises:
             CwpsError: there is a pool already, or the variables are not those of the layout.
@@ -96,22 +91,20 @@ class Pool:
         folder.mkdir(parents=True, exist_ok=True)
         sha256 = arrays.save(folder / PRETRAINED, variables)
         Index(backbone, dataclasses.replace(layout, head=head), sha256, dict(record or {})).write(folder)
-        return cls.open(folder, search_gigabytes=search_gigabytes)
+        return cls.open(folder)
 
     @classmethod
-    def open(cls, folder: str | pathlib.Path, *, search_gigabytes: float = SEARCH_GIGABYTES) -> "Pool":
+    def open(cls, folder: str | pathlib.Path) -> "Pool":
         """Opens a pool.
 
         Args:
             folder: where it is.
-            search_gigabytes: memory for the rows that stay from one search to the next, about a byte a weight
-                (four in a search by layer or of any channel); each search reads anew what does not fit.
 
         Raises:
             CwpsError: there is none.
         """
         folder = pathlib.Path(folder)
-        return cls(folder, Index.read(folder), search_gigabytes=search_gigabytes)
+        return cls(folder, Index.read(folder))
 
     @property
     def index(self) -> Index:
@@ -261,7 +254,7 @@ class Pool:
             own = np.zeros(layer.channels, np.int32), np.arange(layer.channels, dtype=np.int32)
             pairs = [own, *(ownership[layer.path] for ownership in ownerships)]
             owner[layer.path], row[layer.path] = (np.stack(one) for one in zip(*pairs, strict=True))
-        return StoredModels(owner, row, self._trees.rows, self._trees.pretrained, self._compared)
+        return StoredModels(owner, row, self._trees.rows, self._trees.sketch, self._trees.pretrained)
 
     def add(
         self,
@@ -321,6 +314,9 @@ class Pool:
         self._check_unchanged()
         number = 1 + max((one.version for one in self.index.versions if one.task == task), default=0)
         trees = {OWN: stored.own, **({ROWS: stored.rows} if stored.rows else {})}
+        size = arrays.payload_bytes(trees)
+        if stored.rows and not compared:  # nobody searches what is no task
+            trees[SKETCH] = self._trees.sketched(flatten(stored.own), stored.rows)
         folder = self.folder / "tasks" / f"{task}@{number}"
         sha256 = {name: arrays.save(folder / name, tree) for name, tree in trees.items()}
         version = Version(
@@ -329,12 +325,13 @@ class Pool:
             number,
             sha256.get(ROWS, ""),
             sha256[OWN],
-            arrays.payload_bytes(trees),
+            size,
             dict(record),
             method.name,
             dataclasses.asdict(method),
             tuple(self.version(name).id for name in stored.uses),
             compared,
+            sha256.get(SKETCH, ""),
         )
         self._replace_index((*self.index.versions, version))
         return version
@@ -359,7 +356,6 @@ class Pool:
         shutil.rmtree(self.folder / "tasks" / version.name)
         # A later version may get its number, by which what has been read is remembered.
         self._trees, self._ownerships, self._pooled = Trees(self.folder, self.index), {}, None
-        self._compared = Recent(self._compared.limit)
 
     def _check_unchanged(self) -> None:
         if Index.read(self.folder) != self.index:

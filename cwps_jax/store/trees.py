@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from cwps_jax.core.stored import model_rows
 from cwps_jax.core.trees import Tree, flatten, unflatten
+from cwps_jax.methods.channels import unpack_bits
 from cwps_jax.methods.method import Method, Restoring
+from cwps_jax.search.models import model_rows
+from cwps_jax.search.sketch import sketched
 from cwps_jax.store import arrays
 from cwps_jax.store.index import Index, Version
 
 PRETRAINED = "pretrained"
-ROWS, OWN = "rows", "own"  # the folders of a version's two trees
+ROWS, SKETCH, OWN = "rows", "sketch", "own"  # the folders of a version's trees
 
 
 class Trees:
@@ -39,6 +41,33 @@ class Trees:
             return {}
         folder = self.folder / "tasks" / version.name / ROWS
         return self._once((version.id, ROWS), lambda: arrays.load(folder, version.rows_sha256))
+
+    def sketch(self, identity: int) -> Mapping[str, np.ndarray]:
+        """Returns the sketch of an owner's rows; it is made here where an earlier release wrote none."""
+        version = self.index.by_id[identity]
+
+        def read() -> Mapping[str, np.ndarray]:
+            if not version.sketch_sha256:
+                return self.sketched(self.own(version), self.rows(identity))
+            return arrays.load(self.folder / "tasks" / version.name / SKETCH, version.sketch_sha256)
+
+        return self._once((identity, SKETCH), read)
+
+    def sketched(
+        self, own: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Returns the sketch of rows.
+
+        Args:
+            own: {path: array}, with the masks that say whose rows they are.
+            rows: {path of a leaf: (rows, fan-in)}.
+        """
+        layout = self.index.layout
+        channels = {
+            layer.path: np.flatnonzero(unpack_bits(np.asarray(own[f"masks/{layer.path}"]), layer.channels))
+            for layer in layout.layers
+        }
+        return sketched(layout, rows, channels, self.rows(0))
 
     def own(self, version: Version) -> arrays.Leaves:
         """Returns all that is a version's own but its rows."""

@@ -14,7 +14,6 @@ import numpy as np
 
 from cwps_jax import methods
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.stored import StoredModels
 from cwps_jax.core.trees import Tree, select
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.preparation import Preparation
@@ -23,6 +22,7 @@ from cwps_jax.methods.method import Effective, Finished, Group, Method, Moment, 
 from cwps_jax.methods.network import Network
 from cwps_jax.parallel import Compiled, Parallel
 from cwps_jax.profiling import Profiler
+from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import TrainConfig
 from cwps_jax.tracing import mode
 from cwps_jax.train.epochs import mean_statistics, run_epoch
@@ -32,7 +32,9 @@ from cwps_jax.train.records import Progress, Trained
 from cwps_jax.train.state import TrainState, begun_state, make_plan, start_state
 from cwps_jax.train.step import at_the_end, make_norm_step, make_step
 
-NO_POOL = Pooled(StoredModels({}, {}, lambda owner: {}, dict), ())  # for methods that do not search
+NO_POOL = Pooled(
+    StoredModels({}, {}, lambda owner: {}, lambda owner: {}, dict), ()
+)  # for methods that do not search
 
 
 class Trainer:

@@ -5,17 +5,18 @@ every model in the pool, and the nearest becomes the parent's channel (METHOD, s
 """
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from cwps_jax.core import nearest
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.stored import StoredModels, copied_layers, write
 from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
+from cwps_jax.search.anywhere import of_any
+from cwps_jax.search.child import Child
+from cwps_jax.search.models import StoredModels, gather
+from cwps_jax.search.nearest import of_layers, of_same
 
 Distance = Literal["l2", "cosine", "change"]
 Granularity = Literal["channel", "layer"]
@@ -72,9 +73,6 @@ def composite(
 ) -> tuple[dict[str, Any], dict[str, Source]]:
     """Returns the composite parent and where each of its channels came from, on the host.
 
-    Every stored row is read once, block by block, and compared with the child's channel as a matrix
-    product of changes since pre-training; what its rounding leaves open is compared weight by weight.
-
     Args:
         layout: the backbone's layout.
         child: nested dict, the warmed child's parameters.
@@ -86,23 +84,19 @@ def composite(
         Ties go to the oldest model, then to the lowest channel.
 
     Raises:
-        CwpsError: it is called under jit.
+        CwpsError: it is called under jit, or what is stored is damaged.
     """
     flat = flatten(child)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in flat.values()):
-        raise CwpsError("the search reads stored rows and compiles its own programs: call it outside of jit")
-    own = {leaf: flat[leaf] for leaf in layout.layer_paths}
-    with ThreadPoolExecutor(1) as beside:
-        # Copied while the devices compare.
-        parent = beside.submit(copied_layers, layout, models.pretrained())
-        if search.candidates == "any":
-            found = nearest.of_any(layout, own, models, search.distance, search.z)
-        else:
-            by_layer = search.granularity == "layer"
-            found = nearest.aligned(layout, own, models, search.distance, search.z, by_layer)
-        sources = {}
-        for layer, model, channel in found:
-            owner, row = (where[layer.path][model, channel] for where in (models.owner, models.row))
-            write(layer, owner, row, models.read, parent.result())
-            sources[layer.path] = Source(model.astype(np.int32), channel.astype(np.int32))
-    return unflatten(parent.result()), {layer.path: sources[layer.path] for layer in layout.layers}
+        raise CwpsError("the search reads stored rows: call it outside of jit")
+    compared = Child.of(layout, flat, models, search.distance, search.z)
+    if search.candidates == "any":
+        found = of_any(compared, models)
+    else:
+        found = (of_layers if search.granularity == "layer" else of_same)(compared, models)
+    sources = {path: Source(*(each.astype(np.int32) for each in pair)) for path, pair in found.items()}
+    owner, row = (
+        {path: each[path][model, channel] for path, (model, channel) in found.items()}
+        for each in (models.owner, models.row)
+    )
+    return unflatten(gather(layout, owner, row, models.read, models.pretrained())), sources

@@ -1,0 +1,100 @@
+"""Which stored row is nearest to each channel: by sketches where they decide, else weight by weight."""
+
+import numpy as np
+
+from cwps_jax.search.child import Child, Found
+from cwps_jax.search.models import StoredModels, joined
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def of_same(child: Child, models: StoredModels) -> Found:
+    """Returns for every channel the model whose channel of the same index is nearest."""
+    slots = models.slots
+    length, fan = child.length[slots.channel], child.fan[slots.channel]
+    first = np.flatnonzero(np.diff(slots.channel, prepend=-1))
+    low, high = _bounds(child, models)
+    near = low <= np.minimum.reduceat(high, first)[slots.channel]
+    unclear = np.flatnonzero(near & (np.add.reduceat(near, first, dtype=int) > 1)[slots.channel])
+    cost = np.where(near, 0.0, np.inf)
+    value, squared = child.weighed(models, slots.channel[unclear], slots.owner[unclear], slots.row[unclear])
+    if child.distance == "change":
+        value = child.disagreement(value, squared, length[unclear], fan[unclear])
+    cost[unclear] = value
+    nearest = cost == np.minimum.reduceat(cost, first)[slots.channel]
+    model = np.minimum.reduceat(np.where(nearest, slots.model, slots.model.max()), first)
+    return _by_path(child, model, child.channel)
+
+
+def _bounds(child: Child, models: StoredModels) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the least and the most that each slot can cost, by the sketches, float64 (slots,)."""
+    slots = models.slots
+    unmoved = (slots.owner == 0) & (slots.row == child.channel[slots.channel])  # all of it is zero
+    known = unmoved.copy()
+    product, squared, error, norm = np.zeros((4, len(slots.channel)))
+    if (sketched := models.sketched) is not None:
+        at, about = sketched.slots, sketched.about
+        known[at] = True
+        product[at] = sketched.products(child.own)
+        error[at], norm[at] = about["error"], about["norm"]
+        squared[at] = about["turned" if child.distance == "cosine" else "squared"]
+    if child.distance == "cosine":
+        product, error = _turned(child, models, product, error, norm)
+        product[unmoved] = 0
+    length, fan = child.length[slots.channel], child.fan[slots.channel]
+    rounding = fan * EPS
+    # By Cauchy and Schwarz, of what was summed and of what was left out.
+    slack = np.sqrt(length) * (3 * rounding * np.sqrt(squared) + error)
+    if child.distance == "change":
+        low, high = (child.disagreement(product + shift, squared, length, fan) for shift in (slack, -slack))
+    else:
+        cost, slack = squared - 2 * product, 2 * slack + rounding * squared
+        low, high = cost - slack, cost + slack
+    # What has no sketch is compared weight by weight.
+    return np.where(known, low, -np.inf), np.where(known, high, np.inf)
+
+
+def _turned(
+    child: Child, models: StoredModels, product: np.ndarray, error: np.ndarray, norm: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns products, and errors, of changes of direction, given those of the changes themselves.
+
+    With n and m the norms of a row and its start: row / n - start / m = change / n + (m / n - 1) start / m.
+    """
+    pairs = zip(child.own, child.start, strict=True)
+    lean = [np.einsum("cs,cs->c", own, start, dtype=np.float64) for own, start in pairs]
+    rows = [joined(layer, models.read(0)) for layer in child.layers]
+    length = [np.sqrt(np.einsum("cs,cs->c", each, each, dtype=np.float64)) for each in rows]
+    lean, length = (np.concatenate(each)[models.slots.channel] for each in (lean, length))
+    scale = 1 / np.where(norm > 0, norm, np.inf)
+    # What float32 takes from directions is far from the norms' own rounding, which grows with the fan-in.
+    return product * scale + np.where(norm > 0, length * scale - 1, -1) * lean, error * scale + 32 * EPS
+
+
+def of_layers(child: Child, models: StoredModels) -> Found:
+    """Returns for every layer the model that is nearest as a whole.
+
+    Sums over a layer differ by less than 8 bits leave open, so all of it is compared weight by weight.
+    """
+    slots, found = models.slots, {}
+    cost, squared = child.weighed(models, slots.channel, slots.owner, slots.row)
+    for number, layer in enumerate(child.layers):
+        mine = np.flatnonzero(child.layer[slots.channel] == number)
+        owner, row = (each[layer.path].T.astype(np.int64) for each in (models.owner, models.row))
+        rows, owners = row.max() + 1, owner.max() + 1
+        key = (child.channel[slots.channel[mine]] * owners + slots.owner[mine]) * rows + slots.row[mine]
+        wanted = (np.arange(layer.channels)[:, None] * owners + owner) * rows + row
+        index = mine[np.searchsorted(key, np.ascontiguousarray(wanted))]
+        sums, norms = (each[index].sum(axis=0) for each in (cost, squared))
+        if child.distance == "change":
+            length = child.length[child.layer == number].sum()
+            sums = child.disagreement(sums, norms, length, layer.parameters)
+        found[layer.path] = np.full(layer.channels, np.argmin(sums)), np.arange(layer.channels)
+    return found
+
+
+def _by_path(child: Child, model: np.ndarray, channel: np.ndarray) -> Found:
+    """Returns what was found for all channels, layer by layer."""
+    first = np.cumsum([layer.channels for layer in child.layers])[:-1]
+    pairs = zip(np.split(model, first), np.split(channel, first), strict=True)
+    return {layer.path: pair for layer, pair in zip(child.layers, pairs, strict=True)}
