@@ -177,17 +177,24 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         CwpsError: unknown key (with the nearest known one), wrong type, or a value out of range.
     """
+    known = known_keys()
     for key in values:
         if key not in (*_names(RunConfig), *methods.METHODS) or key == "settings":
-            raise CwpsError(unknown_key(key, known_keys()))
+            raise CwpsError(unknown_key(key, known))
     of_methods, own = _split(values)
     settings = {name: methods.with_settings(name, given) for name, given in of_methods.items()}
     return RunConfig(**own, settings=settings)
 
 
 def known_keys() -> list[str]:
-    """Returns every key of main's config: of `RunConfig`, and of each method as "<method>.<setting>"."""
+    """Returns every key of main's config: of `RunConfig`, and of each method as "<method>.<setting>".
+
+    Raises:
+        CwpsError: a method is registered under the name of a key.
+    """
     own = [name for name in _names(RunConfig) if name != "settings"]
+    for name in methods.METHODS.keys() & own:
+        raise CwpsError(f"a method cannot be called {name!r}: config.{name} is a key of its own")
     return [*own, *(f"{name}.{key}" for name, method in methods.METHODS.items() for key in _names(method))]
 
 

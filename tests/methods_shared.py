@@ -131,7 +131,9 @@ def pooled_in_memory(layout: cwps.Layout, pretrained: Mapping[str, Any], **tasks
     leaves = flatten(pretrained)
     owner = {one.path: np.zeros((1, one.channels), np.int32) for one in layout.layers}
     row = {one.path: np.arange(one.channels, dtype=np.int32)[None] for one in layout.layers}
-    stored = StoredModels(owner, row, lambda number: model_rows(layout, leaves), lambda: leaves)
+    stored = StoredModels(
+        owner, row, lambda number: model_rows(layout, leaves), lambda number: {}, lambda: leaves
+    )
     give = {name: functools.partial(dict, params) for name, params in tasks.items()}
     return Pooled(stored, ("pretrained",), give)
 

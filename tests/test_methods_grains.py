@@ -184,7 +184,7 @@ def test_switches_of_ba2_below_the_threshold_stay_closed_within_any_budget():
 
 def test_a_learned_task_of_ba2_keeps_its_budget():
     pool = learned(False).pool
-    own = pool._own(pool.version("ba2"))
+    own = pool._trees.own(pool.version("ba2"))
     stored = {path: own[f"switches/{path}"] for path in layout_paths(tiny().layout)}
     budget = LEARNED["ba2"].budget  # its scores ask for more, being still above the threshold
     assert budget - 72 / 486 < open_share(tiny().layout, stored) <= budget
@@ -199,7 +199,7 @@ def test_a_task_of_single_weights_borrows_stored_channels_and_lends_none(tmp_pat
 
     learn("whole", Finetune())
     one = learn("weights", Cwps(granularity="weight"))
-    own = pool._own(pool.version("weights"))
+    own = pool._trees.own(pool.version("weights"))
     owners = np.concatenate([own[f"owner/{path}"].ravel() for path in layout_paths(where.layout)])
     assert pool.version("whole").id in owners
     assert one.relation == {} and not pool.shares_channels("weights")

@@ -36,14 +36,8 @@ def register(method: type[Method]) -> type[Method]:
     """Makes a method known by its name; usable as a decorator.
 
     Raises:
-        CwpsError: no name, or one that another method or a key of main's config has.
+        CwpsError: no name, or one that another method has.
     """
-    from cwps_jax.config import RunConfig  # which knows the methods
-
-    if method.name in {field.name for field in dataclasses.fields(RunConfig)}:
-        raise CwpsError(
-            f"a method cannot be called {method.name!r}: config.{method.name} is a key of its own"
-        )
     if not method.name or METHODS.setdefault(method.name, method) is not method:
         raise CwpsError(f"a method cannot be called {method.name!r}: give it a name that no other has")
     return method

@@ -216,11 +216,11 @@ class Pool:
         return accounting.relation(self.layout, owners, names)
 
     def count(self, task: str) -> accounting.Count:
-        """Counts what a task's version stores, by the arrays that it stores."""
+        """Counts what a task's version stores, without reading its rows."""
         version = self.version(task)
-        own = self._trees.own(version)
-        rows = self._trees.rows(version.id)
-        return accounting.count_stored(self.layout, own, rows)
+        counted = accounting.count_stored(self.layout, self._trees.own(version), {})
+        of_rows = accounting.count(self.layout, self.gates(task)).active if self.shares_channels(task) else 0
+        return dataclasses.replace(counted, active=counted.active + of_rows, bits=8 * version.bytes)
 
     def pooled(self, without: str | None = None, method: str = "") -> Pooled:
         """Returns the pre-trained model and every task's newest one, oldest first, as a new task uses them.
