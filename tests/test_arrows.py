@@ -12,6 +12,7 @@ import cwps_jax
 PACKAGE = pathlib.Path(cwps_jax.__file__).parent
 RANKS = {
     "errors": -1,
+    "files": -1,
     "version": 0,
     "core": 0,
     "tracing": 0,

@@ -3,18 +3,18 @@
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from cwps_jax.data.decode import Undecodable, open_image, to_rgb
 from cwps_jax.data.source import Box, ImageSource
 from cwps_jax.errors import CwpsError
+from cwps_jax.files import write_atomically
 
 FORMAT = 3
 CHUNK = 1024  # items that are read ahead at most
@@ -104,12 +104,9 @@ def scan(
 
 
 def _save(path: pathlib.Path, found: Scan) -> None:
-    """Writes what was found; a reader sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
     arrays = {"labels": found.labels, "digests": found.digests, "boxes": found.boxes}
-    save_file(arrays, partial, {"unreadable": json.dumps(list(found.unreadable.items()))})
-    partial.replace(path)
+    write_atomically(path, save(arrays, {"unreadable": json.dumps(list(found.unreadable.items()))}))
 
 
 def _load(path: pathlib.Path) -> Scan:
