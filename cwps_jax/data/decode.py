@@ -21,7 +21,7 @@ from PIL.ImageFile import ImageFile
 MAX_PIXELS = 50_000_000
 
 _Result = TypeVar("_Result")
-# Not ImageOps.exif_transpose, which writes the rest of the EXIF anew and fails where something is wrong there.
+# Not ImageOps.exif_transpose: it writes the rest of the EXIF anew, and fails where something is wrong there.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -1,7 +1,7 @@
 """Batches keyed by seed and step: the same in every run, for any number of threads and of processes.
 
-Grain orders, draws, batches, shares and reads ahead. Threads suffice, since Pillow frees the interpreter while
-it decodes and resizes.
+Grain draws, batches, shares and reads ahead. Threads suffice, since Pillow frees the interpreter while it
+decodes and resizes.
 """
 
 import collections
@@ -63,7 +63,7 @@ def training_batches(
         return split.read(np.array(rows), np.array(draws))
 
     order = grain.MapDataset.range(len(split)).map_with_index(shuffled).random_map(drawn, seed=seed)
-    # A process reads every so manieth part of the size of its share: one of each batch, in its place.
+    # Parts of the size of a process's share; its own is the same one of each batch.
     parts = order[: steps * batch_size].batch(batch_size // share.count, batch_fn=list)
     batches = parts[share.index :: share.count].map(read).repeat()
     return _read_ahead(batches[start:stop], split)
@@ -74,12 +74,11 @@ def evaluation_batches(split: Split, batch_size: int) -> Iterator[tuple[Batch, i
     import grain
 
     def read(rows: np.ndarray) -> tuple[Batch, int]:
-        missing = batch_size - len(rows)
         batch = split.read(rows, None)
-        return {
-            name: np.pad(one, [(0, missing), *[(0, 0)] * (one.ndim - 1)], "edge")
-            for name, one in batch.items()
-        }, len(rows)
+        if len(rows) < batch_size:
+            filled = np.minimum(np.arange(batch_size), len(rows) - 1)
+            batch = {name: array[filled] for name, array in batch.items()}
+        return batch, len(rows)
 
     return _read_ahead(grain.MapDataset.range(len(split)).batch(batch_size).map(read), split)
 
@@ -95,8 +94,8 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
     yield from waiting
 
 
-# Grain's own shuffle walks through numbers of 16 bits until one is below the count: 0.1 ms an image for 1,000
-# images, and the longer the fewer there are.
+# Grain's own shuffle walks through numbers of 16 bits until one is below the count: measured, 0.05 ms an item
+# of 1,000 and 1 ms an item of 50, while no other thread runs.
 @functools.lru_cache(maxsize=4)  # threads may be in two epochs at once, and validation in a third
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
