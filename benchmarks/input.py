@@ -128,7 +128,8 @@ def rates(arguments: argparse.Namespace, files: Files, folder: pathlib.Path) -> 
         return batch * sum(1 for _ in training_batches(split, batch, SEED, 0, batches))
 
     settings = DataConfig(data="folders", image_size=arguments.size, flip=True)
-    caches = {"files": None, "memory_cache": PixelCache(1 << 40), "disk_cache": DiskCache(folder, 1 << 40)}
+    # The default limit: what waits to be written is part of it, and would be read from memory.
+    caches = {"files": None, "memory_cache": PixelCache(1 << 40), "disk_cache": DiskCache(folder, 4 * 10**9)}
     turns: dict[str, Callable[[], int]] = {"decoder": decode}
     for name, cache in caches.items():
         for crop in CROPS:

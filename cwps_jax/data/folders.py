@@ -14,7 +14,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 from cwps_jax.config import DataConfig
 from cwps_jax.data.places import Folder, Place, open_archive
@@ -123,26 +122,8 @@ def open_split(settings: DataConfig, task: str, split: str) -> FolderSource:
     return FolderSource(place, f"{place.describe(task)}/{split}", classes, paths, stamps, labels)
 
 
-class _Layout(Protocol):
-    """How a task's images are sorted into splits and classes.
-
-    Attributes:
-        splits: names of those that there are.
-    """
-
-    splits: tuple[str, ...]
-
-    def classes(self, training: Sequence[str]) -> list[str]:
-        """Returns the names of the classes of the training splits, in the order of their numbers."""
-        ...
-
-    def items(self, split: str) -> Iterator[tuple[str, str, str]]:
-        """Yields path, stamp and class of each image of a split."""
-        ...
-
-
 class _FolderSplits:
-    """The splits of a task `<task>/<split>/<class>/<file>`."""
+    """The splits of a task `<task>/<split>/<class>/<file>`, with the methods of `ListedSplits`."""
 
     def __init__(self, place: Place, task: str, splits: Sequence[str]) -> None:
         self._place, self._task, self.splits = place, task, tuple(splits)
@@ -165,7 +146,7 @@ class _FolderSplits:
                 yield f"{folder}/{file}", stamp, label
 
 
-def _layout(settings: DataConfig, task: str, place: Place) -> _Layout:
+def _layout(settings: DataConfig, task: str, place: Place) -> _FolderSplits | ListedSplits:
     asked = "+".join((settings.train_split, settings.validation_split, settings.test_split)).split("+")
     names = [name for name in dict.fromkeys((*SPLITS, *asked)) if name]
     root, top = _root(settings), place.listing(task)
