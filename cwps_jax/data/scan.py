@@ -78,25 +78,17 @@ def scan(
         digest = hashlib.sha256(record.identity if record.identity is not None else content).digest()
         return record.label, digest, box, why
 
-    labels: list[int] = []
-    digests: list[np.ndarray] = []
-    boxes: list[Box] = []
-    unreadable: dict[int, str] = {}
+    looked: list[tuple[int, bytes, Box, str]] = []
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(source), CHUNK):
             chunk = range(start, min(start + CHUNK, len(source)))
-            for index, (label, digest, box, why) in zip(chunk, pool.map(look, chunk), strict=True):
-                labels.append(label)
-                digests.append(np.frombuffer(digest, np.uint8))
-                boxes.append(box)
-                if why:
-                    unreadable[index] = why
+            looked += pool.map(look, chunk)
             observe(len(chunk))
     found = Scan(
-        np.array(labels, np.int64),
-        np.array(digests, np.uint8).reshape(-1, 32),
-        np.array(boxes, np.float64).reshape(-1, 4),
-        unreadable,
+        np.array([label for label, *_ in looked], np.int64),
+        np.frombuffer(b"".join(digest for _, digest, *_ in looked), np.uint8).reshape(-1, 32),
+        np.array([box for _, _, box, _ in looked], np.float64).reshape(-1, 4),
+        {index: why for index, (*_, why) in enumerate(looked) if why},
     )
     if remembered:
         _save(remembered, found)
