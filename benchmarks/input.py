@@ -37,7 +37,7 @@ from PIL import Image
 from turn import Turn
 
 from cwps_jax.config import DataConfig
-from cwps_jax.data.cache import DiskCache, MemoryCache, PixelCache
+from cwps_jax.data.cache import DiskCache, PixelCache
 from cwps_jax.data.pipeline import ahead, training_batches
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.source import Record
@@ -128,7 +128,8 @@ def rates(arguments: argparse.Namespace, files: Files, folder: pathlib.Path) -> 
         return batch * sum(1 for _ in training_batches(split, batch, SEED, 0, batches))
 
     settings = DataConfig(data="folders", image_size=arguments.size, flip=True)
-    caches = {"files": None, "memory_cache": MemoryCache(1 << 40), "disk_cache": DiskCache(folder, 1 << 40)}
+    # The default limit: what waits to be written is part of it, and would be read from memory.
+    caches = {"files": None, "memory_cache": PixelCache(1 << 40), "disk_cache": DiskCache(folder, 4 * 10**9)}
     turns: dict[str, Callable[[], int]] = {"decoder": decode}
     for name, cache in caches.items():
         for crop in CROPS:
@@ -172,7 +173,7 @@ def step_seconds(arguments: argparse.Namespace, files: Files) -> dict[str, list[
     streams = {
         "resident": itertools.repeat(next(batches(None))),
         "files": batches(None),
-        "memory_cache": batches(MemoryCache(1 << 40)),
+        "memory_cache": batches(PixelCache(1 << 40)),
     }
     turns = {name: functools.partial(timed, stream) for name, stream in streams.items()}
     return interleaved(turns, arguments.repeats)

@@ -18,13 +18,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 from conftest import TinyModel
-from cwps_jax.search.models import StoredModels, model_rows
 
 import cwps_jax as cwps
 from cwps_jax import models
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.methods import METHODS
 from cwps_jax.methods.method import Begun, Effective, Method, Moment, Pooled, Stage
+from cwps_jax.search.models import StoredModels, model_rows
 from cwps_jax.train.step import at_the_end
 
 PROMPTING = ("l2p", "dualprompt")

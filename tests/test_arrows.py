@@ -12,6 +12,7 @@ import cwps_jax
 PACKAGE = pathlib.Path(cwps_jax.__file__).parent
 RANKS = {
     "errors": -2,
+    "files": -2,
     "core": -1,
     "search": 0,
     "version": 0,

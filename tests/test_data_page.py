@@ -40,7 +40,7 @@ def test_its_code_runs_as_it_stands(capsys):
         exec(block.replace('data_dir="DATA", ', 'data_dir="DATA", cache_dir="", '), names)
         tasks += [names["task"]] if "task = " in block else []
     arrays, pixels, photos = tasks
-    batch = pixels.train.read(np.arange(4), lambda count: np.random.default_rng(0).random((4, count)))
+    batch = pixels.train.read(np.arange(4), np.random.default_rng(0).random((4, pixels.train.draws)))
     assert batch["image"].shape == (4, 32, 32, 3) and pixels.classes == 4
     assert isinstance(arrays, cwps.TaskData) and len(arrays.train) + len(arrays.validation) == 80
     assert capsys.readouterr().out == "2 36 4 10\n" and photos.classes == 2

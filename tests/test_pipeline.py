@@ -57,6 +57,12 @@ def test_a_restart_goes_on_with_the_exact_next_batch(batches):
         same(one, other)
 
 
+def test_an_image_in_the_first_epoch_is_augmented_alike_in_a_batch_of_any_size(batches):
+    images = np.concatenate([batch["image"] for batch in batches[:5]])
+    larger = np.concatenate([batch["image"] for batch in training_batches(load().train, 20, 3, 0, 2)])
+    np.testing.assert_array_equal(larger, images)
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_read_their_share_of_the_same_batches(batches, hosts):
     shares = []

@@ -2,57 +2,51 @@
 
 Every epoch visits each image once, in random order: to evict would throw out what is needed next. So the
 first images stay and what comes after the limit is not kept, which hits in the share of the images that fits.
-
-On disk, a process appends pixels to a file of its own and then a record to an index of its own, and reads
-what other processes had left there when it began. A record's checksum covers the record and its pixels; what
-does not match it, after a kill, a crash or a failing disk, is a miss and never a wrong image.
 """
 
-import abc
-import io
 import os
 import pathlib
 import secrets
 import struct
 import tempfile
 import threading
-import zlib
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from absl import logging
 
 from cwps_jax.errors import CwpsError
+from cwps_jax.files import replacing
 
 KEY_BYTES = 32
-PLACE = struct.Struct("<QII")  # offset, height, width
-RECORD = struct.Struct(f"<{KEY_BYTES}s{PLACE.size}sI")  # key, place, checksum
-PIXELS, INDEX = ".pixels-1", ".index-1"  # suffixes, with the version of the format
+SIZE = struct.Struct("<II")  # height, width; in front of an image's pixels
+SUFFIX = ".array_record"
+FILE_BYTES = 1 << 26  # of images that are written at once
+MOST_FILES = 256  # that a cache grows to: each is kept open
 SHOWN = 10  # damaged images that are named in the log
 
 
-class PixelCache(abc.ABC):
-    """Images of uint8 (height, width, 3) by keys of 32 bytes; safe to use from several threads.
+class PixelCache:
+    """Images of uint8 (height, width, 3) by keys of 32 bytes, in memory; safe to use from several threads.
+
+    Args:
+        limit_bytes: of pixels that are kept at most.
+        name: for the log.
 
     Attributes:
         bytes_held: what is in it, as far as this process knows.
-        hits: how often an image was found.
-        misses: how often it was not.
     """
 
-    def __init__(self, name: str, limit_bytes: int) -> None:
-        self.bytes_held = self.hits = self.misses = 0
-        self._name, self._limit_bytes = name, limit_bytes
-        self._counting, self._writing = threading.Lock(), threading.Lock()
+    def __init__(self, limit_bytes: int, name: str = "memory") -> None:
+        self.bytes_held = 0
+        self._limit_bytes, self._name = limit_bytes, name
+        self._images: dict[bytes, np.ndarray] = {}
+        self._lock = threading.RLock()
         self._full = False
 
     def get(self, key: bytes) -> np.ndarray | None:
         """Returns the image, read-only, or None where there is none."""
-        pixels = self._read(key)
-        with self._counting:
-            self.hits += pixels is not None
-            self.misses += pixels is None
-        return pixels
+        return self._images.get(key)
 
     def put(self, key: bytes, pixels: np.ndarray) -> None:
         """Keeps a copy of the image, unless the key is there already or the limit is reached.
@@ -64,17 +58,22 @@ class PixelCache(abc.ABC):
             raise ValueError(f"a key of {len(key)} bytes: must be {KEY_BYTES}")
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise ValueError(f"pixels {pixels.dtype}{list(pixels.shape)}: must be uint8 (height, width, 3)")
-        with self._writing:
-            if not self._has(key):
-                self._write(key, np.ascontiguousarray(pixels))
+        with self._lock:
+            if key in self._images:
+                return
+            if self.bytes_held + pixels.nbytes > self._limit_bytes:
+                self._say_full()
+                return
+            kept = self._images[key] = pixels.copy()
+            kept.flags.writeable = False
+            self.bytes_held += kept.nbytes
 
-    @abc.abstractmethod
     def clear(self) -> None:
-        """Forgets what takes up this process's memory; what is on disk stays there."""
+        """Frees this process's memory; what can be written to disk is there afterwards."""
+        with self._lock:
+            self._images, self.bytes_held, self._full = {}, 0, False
 
-    def _fits(self, size: int) -> bool:
-        if self.bytes_held + size <= self._limit_bytes:
-            return True
+    def _say_full(self) -> None:
         if not self._full:
             self._full = True
             logging.info(
@@ -83,63 +82,20 @@ class PixelCache(abc.ABC):
                 self._name,
                 self.bytes_held / 1e9,
             )
-        return False
-
-    @abc.abstractmethod
-    def _has(self, key: bytes) -> bool: ...
-
-    @abc.abstractmethod
-    def _read(self, key: bytes) -> np.ndarray | None: ...
-
-    @abc.abstractmethod
-    def _write(self, key: bytes, pixels: np.ndarray) -> None: ...
-
-
-class MemoryCache(PixelCache):
-    """Images in this process's memory.
-
-    Args:
-        limit_bytes: of pixels that are kept at most.
-    """
-
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__("memory", limit_bytes)
-        self._images: dict[bytes, np.ndarray] = {}
-
-    def clear(self) -> None:
-        with self._writing:
-            self._images, self.bytes_held, self._full = {}, 0, False
-
-    def _has(self, key: bytes) -> bool:
-        return key in self._images
-
-    def _read(self, key: bytes) -> np.ndarray | None:
-        return self._images.get(key)
-
-    def _write(self, key: bytes, pixels: np.ndarray) -> None:
-        if self._fits(pixels.nbytes):
-            kept = pixels.copy()
-            kept.flags.writeable = False
-            self._images[key] = kept
-            self.bytes_held += kept.nbytes
-
-
-class _Entry(NamedTuple):
-    file: pathlib.Path
-    place: bytes  # PLACE, packed
-    checksum: int
-    checked: bool
 
 
 class DiskCache(PixelCache):
     """Images in a folder, which outlive the process; several processes may use it at once.
 
-    The folder may be deleted at any time. With several processes writing at once, the limit is exceeded by
-    at most one image of each.
+    A process collects images in memory, writes some hundreds at once to an array_record file of its own, with
+    their keys as its last record, and reads what other processes had left there when it began. So a file is
+    there as a whole or not at all, a process that is killed loses what it has not written yet, and
+    array_record's checksums turn what is damaged into a miss. The folder may be deleted at any time.
 
     Args:
         folder: where they are; it is made if it does not exist.
-        limit_bytes: of files in the folder at most, whichever process wrote them.
+        limit_bytes: of files in the folder at most, whichever process wrote them; several processes that
+            write at once may exceed it by what each of them collects.
 
     Raises:
         CwpsError: the folder cannot be made, read or written to.
@@ -147,87 +103,87 @@ class DiskCache(PixelCache):
 
     def __init__(self, folder: str | os.PathLike[str], limit_bytes: int) -> None:
         self._folder = pathlib.Path(folder).expanduser()
-        super().__init__(str(self._folder), limit_bytes)
-        self._token = secrets.token_hex(8)
-        self._entries: dict[bytes, _Entry] = {}
+        super().__init__(limit_bytes, str(self._folder))
+        self._places: dict[bytes, tuple[Any, int]] = {}  # which record of which reader
+        self._at_once = max(FILE_BYTES, limit_bytes // MOST_FILES)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self._folder):
                 pass  # so that a folder that is not writable is refused now
-            for index in sorted(self._folder.glob(f"*{INDEX}")):
-                self._entries |= _entries(index)
-            self.bytes_held = self._size()
+            for file in sorted(self._folder.glob(f"*{SUFFIX}")):
+                self._open(file)
+            self.bytes_held = self._written = self._on_disk()
         except OSError as error:
-            reason = error.strerror or error
             raise CwpsError(
-                f"{self._folder}: images cannot be cached here ({reason}); choose another config.cache_dir, "
-                "or config.cache=memory"
+                f"{self._folder}: images cannot be cached here ({error.strerror or error}); choose another "
+                "config.cache_dir, or config.cache=memory"
             ) from error
         logging.info(
-            "%d cached images found in %s, %.2f GB", len(self._entries), self._folder, self.bytes_held / 1e9
+            "%d cached images found in %s, %.2f GB", len(self._places), self._folder, self.bytes_held / 1e9
         )
 
-    def clear(self) -> None:
-        pass
-
-    def _has(self, key: bytes) -> bool:
-        return key in self._entries
-
-    def _read(self, key: bytes) -> np.ndarray | None:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        offset, height, width = PLACE.unpack(entry.place)
-        pixels = np.empty((height, width, 3), np.uint8)
+    def get(self, key: bytes) -> np.ndarray | None:
+        pixels = self._images.get(key)
+        if pixels is not None or (place := self._places.get(key)) is None:
+            return pixels
+        reader, number = place
         try:
-            # Opened anew for each image: 20% slower than an open file, and no number of files is too many.
-            with open(entry.file, "rb", buffering=0) as file:
-                file.seek(offset)
-                whole = file.readinto(pixels.data) == pixels.nbytes
-            if not whole or not (entry.checked or _checksum(key, entry.place, pixels) == entry.checksum):
-                raise OSError("cut off or changed")
-        except OSError as error:
-            self._entries.pop(key, None)
-            logging.log_first_n(
-                logging.WARNING,
-                "a cached image in %s is lost: %s",
-                SHOWN,
-                entry.file,
-                error.strerror or error,
-            )
+            (record,) = reader.read([number])
+            return np.frombuffer(record, np.uint8, offset=SIZE.size).reshape(*SIZE.unpack_from(record), 3)
+        except (OSError, RuntimeError, ValueError, struct.error) as error:
+            self._places.pop(key, None)
+            logging.log_first_n(logging.WARNING, "a cached image in %s is lost: %s", SHOWN, self._name, error)
             return None
-        if not entry.checked:
-            self._entries[key] = entry._replace(checked=True)
-        pixels.flags.writeable = False
-        return pixels
 
-    def _write(self, key: bytes, pixels: np.ndarray) -> None:
-        size = pixels.nbytes + RECORD.size
-        if not self._fits(size):
-            return
-        # With the process's number, a fork does not write to its parent's file.
-        file = self._folder / f"{self._token}-{os.getpid()}{PIXELS}"
-        try:
-            self.bytes_held = self._size()  # other processes write too
-            if not self._fits(size):
+    def put(self, key: bytes, pixels: np.ndarray) -> None:
+        with self._lock:
+            if key in self._places:
                 return
-            with open(file, "ab", buffering=0) as opened:
-                place = PLACE.pack(opened.seek(0, os.SEEK_END), *pixels.shape[:2])
-                _write_all(opened, pixels.data)
-            # Only after the pixels are written, and closed: a network's file system may refuse them then.
-            checksum = _checksum(key, place, pixels)
-            with open(file.with_suffix(INDEX), "ab", buffering=0) as opened:
-                _write_all(opened, RECORD.pack(key, place, checksum))
-        except OSError as error:
-            self._limit_bytes, self._full = 0, True
-            logging.warning("no more images are cached: %s: %s", self._folder, error.strerror or error)
-            return
-        self._entries[key] = _Entry(file, place, checksum, checked=True)
-        self.bytes_held += size
+            super().put(key, pixels)
+            if self.bytes_held - self._written >= self._at_once:
+                self.clear()
 
-    def _size(self) -> int:
-        with os.scandir(self._folder) as files:
-            return sum(file.stat().st_size for file in files if file.name.endswith((PIXELS, INDEX)))
+    def clear(self) -> None:
+        with self._lock:
+            if self._images:
+                try:
+                    self._write()
+                    self.bytes_held = self._written = self._on_disk()  # other processes write too
+                except (OSError, RuntimeError) as error:
+                    self._limit_bytes = 0
+                    logging.warning("no more images are cached: %s: %s", self._folder, error)
+            self._images = {}
+
+    def _write(self) -> None:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        file = self._folder / f"{secrets.token_hex(8)}{SUFFIX}"
+        with replacing(file) as partial:
+            writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+            for pixels in self._images.values():
+                writer.write(SIZE.pack(*pixels.shape[:2]) + pixels.tobytes())
+            writer.write(b"".join(self._images))
+            writer.close()
+        self._open(file)
+
+    def _open(self, file: pathlib.Path) -> None:
+        """Enters the images of a file."""
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        try:
+            reader = ArrayRecordReader(str(file))
+            count = reader.num_records() - 1
+            (keys,) = reader.read([max(count, 0)])  # an error where there is no record
+            if len(keys) != count * KEY_BYTES:
+                raise ValueError("it was written by something else")
+        except (RuntimeError, ValueError) as error:
+            logging.warning("%s: its cached images are lost: %s", file, error)
+            return
+        for number in range(count):
+            self._places[keys[number * KEY_BYTES : (number + 1) * KEY_BYTES]] = reader, number
+
+    def _on_disk(self) -> int:
+        return sum(file.stat().st_size for file in self._folder.glob(f"*{SUFFIX}"))
 
 
 def open_cache(
@@ -245,30 +201,4 @@ def open_cache(
     """
     if kind == "none":
         return None
-    return MemoryCache(limit_bytes) if kind == "memory" else DiskCache(folder, limit_bytes)
-
-
-def _entries(index: pathlib.Path) -> dict[bytes, _Entry]:
-    """Returns the images of an index that can be in its file of pixels."""
-    content = index.read_bytes()
-    file = index.with_suffix(PIXELS)
-    size = file.stat().st_size if file.exists() else 0  # after the index: its process may be writing
-    found, whole = {}, len(content) // RECORD.size * RECORD.size
-    for key, place, checksum in RECORD.iter_unpack(content[:whole]):
-        offset, height, width = PLACE.unpack(place)
-        if offset + height * width * 3 <= size:
-            found[key] = _Entry(file, place, checksum, checked=False)
-    if len(found) * RECORD.size != len(content):
-        logging.warning("%s: cut off or damaged; of its cached images %d may be whole", index, len(found))
-    return found
-
-
-def _checksum(key: bytes, place: bytes, pixels: np.ndarray) -> int:
-    # Of the record too: the pixels must be those of this key, in this shape.
-    return zlib.crc32(key + place, zlib.crc32(pixels.data))
-
-
-def _write_all(file: io.FileIO, content: bytes | memoryview) -> None:
-    rest = memoryview(content).cast("B")
-    while rest:
-        rest = rest[file.write(rest) :]
+    return PixelCache(limit_bytes) if kind == "memory" else DiskCache(folder, limit_bytes)

@@ -1,14 +1,13 @@
 """From an encoded image file to an upright RGB image of Pillow, or one line on why that cannot be."""
 
 import io
-import re
-import struct
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 from PIL import (
     BmpImagePlugin,
+    ExifTags,
     GifImagePlugin,
     Image,
     JpegImagePlugin,
@@ -22,7 +21,7 @@ from PIL.ImageFile import ImageFile
 MAX_PIXELS = 50_000_000
 
 _Result = TypeVar("_Result")
-_ORIENTATION = 0x0112
+# Not ImageOps.exif_transpose: it writes the rest of the EXIF anew, and fails where something is wrong there.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -95,7 +94,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     if isinstance(image, PngImagePlugin.PngImageFile | TiffImagePlugin.TiffImageFile):
         _attempt(image.load, image.format)
     width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 def to_rgb(image: Image.Image, reduction: int = 1) -> Image.Image:
@@ -141,35 +140,10 @@ def _attempt(action: Callable[[], _Result], kind: str | None) -> _Result:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation, 1 to 8, from where Pillow's `exif_transpose` would take it."""
-    info = image.info
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow turns these itself
-    found = _from_exif(info["exif"]) if "exif" in info else 0
-    if not found and "Raw profile type exif" in info:  # how old versions of ImageMagick put it into PNG
-        digits = "".join(str(info["Raw profile type exif"]).split("\n")[3:])
-        found = _from_exif(bytes.fromhex(digits) if re.fullmatch("([0-9a-fA-F]{2})*", digits) else b"")
-    if not found and ("xmp" in info or "XML:com.adobe.xmp" in info):
-        text = info.get("XML:com.adobe.xmp") or info["xmp"].decode("latin-1")
-        match = re.search(r'tiff:Orientation(?:="|>)([1-8])', text)
-        found = int(match[1]) if match else 0
-    return found or 1
-
-
-def _from_exif(exif: bytes) -> int:
-    """Returns the orientation in a block of EXIF, 0 for none: Pillow's own reader warns of what is broken."""
-    block = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    if order is None:
-        return 0
+    """Returns the EXIF orientation; 1 where there is none, or where the EXIF is broken."""
     try:
-        (start,) = struct.unpack_from(f"{order}L", block, 4)
-        (count,) = struct.unpack_from(f"{order}H", block, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", block, entry)
-            if tag == _ORIENTATION and kind in (3, 4):  # a short, or wrongly a long
-                (value,) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'L'}", block, entry + 8)
-                return value if 1 <= value <= 8 else 0
-    except struct.error:
-        pass
-    return 0
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:  # the pixels are good: what is broken only describes them
+        return 1

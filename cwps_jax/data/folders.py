@@ -10,11 +10,12 @@ the lists number them. Hidden files and what operating systems leave behind are 
 class folder is an image.
 """
 
+import dataclasses
 import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple
 
 from cwps_jax.data.places import Folder, Place, open_archive
 from cwps_jax.data.source import Record
@@ -29,47 +30,46 @@ _WHERE = (
 )
 
 
-class FolderSource:
-    """The images of one split.
+class Image(NamedTuple):
+    """An image file: its path in its place, what changes when it does, and the number of its class."""
 
-    Args:
+    path: str
+    stamp: str
+    label: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+    """The images of one split; see `ImageSource`.
+
+    Attributes:
         place: the folder or archive where they lie.
         name: for messages.
         classes: names of the classes.
-        paths: of the images, in the place.
-        stamps: what changes when an image does.
-        labels: number of each image's class.
+        images: in their order.
     """
 
-    def __init__(
-        self,
-        place: Place,
-        name: str,
-        classes: Sequence[str],
-        paths: Sequence[str],
-        stamps: Sequence[str],
-        labels: Sequence[int],
-    ) -> None:
-        self.name, self.classes = name, tuple(classes)
-        self._place, self._paths, self._stamps, self._labels = place, paths, stamps, labels
+    place: Place
+    name: str
+    classes: Sequence[str]
+    images: Sequence[Image]
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the classes and, in their order, of all paths, sizes, and times or checksums."""
         digest = hashlib.sha256()
-        items = zip(self._paths, self._stamps, strict=True)
-        for words in ((self._place.stamp, self.name, *self.classes), *items):
+        for words in ((self.place.stamp, self.name, *self.classes), *(one[:2] for one in self.images)):
             digest.update("\0".join((*words, "\n")).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(self._place.read(self._paths[index]), self._labels[index])
+        return Record(self.place.read(self.images[index].path), self.images[index].label)
 
     def describe(self, index: int) -> str:
-        return self._place.describe(self._paths[index])
+        return self.place.describe(self.images[index].path)
 
 
 def split_names(settings: DataConfig, task: str) -> tuple[str, ...]:
@@ -101,48 +101,26 @@ def open_split(settings: DataConfig, task: str, split: str) -> FolderSource:
             raise CwpsError(_missing(place, task, part, layout.splits))
     classes = layout.classes(training)
     numbers = {name: number for number, name in enumerate(classes)}
-    paths: list[str] = []
-    stamps: list[str] = []
-    labels: list[int] = []
+    images: list[Image] = []
     for part in parts:
-        before = len(paths)
+        before = len(images)
         for path, stamp, label in layout.items(part):
             if label not in numbers:
                 raise CwpsError(
                     f"{place.describe(path)}: class {label!r} of {part} is not in {settings.train_split}"
                 )
-            paths.append(path)
-            stamps.append(stamp)
-            labels.append(numbers[label])
-        if len(paths) == before:
+            images.append(Image(path, stamp, numbers[label]))
+        if len(images) == before:
             raise CwpsError(f"{place.describe(task)}: split {part!r} is empty; {_WHERE}")
-    empty = sorted({*range(len(classes))} - {*labels}) if parts == training else ()
+    empty = sorted({*range(len(classes))} - {one.label for one in images}) if parts == training else ()
     if empty:
         folder = place.describe(f"{task}/{parts[0]}/{classes[empty[0]]}")
         raise CwpsError(f"{folder}: empty class, it has no image; add some or remove the folder")
-    return FolderSource(place, f"{place.describe(task)}/{split}", classes, paths, stamps, labels)
-
-
-class _Layout(Protocol):
-    """How a task's images are sorted into splits and classes.
-
-    Attributes:
-        splits: names of those that there are.
-    """
-
-    splits: tuple[str, ...]
-
-    def classes(self, training: Sequence[str]) -> list[str]:
-        """Returns the names of the classes of the training splits, in the order of their numbers."""
-        ...
-
-    def items(self, split: str) -> Iterator[tuple[str, str, str]]:
-        """Yields path, stamp and class of each image of a split."""
-        ...
+    return FolderSource(place, f"{place.describe(task)}/{split}", tuple(classes), images)
 
 
 class _FolderSplits:
-    """The splits of a task `<task>/<split>/<class>/<file>`."""
+    """The splits of a task `<task>/<split>/<class>/<file>`, with the methods of `ListedSplits`."""
 
     def __init__(self, place: Place, task: str, splits: Sequence[str]) -> None:
         self._place, self._task, self.splits = place, task, tuple(splits)
@@ -165,7 +143,7 @@ class _FolderSplits:
                 yield f"{folder}/{file}", stamp, label
 
 
-def _layout(settings: DataConfig, task: str, place: Place) -> _Layout:
+def _layout(settings: DataConfig, task: str, place: Place) -> _FolderSplits | ListedSplits:
     asked = "+".join((settings.train_split, settings.validation_split, settings.test_split)).split("+")
     names = [name for name in dict.fromkeys((*SPLITS, *asked)) if name]
     root, top = _root(settings), place.listing(task)

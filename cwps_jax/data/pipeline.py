@@ -1,12 +1,13 @@
-"""Batches keyed by seed and step: the same in every run, for any number of threads and of hosts.
+"""Batches keyed by seed and step: the same in every run, for any number of threads and of processes.
 
-Reading ahead is Grain's: threads suffice, since Pillow frees the interpreter while it decodes and resizes.
+Grain draws, batches, shares and reads ahead. Threads suffice, since Pillow frees the interpreter while it
+decodes and resizes.
 """
 
 import collections
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,18 +37,50 @@ def training_batches(
     Args:
         split: the training data.
         batch_size: items a batch, over all processes.
-        seed: of the order and the augmentation. With the epoch it decides the permutation, with the step and
-            the position in the whole batch how an image is augmented.
+        seed: of the order and the augmentation. It decides the order of every epoch and, with an item's
+            position in the order, counted from the first epoch, how its image is augmented.
         start: first step, counted from the task's beginning.
         stop: the step after the last.
         share: the part of each batch to read.
     """
-    return _read_ahead(_TrainingBatches(split, batch_size, seed, start, stop, share), split)
+    import grain
+
+    steps = steps_per_epoch(split, batch_size)
+    if batch_size % share.count:
+        raise CwpsError(
+            f"config.batch_size = {batch_size}: must be a multiple of the {share.count} processes"
+        )
+
+    def shuffled(position: int, _: int) -> int:
+        epoch, place = divmod(position, len(split))
+        return int(_permutation(seed, epoch, len(split))[place])
+
+    def drawn(row: int, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+        return row, rng.random(split.draws)
+
+    def read(items: Sequence[tuple[int, np.ndarray]]) -> Batch:
+        rows, draws = zip(*items, strict=True)
+        return split.read(np.array(rows), np.array(draws))
+
+    order = grain.MapDataset.range(len(split)).map_with_index(shuffled).random_map(drawn, seed=seed)
+    # Parts of the size of a process's share; its own is the same one of each batch.
+    parts = order[: steps * batch_size].batch(batch_size // share.count, batch_fn=list)
+    batches = parts[share.index :: share.count].map(read).repeat()
+    return _read_ahead(batches[start:stop], split)
 
 
 def evaluation_batches(split: Split, batch_size: int) -> Iterator[tuple[Batch, int]]:
     """Yields every item once, in order, with how many of the batch are real: the last one is padded."""
-    return _read_ahead(_EvaluationBatches(split, batch_size), split)
+    import grain
+
+    def read(rows: np.ndarray) -> tuple[Batch, int]:
+        batch = split.read(rows, None)
+        if len(rows) < batch_size:
+            filled = np.minimum(np.arange(batch_size), len(rows) - 1)
+            batch = {name: array[filled] for name, array in batch.items()}
+        return batch, len(rows)
+
+    return _read_ahead(grain.MapDataset.range(len(split)).batch(batch_size).map(read), split)
 
 
 def ahead(items: Iterable[T], count: int) -> Iterator[T]:
@@ -61,68 +94,18 @@ def ahead(items: Iterable[T], count: int) -> Iterator[T]:
     yield from waiting
 
 
-class _TrainingBatches:
-    """Random access to the batches, so that any thread can read any of them."""
-
-    def __init__(self, split: Split, batch_size: int, seed: int, start: int, stop: int, share: Share) -> None:
-        self.steps = steps_per_epoch(split, batch_size)
-        self.split, self.batch_size, self.seed = split, batch_size, seed
-        self.start, self.stop = start, stop
-        if batch_size % share.count:
-            raise CwpsError(
-                f"config.batch_size = {batch_size}: must be a multiple of the {share.count} processes"
-            )
-        size = batch_size // share.count
-        self.positions = range(share.index * size, (share.index + 1) * size)
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __getitem__(self, index: int) -> Batch:
-        step = self.start + index
-        order = _permutation(self.seed, step // self.steps, len(self.split))
-        first = step % self.steps * self.batch_size
-        rows = order[first + self.positions.start : first + self.positions.stop]
-
-        def draw(count: int) -> np.ndarray:
-            # By rows, so that one number more changes none of the others; 1, since permutations have 0 there.
-            rng = np.random.default_rng((self.seed, step, 1))
-            return rng.random((count, self.batch_size))[:, self.positions].T
-
-        return self.split.read(rows, draw)
-
-
-class _EvaluationBatches:
-    def __init__(self, split: Split, batch_size: int) -> None:
-        self.split, self.batch_size = split, batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.split) // self.batch_size)
-
-    def __getitem__(self, index: int) -> tuple[Batch, int]:
-        first = index * self.batch_size
-        rows = np.arange(first, min(first + self.batch_size, len(self.split)))
-        batch = self.split.read(rows, None)
-        missing = self.batch_size - len(rows)
-        padded = {
-            name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
-            for name, array in batch.items()
-        }
-        return padded, len(rows)
-
-
+# Grain's own shuffle walks through numbers of 16 bits until one is below the count: measured, 0.05 ms an item
+# of 1,000 and 1 ms an item of 50, while no other thread runs.
 @functools.lru_cache(maxsize=4)  # threads may be in two epochs at once, and validation in a third
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def _read_ahead(batches: Any, split: Split) -> Iterator[Any]:
-    if not split.threads or not len(batches):
-        return (batches[index] for index in range(len(batches)))
     import grain
 
     grain.config.update("py_traceback_filtering", "off")  # it would write into the errors' own lines
     options = grain.ReadOptions(
         num_threads=split.threads, prefetch_buffer_size=max(split.prefetch, split.threads)
     )
-    return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+    return iter(batches.to_iter_dataset(options))

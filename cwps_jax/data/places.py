@@ -1,4 +1,7 @@
-"""Where image files lie: a folder or a zip archive, listed and read in the same way."""
+"""Where image files lie: a folder or a zip archive, listed and read in the same way, by several threads.
+
+Paths are relative to a place, with "/"; "" is its top.
+"""
 
 import functools
 import os
@@ -6,7 +9,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from cwps_jax.errors import CwpsError
 
@@ -29,38 +32,14 @@ class Listing(NamedTuple):
     files: Mapping[str, str]
 
 
-class Place(Protocol):
-    """A tree of files that several threads may read. Paths are relative to it, with "/"; "" is its top.
-
-    Attributes:
-        name: its path, for messages.
-        stamp: changes whenever the place is another.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def stamp(self) -> str: ...
-
-    def listing(self, path: str) -> Listing:
-        """Returns what lies in a folder. Raises CwpsError where there is something that must not be read."""
-        ...
-
-    def read(self, path: str) -> bytes:
-        """Returns a file's content. Raises CwpsError, naming it, where it cannot be read."""
-        ...
-
-    def describe(self, path: str) -> str:
-        """Returns what a user finds a file or folder by."""
-        ...
-
-
 class Folder:
     """A folder. Links may point to what lies in it, not out of it.
 
     Args:
         name: its path.
+
+    Attributes:
+        stamp: changes whenever the place is another.
     """
 
     def __init__(self, name: str) -> None:
@@ -68,6 +47,7 @@ class Folder:
         self.stamp = os.path.realpath(name)
 
     def listing(self, path: str) -> Listing:
+        """Returns what lies in a folder. Raises CwpsError where there is something that must not be read."""
         folders, files = [], {}
         try:
             with os.scandir(self.inside(path)) as entries:
@@ -88,6 +68,7 @@ class Folder:
         return Listing(sorted(folders), dict(sorted(files.items())))
 
     def read(self, path: str) -> bytes:
+        """Returns a file's content. Raises CwpsError, naming it, where it cannot be read."""
         try:
             with open(self.describe(path), "rb") as file:
                 return file.read()
@@ -95,6 +76,7 @@ class Folder:
             raise _unreadable(self.describe(path), error) from error
 
     def describe(self, path: str) -> str:
+        """Returns what a user finds a file or folder by."""
         return os.path.join(self.name, *path.split("/"))
 
     def inside(self, path: str) -> str:
@@ -107,7 +89,7 @@ class Folder:
 
 
 class Archive:
-    """A zip archive, read without unpacking it.
+    """A zip archive, read without unpacking it, with the methods of a `Folder`.
 
     Args:
         name: its path.
@@ -181,6 +163,9 @@ class Archive:
 
     def describe(self, path: str) -> str:
         return f"{self.name}: {path}"
+
+
+Place = Folder | Archive
 
 
 def open_archive(name: str) -> Archive:

@@ -3,18 +3,18 @@
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from cwps_jax.data.decode import Undecodable, open_image, to_rgb
 from cwps_jax.data.source import Box, ImageSource
 from cwps_jax.errors import CwpsError
+from cwps_jax.files import write_atomically
 
 FORMAT = 3
 CHUNK = 1024  # items that are read ahead at most
@@ -78,25 +78,17 @@ def scan(
         digest = hashlib.sha256(record.identity if record.identity is not None else content).digest()
         return record.label, digest, box, why
 
-    labels: list[int] = []
-    digests: list[np.ndarray] = []
-    boxes: list[Box] = []
-    unreadable: dict[int, str] = {}
+    looked: list[tuple[int, bytes, Box, str]] = []
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(source), CHUNK):
             chunk = range(start, min(start + CHUNK, len(source)))
-            for index, (label, digest, box, why) in zip(chunk, pool.map(look, chunk), strict=True):
-                labels.append(label)
-                digests.append(np.frombuffer(digest, np.uint8))
-                boxes.append(box)
-                if why:
-                    unreadable[index] = why
+            looked += pool.map(look, chunk)
             observe(len(chunk))
     found = Scan(
-        np.array(labels, np.int64),
-        np.array(digests, np.uint8).reshape(-1, 32),
-        np.array(boxes, np.float64).reshape(-1, 4),
-        unreadable,
+        np.array([label for label, *_ in looked], np.int64),
+        np.frombuffer(b"".join(digest for _, digest, *_ in looked), np.uint8).reshape(-1, 32),
+        np.array([box for _, _, box, _ in looked], np.float64).reshape(-1, 4),
+        {index: why for index, (*_, why) in enumerate(looked) if why},
     )
     if remembered:
         _save(remembered, found)
@@ -104,12 +96,9 @@ def scan(
 
 
 def _save(path: pathlib.Path, found: Scan) -> None:
-    """Writes what was found; a reader sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
     arrays = {"labels": found.labels, "digests": found.digests, "boxes": found.boxes}
-    save_file(arrays, partial, {"unreadable": json.dumps(list(found.unreadable.items()))})
-    partial.replace(path)
+    write_atomically(path, save(arrays, {"unreadable": json.dumps(list(found.unreadable.items()))}))
 
 
 def _load(path: pathlib.Path) -> Scan:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import jax
@@ -17,7 +18,6 @@ from cwps_jax.errors import CwpsError
 
 Arrays = Mapping[str, np.ndarray]
 Batch = dict[str, np.ndarray]
-Draw = Callable[[int], np.ndarray]
 
 
 class Split(Protocol):
@@ -29,6 +29,7 @@ class Split(Protocol):
         image: shape and type of one image as the model sees it.
         threads: threads that read batches ahead; 0 where reading costs nothing.
         prefetch: batches that are ready ahead of the step.
+        draws: random numbers that the augmentation of an item takes.
     """
 
     @property
@@ -46,15 +47,18 @@ class Split(Protocol):
     @property
     def prefetch(self) -> int: ...
 
+    @property
+    def draws(self) -> int: ...
+
     def __len__(self) -> int: ...
 
-    def read(self, rows: np.ndarray, draw: Draw | None) -> Batch:
+    def read(self, rows: np.ndarray, draws: np.ndarray | None) -> Batch:
         """Returns a batch: "image", (rows, height, width, channels), and all fields.
 
         Args:
             rows: which items, (rows,).
-            draw: from a count to as many random numbers for each item, (rows, count), in [0, 1), for its
-                augmentation; None for images as evaluation takes them.
+            draws: random numbers for their augmentation, (rows, draws), in [0, 1); None for images as
+                evaluation takes them.
         """
         ...
 
@@ -75,7 +79,7 @@ class ArraySplit:
         preparation: see `Split`.
     """
 
-    threads = 0
+    threads = draws = 0
     prefetch = 2
 
     def __init__(self, arrays: Arrays, preparation: Preparation = Preparation()) -> None:
@@ -100,7 +104,7 @@ class ArraySplit:
         images = self.fields["image"]
         return jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
 
-    def read(self, rows: np.ndarray, draw: Draw | None) -> Batch:
+    def read(self, rows: np.ndarray, draws: np.ndarray | None) -> Batch:
         return {name: array[rows] for name, array in self.fields.items()}
 
     def with_fields(self, **fields: np.ndarray) -> "ArraySplit":
@@ -143,10 +147,14 @@ class ImageSplit:
         side = self.transform.image_size
         return jax.ShapeDtypeStruct((side, side, 3), np.float32)
 
-    def read(self, rows: np.ndarray, draw: Draw | None) -> Batch:
-        draws = [None] * len(rows) if draw is None else draw(self.transform.draws)
+    @property
+    def draws(self) -> int:
+        return self.transform.draws
+
+    def read(self, rows: np.ndarray, draws: np.ndarray | None) -> Batch:
         images = np.empty((len(rows), *self.image.shape), np.uint8)
-        for place, row, drawn in zip(images, rows, draws, strict=True):
+        each = itertools.repeat(None, len(rows)) if draws is None else draws
+        for place, row, drawn in zip(images, rows, each, strict=True):
             place[...] = self._image(int(row), drawn)
         return {**{name: array[rows] for name, array in self.fields.items()}, "image": images}
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from cwps_jax.core.trees import flatten, select, unflatten
 from cwps_jax.errors import CwpsError
+from cwps_jax.files import replacing
 from cwps_jax.models import find
 from cwps_jax.models.conversion import Conversion, Table
 from cwps_jax.models.weights_file import WeightsFile
@@ -105,9 +106,8 @@ def save_backbone(
     arrays = {key: one.to_array(leaves) for key, one in table.conversions(leaves).items()}
     arrays.update({key: np.zeros((), np.int64) for key in sorted(table.counters(leaves))})
     path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(arrays, partial, metadata={"format": "pt"})
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(arrays, partial, metadata={"format": "pt"})
 
 
 def initialise(

@@ -3,11 +3,10 @@
 import dataclasses
 import json
 import pathlib
-import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from cwps_jax.train.records import Progress
@@ -28,20 +27,21 @@ class RunProgress:
         from tensorboardX import SummaryWriter
 
         self.console = console
-        self._epochs = epochs
-        self._done = 0
-        self._began = time.perf_counter()
+        self._left = TimeRemainingColumn()
         self._log = (workdir / "metrics.jsonl").open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"))
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("epochs, {task.fields[left]} left"),
+            TextColumn("epochs,"),
+            self._left,
+            TextColumn("left"),
             console=console,
             transient=True,
+            speed_estimate_period=float("inf"),  # the mean over all epochs, however long one takes
         )
-        self._row = self._bar.add_task("starting", total=epochs, left="?")
+        self._row = self._bar.add_task("starting", total=epochs)
 
     def __enter__(self) -> "RunProgress":
         self._bar.start()
@@ -63,12 +63,10 @@ class RunProgress:
 
     def skip(self, epochs: int) -> None:
         """Takes epochs off the run that need not be trained."""
-        self._epochs -= epochs
-        self._bar.update(self._row, total=self._epochs)
+        self._bar.update(self._row, total=(self._bar.tasks[0].total or 0) - epochs)
 
     def epoch(self, task: str, progress: Progress) -> None:
         """Shows and writes down one epoch of a task."""
-        self._done += 1
         row = {"task": task, **dataclasses.asdict(progress)}
         self._log.write(json.dumps(row) + "\n")
         self._log.flush()
@@ -80,13 +78,6 @@ class RunProgress:
             f"{progress.epochs}  loss {progress.loss:.3f}  accuracy {progress.metric:.3f}  "
             f"private {progress.private:.2f}x"
         )
-        left = self.time_left()
-        self._bar.update(self._row, completed=self._done, description=described, left=left)
+        self._bar.update(self._row, advance=1, description=described)
         if progress.last_of_stage:
-            self.say(f"{described}  {left} left")
-
-    def time_left(self) -> str:
-        """Returns the estimated time left, from the mean over the epochs so far."""
-        pace = (time.perf_counter() - self._began) / max(self._done, 1)
-        seconds = round(pace * (self._epochs - self._done))
-        return f"{seconds // 60}:{seconds % 60:02d}"
+            self.say(f"{described}  {self._left.render(self._bar.tasks[0])} left")

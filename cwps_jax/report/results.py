@@ -5,7 +5,6 @@ docs/results.md is the contract.
 
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import flax.linen as nn
 import jax
 
 from cwps_jax.data.task import TaskData
+from cwps_jax.files import write_atomically
 from cwps_jax.learn import check_classes, compared_name, outputs_sha256
 from cwps_jax.parallel import Parallel
 from cwps_jax.report.rows import FORMAT, make_row, totals
@@ -114,6 +114,4 @@ def versions() -> dict[str, str]:
 
 def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
     """Writes JSON atomically: a reader sees the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
-    partial.replace(path)
+    write_atomically(path, json.dumps(values, indent=1) + "\n")

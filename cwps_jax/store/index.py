@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.errors import CwpsError
+from cwps_jax.files import write_atomically
 
 FORMAT = 3
 READABLE = (2, FORMAT)  # versions of 2 are all of shared channels, and have no sketches
@@ -84,12 +84,7 @@ class Index:
     def write(self, folder: pathlib.Path) -> None:
         """Replaces the index file: a reader sees the old one or the new one, whenever it looks."""
         values = {"format": FORMAT, **dataclasses.asdict(self)}
-        partial = folder / f".index.{os.getpid()}.json"
-        with partial.open("w") as file:
-            json.dump(values, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(folder / "index.json")
+        write_atomically(folder / "index.json", json.dumps(values, indent=1, sort_keys=True))
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "Index":

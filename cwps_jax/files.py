@@ -1,0 +1,34 @@
+"""Files that are replaced as a whole: a reader sees the old content or the new one, whenever it looks."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives the path of a new file beside it, which takes its place at the end unless there was an error.
+
+    Args:
+        path: of the file to write or replace; its folder has to be there.
+    """
+    # With the process's number, since two processes may write the same file at once.
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())  # or a crash of the machine may leave the new name without its content
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a whole file, text as UTF-8, and waits until it is on the disk.
+
+    Raises:
+        OSError: it cannot be written; what was there before is still there.
+    """
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
