@@ -255,11 +255,6 @@ def check_classes(pool: Pool, name: str, data: TaskData) -> None:
         )
 
 
-def compared_name(task: str, method: str) -> str:
-    """Returns the name by which the pool keeps a compared method's model of a task."""
-    return f"{task}+{method}"
-
-
 def outputs_sha256(outputs: Any) -> str:
     """Returns the SHA-256 of a model's outputs, bit by bit."""
     sha256 = hashlib.sha256()

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from cwps_jax.config import RunConfig
-from cwps_jax.learn import check_classes, compared_name, counted, learn_task, measured, train_task
+from cwps_jax.learn import check_classes, counted, learn_task, measured, train_task
 from cwps_jax.parallel import Parallel
 from cwps_jax.prepare import Prepared, load_task, model_maker, open_image_cache, prepare
 from cwps_jax.pretraining import pretrained_pool, stored_pool
@@ -18,6 +18,7 @@ from cwps_jax.report.draws import draw_folders, together
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, versions, write_json
 from cwps_jax.report.table import show_results
+from cwps_jax.store.index import compared_name
 from cwps_jax.store.pool import Pool
 
 

@@ -117,6 +117,7 @@ def test_the_count_agrees_with_the_stored_arrays(pool, tiny_variables, moved, ti
     # The sketch is made from the rows and can be made anew: it is no part of the task.
     assert version.bytes == sum(leaf.nbytes for tree in (rows, own) for leaf in tree.values())
     assert count.bits == 8 * version.bytes
+    sketch = arrays.load(folder / "sketch", version.sketch_sha256)
     assert sketch["values"].nbytes == count.active
 
 

@@ -7,10 +7,11 @@ from typing import ClassVar
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.core.trees import Flat, Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
-from cwps_jax.methods.method import Group, Moment, Steps
+from cwps_jax.methods.method import Group, Moment
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import sgd
 from cwps_jax.methods.parts import Parts, norm_leaves, numbers
+from cwps_jax.methods.schedules import Steps
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import at_least
 

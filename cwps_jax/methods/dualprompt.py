@@ -9,10 +9,11 @@ import numpy as np
 
 from cwps_jax.core.trees import Tree, unflatten
 from cwps_jax.errors import CwpsError
-from cwps_jax.methods.method import Group, Moment, constant
+from cwps_jax.methods.method import Group, Moment
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import adam
 from cwps_jax.methods.prompts import Prefixed, Prompting
+from cwps_jax.methods.schedules import constant
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import at_least
 

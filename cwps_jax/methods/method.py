@@ -12,13 +12,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.trees import Tree
 from cwps_jax.methods.network import Network
+from cwps_jax.methods.schedules import Schedule, cosine
 from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import check_types
@@ -53,7 +53,6 @@ class Effective:
 
 Rule = Callable[[Tree, Tree, Clock], Effective]
 Loss = Callable[[Any, Mapping[str, jax.Array]], jax.Array]
-Schedule = Callable[[jax.Array], jax.Array]
 
 
 class Group(NamedTuple):
@@ -154,26 +153,6 @@ def no_context(effective: Effective, own: Tree, frozen: Tree) -> contextlib.Abst
 def unchanged(given: Any) -> Any:
     """Returns what it is given."""
     return given
-
-
-def cosine(progress: jax.Array) -> jax.Array:
-    """The schedule of half a cosine, from 1 to 0."""
-    return 0.5 * (1 + jnp.cos(jnp.pi * progress))
-
-
-def constant(progress: jax.Array) -> jax.Array:
-    """The schedule that stays at 1."""
-    return jnp.ones_like(progress)
-
-
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """The schedule that falls to a tenth at each of these shares of a task's steps."""
-
-    at: tuple[float, ...]
-
-    def __call__(self, progress: jax.Array) -> jax.Array:
-        return 0.1 ** jnp.sum(jnp.array(self.at) <= progress)
 
 
 @dataclasses.dataclass(frozen=True)

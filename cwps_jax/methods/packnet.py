@@ -22,11 +22,11 @@ from cwps_jax.methods.method import (
     Restoring,
     Rule,
     Stage,
-    Steps,
     Stored,
 )
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import by_config, sgd
+from cwps_jax.methods.schedules import Steps
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import at_least, within
 

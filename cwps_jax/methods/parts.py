@@ -29,10 +29,10 @@ from cwps_jax.methods.method import (
     Rule,
     Stage,
     Stored,
-    cosine,
 )
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import by_config
+from cwps_jax.methods.schedules import cosine
 from cwps_jax.settings import TrainConfig
 
 

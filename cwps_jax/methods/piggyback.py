@@ -12,10 +12,11 @@ from cwps_jax.core.channels import Layout
 from cwps_jax.core.masks import straight_through
 from cwps_jax.core.trees import Flat, Tree, flatten, map_with_path, unflatten
 from cwps_jax.methods.channels import pack_bits, unpack_bits
-from cwps_jax.methods.method import Group, Moment, Restoring, Steps
+from cwps_jax.methods.method import Group, Moment, Restoring
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import adam
 from cwps_jax.methods.parts import Parts, numbers
+from cwps_jax.methods.schedules import Steps
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import at_least
 

@@ -15,9 +15,10 @@ import jax
 
 from cwps_jax.data.task import TaskData
 from cwps_jax.files import write_atomically
-from cwps_jax.learn import check_classes, compared_name, outputs_sha256
+from cwps_jax.learn import check_classes, outputs_sha256
 from cwps_jax.parallel import Parallel
 from cwps_jax.report.rows import FORMAT, make_row, totals
+from cwps_jax.store.index import compared_name
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import Predictor, measure
 from cwps_jax.train.objectives import accuracy

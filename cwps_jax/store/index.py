@@ -81,6 +81,11 @@ class Index:
         newest = {version.task: version for version in self.versions}
         return newest | {version.name: version for version in self.versions}
 
+    @property
+    def next_id(self) -> int:
+        """The number of the version that is stored next."""
+        return 1 + max(self.by_id, default=0)
+
     def write(self, folder: pathlib.Path) -> None:
         """Replaces the index file: a reader sees the old one or the new one, whenever it looks."""
         values = {"format": FORMAT, **dataclasses.asdict(self)}
@@ -124,3 +129,8 @@ def _layout(values: Mapping[str, Any]) -> Layout:
         for layer in values["layers"]
     )
     return Layout(layers, leaves(values["private"]), leaves(values["head"]))
+
+
+def compared_name(task: str, method: str) -> str:
+    """Returns the name by which the pool keeps a compared method's model of a task."""
+    return f"{task}+{method}"

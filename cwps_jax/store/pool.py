@@ -14,45 +14,27 @@ What is written is never changed. How a tree is stored: `cwps_jax.store.arrays`.
 """
 
 import dataclasses
-import functools
 import pathlib
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import flax.linen as nn
-import numpy as np
-
 from cwps_jax import methods
-from cwps_jax.core import accounting
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods import channels
-from cwps_jax.methods.channels import Ownership
-from cwps_jax.methods.method import Method, Pooled, Stored
+from cwps_jax.methods.method import Method, Stored
 from cwps_jax.search.composite import Source
-from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import check_task_name
 from cwps_jax.store import arrays
+from cwps_jax.store.contents import Contents
 from cwps_jax.store.index import Index, Version
 from cwps_jax.store.trees import OWN, PRETRAINED, ROWS, SKETCH, Trees
 
 
-class Pool:
-    """The models stored in one folder. Open one with `Pool.open`, make one with `Pool.create`.
-
-    Attributes:
-        folder: where it is.
-    """
-
-    def __init__(self, folder: pathlib.Path, index: Index) -> None:
-        self.folder = folder
-        self._trees = Trees(folder, index)
-        self._ownerships: dict[int, Ownership] = {}
-        # The newest alone: every method of a task asks for it.
-        self._pooled: tuple[Any, StoredModels] | None = None
+class Pool(Contents):
+    """The models stored in one folder. Open one with `Pool.open`, make one with `Pool.create`."""
 
     @classmethod
     def create(
@@ -105,156 +87,6 @@ class Pool:
         """
         folder = pathlib.Path(folder)
         return cls(folder, Index.read(folder))
-
-    @property
-    def index(self) -> Index:
-        """What it holds."""
-        return self._trees.index
-
-    @property
-    def layout(self) -> Layout:
-        """The pre-trained model's layout."""
-        return self.index.layout
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the stored tasks, oldest first."""
-        stored = (version.task for version in self.index.versions if not version.compared)
-        return tuple(dict.fromkeys(stored))
-
-    def __contains__(self, task: object) -> bool:
-        return task in self.index.by_name
-
-    def version(self, task: str) -> Version:
-        """Returns a task's newest version, or the one named "task@n".
-
-        Raises:
-            CwpsError: it is not in the pool.
-        """
-        if task not in self.index.by_name:
-            known = ", ".join((PRETRAINED, *self.tasks))
-            raise CwpsError(f"{self.folder}: no task {task!r} in this pool; it has {known}")
-        return self.index.by_name[task]
-
-    def effective(self, task: str) -> dict[str, Any]:
-        """Returns the plain backbone's variables of a task: "params" and its other collections.
-
-        They are NumPy arrays, equal to the bit to those that were trained; those that are mapped from the
-        pool's files are read-only.
-
-        Args:
-            task: a task's name, "task@n", or "pretrained".
-
-        Raises:
-            CwpsError: not in the pool, or a stored tree is damaged.
-        """
-        if task == PRETRAINED:
-            return self._trees.shared()
-        version = self.version(task)
-        uses = tuple(self.index.by_id[one] for one in version.uses)
-        own, rows = self._trees.own(version), self._trees.rows(version.id)
-        return self._trees.restored(self.method(task), version.id, own, rows, uses, self.effective)
-
-    def restored(self, method: Method, stored: Stored) -> dict[str, Any]:
-        """Returns `effective` of what is not in the pool yet, as it will be."""
-        own = {path: np.asarray(leaf) for path, leaf in flatten(stored.own).items()}
-        uses = tuple(map(self.version, stored.uses))
-        return self._trees.restored(method, self._next_id(), own, stored.rows, uses, self.effective)
-
-    def method(self, task: str) -> Method:
-        """Returns the method by which a task is stored, with its settings.
-
-        Raises:
-            CwpsError: not in the pool, or a method or a setting that this version does not know.
-        """
-        version = self.version(task)
-        try:
-            return methods.with_settings(version.method, version.settings)
-        except CwpsError as error:
-            raise CwpsError(
-                f"{self.folder}: {version.name} is stored by a method that is not known here ({error}); "
-                "register the method, or use the cwps_jax that wrote it"
-            ) from error
-
-    def model(self, task: str, model: nn.Module) -> nn.Module:
-        """Returns the model that a task's variables belong to: the plain one, unless its method adds to it.
-
-        Args:
-            task: a task's name, "task@n", or "pretrained".
-            model: the plain model with the task's head.
-        """
-        return model if task == PRETRAINED else self.method(task).wrap(model)
-
-    def shares_channels(self, task: str) -> bool:
-        """Whether a task is stored as channels: its own rows, and who stores each of the others."""
-        return bool(self.version(task).rows_sha256)
-
-    def gates(self, task: str) -> dict[str, np.ndarray]:
-        """Returns a task's hard gates, a nested dict of boolean arrays. Raises CwpsError if it has none."""
-        return channels.gates_of(self.layout, self._trees.own(self._of_channels(task)))
-
-    def ownership(self, version: Version) -> Ownership:
-        """Returns {path of a kernel: (id of each channel's owner, its row there)}.
-
-        Raises:
-            CwpsError: the version is not stored as channels.
-        """
-        if version.id not in self._ownerships:
-            own = self._trees.own(self._of_channels(version.name))
-            self._ownerships.setdefault(version.id, channels.ownership(self.layout, own, version.id))
-        return self._ownerships[version.id]
-
-    def relation(self, task: str) -> dict[str, float]:
-        """Returns the share of a task's channels that each owner stores, weighted by parameters."""
-        ownership = self.ownership(self.version(task))
-        names = [PRETRAINED, *dict.fromkeys(version.task for version in self.index.versions)]
-        number = {name: place for place, name in enumerate(names)}
-        place = np.zeros(1 + max(self.index.by_id), np.int64)
-        for version in self.index.versions:
-            place[version.id] = number[version.task]
-        owners = {path: place[owner] for path, (owner, _) in ownership.items()}
-        return accounting.relation(self.layout, owners, names)
-
-    def count(self, task: str) -> accounting.Count:
-        """Counts what a task's version stores, without reading its rows."""
-        version = self.version(task)
-        counted = accounting.count_stored(self.layout, self._trees.own(version), {})
-        of_rows = accounting.count(self.layout, self.gates(task)).active if self.shares_channels(task) else 0
-        return dataclasses.replace(counted, active=counted.active + of_rows, bits=8 * version.bytes)
-
-    def pooled(self, without: str | None = None, method: str = "") -> Pooled:
-        """Returns the pre-trained model and every task's newest one, oldest first, as a new task uses them.
-
-        Args:
-            without: a task to leave out.
-            method: by which the new task is learned: what is stored by it is handed to it.
-        """
-        tasks = [task for task in self.tasks if task != without]
-        names = (PRETRAINED, *(task for task in tasks if self.shares_channels(task)))
-        stored = tuple(version.id for version in self.index.versions), names
-        if self._pooled is None or self._pooled[0] != stored:
-            self._pooled = stored, self._models(names)
-        return Pooled(
-            self._pooled[1],
-            names,
-            {task: functools.partial(self._params, task) for task in tasks},
-            {
-                version.name: functools.partial(self._trees.own, version)
-                for version in self.index.versions
-                if version.method == method
-            },
-        )
-
-    def _models(self, names: tuple[str, ...]) -> StoredModels:
-        # Two threads: one waits for files; more would wait for Python's lock.
-        with ThreadPoolExecutor(2) as readers:
-            ownerships = list(readers.map(self.ownership, map(self.version, names[1:])))
-        owner, row = {}, {}
-        for layer in self.layout.layers:
-            own = np.zeros(layer.channels, np.int32), np.arange(layer.channels, dtype=np.int32)
-            pairs = [own, *(ownership[layer.path] for ownership in ownerships)]
-            owner[layer.path], row[layer.path] = (np.stack(one) for one in zip(*pairs, strict=True))
-        return StoredModels(owner, row, self._trees.rows, self._trees.sketch, self._trees.pretrained)
 
     def add(
         self,
@@ -320,7 +152,7 @@ class Pool:
         folder = self.folder / "tasks" / f"{task}@{number}"
         sha256 = {name: arrays.save(folder / name, tree) for name, tree in trees.items()}
         version = Version(
-            self._next_id(),
+            self.index.next_id,
             task,
             number,
             sha256.get(ROWS, ""),
@@ -364,17 +196,3 @@ class Pool:
     def _replace_index(self, versions: tuple[Version, ...]) -> None:
         dataclasses.replace(self.index, versions=versions).write(self.folder)
         self._trees.index = Index.read(self.folder)
-
-    def _next_id(self) -> int:
-        return 1 + max((version.id for version in self.index.versions), default=0)
-
-    def _of_channels(self, task: str) -> Version:
-        if not self.shares_channels(task):
-            version = self.version(task)
-            raise CwpsError(
-                f"{self.folder}: {version.name} is stored by {version.method}, not as channels with owners"
-            )
-        return self.version(task)
-
-    def _params(self, task: str) -> Tree:
-        return self.effective(task)["params"]

@@ -13,7 +13,8 @@ from cwps_jax import parallel, tracing
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.trees import Tree
 from cwps_jax.data.preparation import Preparation, mixed
-from cwps_jax.methods.method import Clock, Effective, Schedule, Stage
+from cwps_jax.methods.method import Clock, Effective, Stage
+from cwps_jax.methods.schedules import Schedule
 from cwps_jax.modules import batch_norm_overrides
 from cwps_jax.train.objectives import Objective
 from cwps_jax.train.state import Plan, TrainState
