@@ -14,6 +14,7 @@ import pytest
 from methods_shared import (
     CONFIG,
     LEARNED,
+    PROMPTING,
     TASKS,
     Learned,
     files_hash,
@@ -215,9 +216,12 @@ def test_a_probe_stores_its_head_alone():
     chex.assert_trees_all_equal(found["batch_stats"], start["batch_stats"])
 
 
-@pytest.mark.parametrize("name", ["ssf", "lora", "piggyback", "atlas"])
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in (*PROMPTING, "ba2")])
 def test_what_is_evaluated_is_what_the_last_rule_computed(name):
-    """What is restored is computed anew from what is stored, and must be what was trained."""
+    """What is restored is computed anew from what is stored, and must be what was trained.
+
+    BA2 is another network at the end: its budget closes the switches that are too many.
+    """
     where = setting_of(name)
     config = dataclasses.replace(CONFIG, method=LEARNED[name])
     pool = learned(False).pool
@@ -228,7 +232,8 @@ def test_what_is_evaluated_is_what_the_last_rule_computed(name):
     stored = trained.method.store(trained.finished)
     restored = pool.restored(trained.method, stored)
     chex.assert_trees_all_close(restored["params"], dict(trained.params), rtol=1e-6, atol=1e-7)
-    chex.assert_trees_all_equal(restored, dict(learned(False).tasks[name].variables))
+    if name not in ("channels", "layers", "weights", "packnet"):  # which see the pool's later tasks now
+        chex.assert_trees_all_equal(restored, dict(learned(False).tasks[name].variables))
 
 
 def test_every_tasks_logits_are_the_same_to_the_bit_in_a_fresh_process():
