@@ -125,7 +125,7 @@ def test_a_combination_stands_when_a_task_is_learned_anew_or_later_ones_come(tmp
     again = cwps.Pool.open(pool.folder)
     for one, count in ((first, 1), (second, 3)):
         chex.assert_trees_all_equal(again.effective(one.name), dict(one.variables))
-        assert pool._own(pool.version(one.name))["coefficients/norm/scale"].shape == (count,)
+        assert pool._trees.own(pool.version(one.name))["coefficients/norm/scale"].shape == (count,)
     assert len(pool.version("of_all").uses) == 3
     with pytest.raises(cwps.CwpsError, match="one@1 cannot be removed: sum@1, of_all@1 are restored from it"):
         pool.remove("one@1")
