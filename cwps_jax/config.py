@@ -147,7 +147,7 @@ class RunConfig(TrainConfig, DataConfig):
             if name not in (self.method, *self.compare) and chosen != methods.find(name)():
                 raise CwpsError(
                     f"config.{name}: settings of a method that this run does not use; it uses "
-                    f"{', '.join((self.method, *self.compare))}"
+                    f"{', '.join((self.method, *self.compare))}: name it in config.compare, or leave them out"
                 )
 
     def _part(self, part: type) -> dict[str, Any]:

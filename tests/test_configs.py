@@ -151,7 +151,10 @@ def shrunk(name: str, root: pathlib.Path, **changes) -> RunConfig:
         config.data_dir, config.image_size, config.batch_size = str(root), 16, 2 * CLASSES
     config.epochs, config.source_epochs, config.norm_batches = 3, 1, 1
     config.draws, config.least_steps = min(config.draws, 2), min(config.least_steps, 1)
-    config.compare = ()
+    # Those alone of which it sets something.
+    config.compare = tuple(
+        name for name in config.compare if with_settings(name, config[name].to_dict()) != find(name)()
+    )
     config.update(changes)
     return run_config(config.to_dict())
 
