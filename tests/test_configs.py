@@ -20,6 +20,7 @@ from cwps_jax import models, run, save_backbone
 from cwps_jax.config import RunConfig, run_config
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.errors import CwpsError
+from cwps_jax.methods import find, with_settings
 from cwps_jax.store import Pool
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
