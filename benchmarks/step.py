@@ -1,4 +1,4 @@
-"""Soft and hard CWPS steps against a plain fine-tuning step: time, FLOPs and peak memory, as ratios.
+"""Steps of CWPS, TAPS and LoRA against a plain fine-tuning step: time, FLOPs and peak memory, as ratios.
 
     python benchmarks/step.py --out benchmarks/results/step_cpu.json
 
@@ -23,7 +23,9 @@ from turn import Turn
 Make = Callable[[argparse.Namespace, int, int], Turn]  # arguments, size, batch
 
 BASELINE = "finetune"
-KINDS: dict[str, Make] = {stage: functools.partial(Turn, stage) for stage in (BASELINE, "soft", "hard")}
+KINDS: dict[str, Make] = {
+    stage: functools.partial(Turn, stage) for stage in (BASELINE, "soft", "hard", "taps", "lora")
+}
 QUICK = {"backbone": "resnet18", "size": 32, "batch": 8, "repeats": 8, "cost_size": 32, "cost_batch": 8}
 
 

@@ -13,7 +13,7 @@ from cwps_jax.core.channels import Layout
 from cwps_jax.core.masks import init_scores
 from cwps_jax.core.trees import select, unflatten
 from cwps_jax.data.preparation import Preparation
-from cwps_jax.methods import Cwps, Finetune
+from cwps_jax.methods import Cwps, Finetune, Lora, Taps
 from cwps_jax.methods.method import Begun, Moment
 from cwps_jax.models import create
 from cwps_jax.modules import channel_layout
@@ -24,13 +24,14 @@ from cwps_jax.train.trainer import NO_POOL, Trainer
 
 CLASSES = 10
 ACTIVE = 0.3  # share of open channels in the hard step
+OTHERS = {method.name: method for method in (Finetune(), Taps(), Lora())}
 
 
 class Turn:
     """One kind of step with its own state.
 
     Args:
-        stage: "finetune", or a stage of cwps: "soft" or "hard".
+        stage: a stage of cwps, "soft" or "hard", or the one stage of a method of `OTHERS`.
         arguments: with `backbone` and `dtype`.
         size, batch: pixels of an image's side, images a step.
         active: share of each layer's channels that are open in the hard step.
@@ -52,7 +53,7 @@ class Turn:
         shape = (batch, size, size, 3)
         example = jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32)
         layout = channel_layout(model, example)
-        trained_by = Finetune() if stage == "finetune" else method
+        trained_by = OTHERS.get(stage, method)
         config = TrainConfig(method=trained_by, weight_decay=1e-4, **training)
         trainer = Trainer(model, layout, example)
         begun = {one.name: one for one in trained_by.stages(trainer.network, config)}[stage]
