@@ -3,6 +3,8 @@
 Command:    python -m cwps_jax.main --config configs/digits_methods.py   (both variants: make demo-methods)
             configs/digits_methods.py:vit has the methods that need a Vision Transformer
 Data:       embedded, scikit-learn's digits (see cwps_jax/data/digits.py)
+Run time:   not yet measured
+Reached:    not yet measured
 """
 
 from cwps_jax.config import default_config

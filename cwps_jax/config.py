@@ -161,6 +161,7 @@ def default_config() -> Any:
     """
     from ml_collections import config_dict
 
+    known_keys()  # that no method is called like one
     values: dict[str, Any] = {
         field.name: {} if field.default is dataclasses.MISSING else field.default
         for field in dataclasses.fields(RunConfig)
@@ -193,7 +194,7 @@ def known_keys() -> list[str]:
         CwpsError: a method is registered under the name of a key.
     """
     own = [name for name in _names(RunConfig) if name != "settings"]
-    for name in methods.METHODS.keys() & own:
+    for name in methods.METHODS.keys() & set(_names(RunConfig)):
         raise CwpsError(f"a method cannot be called {name!r}: config.{name} is a key of its own")
     return [*own, *(f"{name}.{key}" for name, method in methods.METHODS.items() for key in _names(method))]
 

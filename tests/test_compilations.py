@@ -33,9 +33,9 @@ def small_run() -> RunConfig:
 def compiled(monkeypatch, tmp_path) -> dict[str, list[str]]:
     """Names of the programs that a run compiled: in all of it, and in each task without and in its search."""
     found: dict[str, list[str]] = {}
-    learn_one, composite = run._learn_one, cwps_method.composite
+    learn_task, composite = run._learn_task, cwps_method.composite
 
-    def counted_task(settings, name, *args):
+    def counted_task(prepared, name, *args):
         def counted_search(*args):
             with synthetic.CountCompilations() as counted:
                 parent = composite(*args)
@@ -44,12 +44,12 @@ def compiled(monkeypatch, tmp_path) -> dict[str, list[str]]:
 
         monkeypatch.setattr(cwps_method, "composite", counted_search)
         with synthetic.CountCompilations() as counted:
-            learn_one(settings, name, *args)
+            learn_task(prepared, name, *args)
         found[name] = counted.names
         for program in found[f"{name} search"]:
             found[name].remove(program)
 
-    monkeypatch.setattr(run, "_learn_one", counted_task)
+    monkeypatch.setattr(run, "_learn_task", counted_task)
     jax.clear_caches()  # of what other tests compiled
     with synthetic.CountCompilations() as counted:
         run.learn(small_run(), tmp_path, Console(quiet=True))

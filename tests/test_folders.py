@@ -275,8 +275,8 @@ def test_the_pacs_config_from_weights_to_results(data_dir, tmp_path):
     done = main(tmp_path / "w", *given, config="configs/pacs.py")
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "w" / "results.json").read_text())
-    assert [task["name"] for task in results["tasks"]] == ["photo", "sketch"]
-    assert all(task["params_ratio"] <= 0.45 for task in results["tasks"])
+    assert [row["task"] for row in results["rows"]] == ["photo", "sketch"]
+    assert all(row["params_ratio"] <= 0.45 for row in results["rows"])
     stored = Pool.open(tmp_path / "w" / "pool").effective("pretrained")
     for path, leaf in flatten(stored).items():
         np.testing.assert_array_equal(leaf, flatten(variables)[path])

@@ -1,18 +1,23 @@
 """A method of one's own, from outside of the package, is trained, stored and configured as ours are."""
 
 import dataclasses
+import io
 from typing import ClassVar
 
 import chex
 import numpy as np
 import pytest
 from methods_shared import CONFIG, files_hash, task, tiny
+from rich.console import Console
 
 import cwps_jax as cwps
 from cwps_jax.config import default_config, known_keys, run_config
 from cwps_jax.core.trees import flatten
 from cwps_jax.methods import METHODS, Method, register
 from cwps_jax.methods.parts import Parts
+from cwps_jax.report.pictures import draw_report
+from cwps_jax.report.results import measure_pool
+from cwps_jax.report.table import show_results
 
 RUN = {"tasks": ("loops",), "source": "digits", "compare": ()}
 
@@ -155,8 +160,27 @@ def test_two_methods_of_one_name_are_refused_and_the_first_stays(toy):
 
 @pytest.mark.parametrize("name", ["epochs", "image_size", "tasks", "settings"])
 def test_a_method_cannot_have_the_name_of_a_key_of_the_config(name):
-    before = dict(METHODS)
-    other = dataclasses.dataclass(frozen=True)(type("Other", (Method,), {"name": name}))
-    with pytest.raises(cwps.CwpsError, match=f"^a method cannot be called '{name}': config.{name} is a key"):
-        register(other)
-    assert before == METHODS
+    register(dataclasses.dataclass(frozen=True)(type("Other", (Method,), {"name": name})))
+    for read in (default_config, lambda: run_config(RUN)):
+        with pytest.raises(cwps.CwpsError, match=f"^a method cannot be called '{name}': config.{name} is"):
+            read()
+
+
+def test_its_results_are_rows_and_its_picture_is_drawn_as_ours_are(toy, pool, tmp_path):
+    learn(pool, "birds", toy(gain=1.5))
+    learn(pool, "cars", "finetune")
+    opened = cwps.Pool.open(pool.folder)
+    parallel = tiny().trainer.parallel
+    results = measure_pool(opened, "toy", lambda name: task(), lambda classes: tiny().model, parallel, 16)
+    rows = {row["method"]: row for row in results["rows"]}
+    assert [*rows] == ["toy", "finetune"] and rows["toy"]["params_ratio"] == 8 / 506
+    assert rows["toy"]["accuracy"] == opened.version("birds").record["accuracy_when_learned"]
+    for told in results["forgetting"]:
+        assert told["logits_sha256_at_end"] == told["logits_sha256_when_learned"]
+    drawn = {path.name for path in draw_report(opened, results, tmp_path / "report")}
+    # It has no channels with owners, and so no picture of them; fine-tuning has.
+    assert "accuracy_bytes.png" in drawn and "channels_cars.png" in drawn
+    assert "channels_birds.png" not in drawn
+    console = Console(width=120, record=True, quiet=False, file=io.StringIO())
+    show_results(results, console)
+    assert "toy" in console.export_text()

@@ -87,7 +87,7 @@ def test_prompts_on_a_convolutional_network(refuses, method):
     [
         (Lora(layers=("block9/*",)), {}, r"^config.lora.layers = \('block9/\*',\): no kernel of this"),
         (Lora(layers=()), {}, r"^config.lora.layers = \(\): no kernel of this backbone"),
-        (Atlas(), {}, "^atlas combines what stored tasks have learned, and the pool has none"),
+        (Atlas(head_from="birds"), {}, "^config.atlas.head_from = 'birds': no such task in the pool"),
         (Atlas(), {"epochs": 1}, "^config.epochs = 1: atlas needs at least 2, one a stage"),
         (Taps(), {"epochs": 3}, "^config.epochs = 3: TAPS has no penalty for 3 epochs"),
         (PackNet(), {"epochs": 1}, "^config.epochs = 1: packnet needs at least 2, one a stage"),

@@ -33,6 +33,8 @@ def arrays_on_disk(pool: cwps.Pool, name: str) -> dict[str, dict]:
     """Returns what describes each stored array of a task: its dtype and shape, as its files have it."""
     found = {}
     for file in (pool.folder / "tasks" / pool.version(name).name).glob("*/leaves.json"):
+        if file.parent.name == "sketch":
+            continue  # it can be made anew from the rows, and is no part of the task
         leaves = json.loads(file.read_text())
         found.update({f"{file.parent.name}/{path}": leaf for path, leaf in leaves.items()})
     return found
