@@ -9,14 +9,21 @@ import pathlib
 import sys
 from typing import Any
 
-from runs import demo_table, run_table, summary_table
+from runs import demo_table, methods_table, run_table, summary_table
 from targets import pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
 from cwps_jax.report.rows import read_results
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ("README.md", "docs/backbones.md", "docs/data.md", "docs/experiments.md", "docs/performance.md")
+PAGES = (
+    "README.md",
+    "docs/backbones.md",
+    "docs/data.md",
+    "docs/experiments.md",
+    "docs/methods.md",
+    "docs/performance.md",
+)
 
 
 def backbones_table(parity: dict[str, Any]) -> str:
@@ -156,6 +163,11 @@ def tables_of(path: str) -> dict[str, str]:
         return {"backbones": backbones_table(_read("parity/results.json")[0])}
     if path == "docs/data.md":
         return {"input": input_table(_read("benchmarks/results/input_cpu.json")[0])}
+    if path == "docs/methods.md":
+        return {
+            name: methods_table(_results(f"docs/results/digits_methods_{name}.json")[0])
+            for name in ("resnet8", "vit_nano4")
+        }
     if path == "docs/performance.md":
         files = (ROOT / "benchmarks" / "results").glob("*.json")
         results = {file.name: json.loads(file.read_text()) for file in files}

@@ -72,6 +72,27 @@ def summary_table(run: dict[str, Any]) -> str:
     )
 
 
+def methods_table(run: dict[str, Any]) -> str:
+    """Returns the table of a run's methods: a row each, with means over the tasks."""
+    rows = run["rows"]
+    tasks, methods = names(rows, "task"), names(rows, "method")
+    lines = ["| method | accuracy | parameters kept | bytes | numbers trained |", "|---|---|---|---|---|"]
+    for method in methods:
+        ratio, size, trained = (
+            spread(rows, method, key).mean for key in ("params_ratio", "bytes", "trained")
+        )
+        accuracy = _percent(spread(rows, method, "accuracy"))
+        lines.append(f"| {method} | {accuracy} | {ratio:.3f}x | {size:,.0f} | {trained:,.0f} |")
+    lines += [
+        "",
+        f"Means over {', '.join(tasks)}: {run['backbone']}, seed {rows[0]['seed']}, {rows[0]['epochs']} "
+        f"epochs, on {_where(run)}. Stored models whose test logits changed in any bit after they were "
+        "learned: "
+        f"{changed(run)} of {len(run['forgetting'])}.",
+    ]
+    return "\n".join(lines)
+
+
 def _where(run: dict[str, Any]) -> str:
     return f"{run['versions']['device']}, jax {run['versions']['jax']}"
 
