@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import pathlib
+import re
 from typing import ClassVar
 
 import chex
@@ -184,3 +186,13 @@ def test_its_results_are_rows_and_its_picture_is_drawn_as_ours_are(toy, pool, tm
     console = Console(width=120, record=True, quiet=False, file=io.StringIO())
     show_results(results, console)
     assert "toy" in console.export_text()
+
+
+def test_the_method_that_the_page_shows_is_learned_as_it_stands(only_ours, pool):
+    page = pathlib.Path(__file__).parent.parent / "docs" / "methods.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    exec(compile(block, page.name, "exec"), {"__name__": "shown"})
+    learned = learn(pool, "birds", "last_bias")
+    leaves, start = flatten(learned.variables["params"]), flatten(tiny().variables["params"])
+    changed = {path for path in leaves if np.any(leaves[path] != start[path])}
+    assert changed == {"conv2/bias", "head/bias", "head/kernel"}
