@@ -5,6 +5,7 @@ tree* is what its training moves, {collection: nested dict of arrays}, such as {
 the *frozen tree* is what the rule reads beside it. A *rule* computes the backbone's parameters from both.
 """
 
+import abc
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -253,7 +254,7 @@ class Restoring:
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(abc.ABC):
     """A sharing method; its subclasses are dataclasses of their settings.
 
     Attributes:
@@ -269,22 +270,23 @@ class Method:
 
     def check(self, network: Network, training: TrainConfig) -> None:
         """Raises CwpsError where the method cannot serve this backbone or config."""
+        return  # it serves all, unless a method says otherwise
 
+    @abc.abstractmethod
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
         """Returns the stages of one task."""
-        raise NotImplementedError
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Returns the model that a task's variables belong to: the plain one unless the method adds to it."""
         return model
 
+    @abc.abstractmethod
     def store(self, finished: Finished) -> Stored:
         """Returns what the pool stores of a task."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def restore(self, view: Restoring) -> dict[str, Any]:
         """Returns {collection: tree} of a stored task: "params", and what `wrap`'s model reads beside it.
 
         It is the definition of a task's model: what is evaluated is what is stored.
         """
-        raise NotImplementedError
