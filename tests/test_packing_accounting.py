@@ -10,6 +10,7 @@ import zoo
 from cwps_jax.core import accounting, masks
 from cwps_jax.core.packing import pack
 from cwps_jax.core.trees import flatten
+from cwps_jax.report.rows import totals
 
 
 def assert_same_bits(ours, theirs):
@@ -52,13 +53,14 @@ def test_the_head_is_counted_apart(tiny_layout):
 
 
 def test_the_total_is_the_backbone_and_all_that_is_kept(tiny_layout):
-    assert accounting.total_params_ratio([]) == 1.0
     counts = [accounting.count(tiny_layout, zoo.random_gates(tiny_layout, seed)) for seed in range(3)]
     kept = sum(counted.active + 12 for counted in counts)
-    assert accounting.total_params_ratio(counts) == pytest.approx(1 + kept / 506)
+    row = lambda ratio: {"method": "any", "draw": 0, "params_ratio": ratio, "bytes": 10}
+    (total,) = totals([row(one.ratio) for one in counts])
+    assert total["params_ratio"] == pytest.approx(1 + kept / 506) and total["bytes"] == 30
     # As TAPS counts: fine-tuning two tasks costs three networks.
     whole = accounting.count(tiny_layout, masks.all_gates(tiny_layout, True))
-    assert accounting.total_params_ratio([whole, whole]) == 3.0
+    assert totals(2 * [row(whole.ratio)])[0]["params_ratio"] == 3.0
 
 
 @pytest.mark.parametrize("name", ["scanned", "attention"])

@@ -65,13 +65,6 @@ def count_stored(layout: Layout, own: Mapping[str, np.ndarray], rows: Mapping[st
     return Count(active, private, head, layout.backbone_parameters, bits)
 
 
-def total_params_ratio(counts: Sequence[Count]) -> float:
-    """1 + what all stored versions keep over N: the total parameter count as TAPS counts it."""
-    if not counts:
-        return 1.0
-    return 1.0 + sum(one.active + one.private for one in counts) / counts[0].backbone
-
-
 def relation(layout: Layout, owners: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, float]:
     """Returns one row of the task relation matrix: the share of a task's channels that each one owns.
 

@@ -196,7 +196,7 @@ class Trainer:
             moment, own=begun.own, frozen=begun.frozen, found={**moment.found, **begun.found}
         )
         fresh = {
-            name: self._fresh(name, group)(begun.own[name])
+            name: self._fresh(group)(begun.own[name])
             for name, group in stage.groups.items()
             if not (name in begun.carried and name in host.optimizers)
         }
@@ -216,7 +216,7 @@ class Trainer:
         average = mean_statistics(statistics, state, frozen, split, config, self.parallel, start)
         return dataclasses.replace(state, other={**state.other, **self.parallel.replicate(average)})
 
-    def _fresh(self, name: str, group: Group) -> Callable[[Tree], Any]:
+    def _fresh(self, group: Group) -> Callable[[Tree], Any]:
         """Returns what makes an optimizer's state before its first step."""
         # One program for all of its zeros, where op by op would compile one for each shape.
         return self._compiled(("fresh", group.optimizer), lambda: Compiled(jax.jit(group.optimizer.init)))
