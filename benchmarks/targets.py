@@ -53,6 +53,8 @@ _PEERS, _PEERS_GPU = "peers_cpu_float32.json", "peers_gpu_bfloat16.json"
 ROWS = (
     Row("soft step over fine-tuning: time", "soft_time", Goal("step_cpu.json", 1.03), Goal(_STEP, 1.01)),
     Row("soft step over fine-tuning: time, 96 px", "soft_time", Goal("step_cpu_small.json", 1.03), None),
+    Row("TAPS's step over fine-tuning: time", "taps_time", Goal("step_cpu_methods.json", 1.03), None),
+    Row("LoRA's step over fine-tuning: time", "lora_time", Goal("step_cpu_methods.json", 1.05), None),
     Row("soft step over fine-tuning: time, ViT-B/16", "soft_time", None, Goal(_VIT, 1.01)),
     Row(
         "soft step over fine-tuning: peak memory, ResNet-50",
