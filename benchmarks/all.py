@@ -48,6 +48,7 @@ AS_TIMED = f"{BEHIND} --cost-size 0 --cost-batch 0"
 RUNS = {
     "cpu": (
         Run("step"),
+        Run("step", "--repeats 8", "methods"),
         Run("step", "--size 96", "small"),
         Run("step", "--backbone resnet50 --repeats 0", "resnet50"),
         Run("hard"),
