@@ -95,7 +95,7 @@ def test_what_is_written_is_read(tmp_path):
     assert read_results(written(tmp_path, results)) == results
 
 
-@pytest.mark.parametrize("name", ["digits_seed0", "digits_vit_seed0", "omniglot_seed0", "pacs_seed0"])
+@pytest.mark.parametrize("name", ["digits_vit_seed0", "omniglot_seed0", "pacs_seed0"])
 def test_a_run_of_format_1_becomes_rows_with_the_same_figures(name):
     old = json.loads((COMMITTED / f"{name}.json").read_text())
     new = read_results(COMMITTED / f"{name}.json")
@@ -128,7 +128,7 @@ def test_a_run_of_format_1_becomes_rows_with_the_same_figures(name):
 
 
 def test_a_method_that_format_1_did_not_compare_has_no_row(tmp_path):
-    old = json.loads((COMMITTED / "digits_seed0.json").read_text())
+    old = json.loads((COMMITTED / "pacs_seed0.json").read_text())
     old["tasks"][0]["probe_accuracy"] = 0.0
     for task in old["tasks"]:
         task["finetune_accuracy"] = None
