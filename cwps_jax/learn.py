@@ -155,11 +155,7 @@ def measured(
     trainer: Trainer,
 ) -> dict[str, Any]:
     """Returns what is recorded of a task: how its model does on held-out data, and what it took."""
-    predictor = trainer.predictor(
-        trainer.network.remembered(
-            ("own model", trained.method, id(model)), lambda: trained.method.wrap(model)
-        )
-    )
+    predictor = trainer.predictor(trainer.model_of(trained.method, model))
     # A head that has more outputs than the task's moves no other numbers than the task's.
     own_head = sum(flatten(variables["params"])[path].size for path in trainer.layout.head_paths)
     validation = predictor(variables, data.validation, config.batch_size)

@@ -196,3 +196,13 @@ def test_the_method_that_the_page_shows_is_learned_as_it_stands(only_ours, pool)
     leaves, start = flatten(learned.variables["params"]), flatten(tiny().variables["params"])
     changed = {path for path in leaves if np.any(leaves[path] != start[path])}
     assert changed == {"conv2/bias", "head/bias", "head/kernel"}
+
+
+def test_the_name_of_a_compared_model_is_no_tasks(pool):
+    learn(pool, "birds+probe", "probe")
+    stored, method = pool.version("birds+probe"), pool.method("birds+probe")
+    kept = cwps.methods.method.Stored({"params": tiny().variables["params"]["head"]})
+    before = files_hash(pool.folder)
+    with pytest.raises(cwps.CwpsError, match=r"'birds\+probe' is a task here and a compared model"):
+        pool.add_stored("birds+probe", method, kept, {}, compared=True)
+    assert files_hash(pool.folder) == before and pool.version("birds+probe") == stored

@@ -27,7 +27,8 @@ from cwps_jax.methods.method import (
     unchanged,
 )
 from cwps_jax.methods.network import Network
-from cwps_jax.methods.optimizers import adam, by_config
+from cwps_jax.methods.optimizers import adam
+from cwps_jax.methods.probe import Probe
 from cwps_jax.methods.pseudo_labels import PseudoLabels
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import at_least, within
@@ -91,11 +92,11 @@ class Atlas(Method):
             stage = Stage("coefficients", training.epochs, self._combine, combined, coefficients, loss=loss)
             return (stage,)
         first = min(max(1, round(self.head_share * training.epochs)), training.epochs - 1)
-        head = {"params": Group(by_config(training, network), training.learning_rate)}
-        probed = network.remembered("atlas head", lambda: _head_rule)
+        (probe,) = Probe().stages(network, training)
+        both = {**probe.groups, **coefficients}
         return (
-            Stage("head", first, _begin, probed, head, inference=True),
-            Stage("coefficients", training.epochs - first, self._combine, combined, {**head, **coefficients}),
+            dataclasses.replace(probe, name="head", epochs=first),
+            Stage("coefficients", training.epochs - first, self._combine, combined, both),
         )
 
     def store(self, finished: Finished) -> Stored:
@@ -104,7 +105,7 @@ class Atlas(Method):
         return Stored(own, uses=moment.found["uses"])
 
     def restore(self, view: Restoring) -> dict[str, Any]:
-        backbone = {path: view.pretrained[path] for path in view.layout.backbone_shapes}
+        backbone = view.backbone
         changes = _changes(view.layout, backbone, [flatten(read()) for read in view.uses])
         # As one program, as in training: what XLA fuses may round otherwise than operation by operation.
         combined = jax.jit(_combined)(backbone, changes, view.under("coefficients"))
@@ -136,17 +137,6 @@ def _in_shape(leaf: Any, like: Any) -> np.ndarray:
     grown = np.zeros_like(like)
     grown[tuple(slice(size) for size in np.shape(leaf))] = leaf
     return grown
-
-
-def _begin(moment: Moment) -> Begun:
-    start, heads = flatten(moment.start["params"]), moment.network.layout.head_paths
-    backbone = {path: leaf for path, leaf in start.items() if path not in heads}
-    head = unflatten({path: start[path] for path in heads})
-    return Begun({"params": head}, {"pretrained": unflatten(backbone)})
-
-
-def _head_rule(own: Tree, frozen: Tree, clock: Clock) -> Effective:
-    return Effective(merge(frozen["pretrained"], own["params"]), kept=jnp.float32(0))
 
 
 def _rule(network: Network) -> Rule:

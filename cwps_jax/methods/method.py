@@ -247,6 +247,11 @@ class Restoring:
     uses: tuple[Callable[[], Tree], ...] = ()
     used: tuple[Callable[[], Mapping[str, np.ndarray]], ...] = ()
 
+    @property
+    def backbone(self) -> dict[str, np.ndarray]:
+        """The pre-trained model's leaves without its head's."""
+        return {path: self.pretrained[path] for path in self.layout.backbone_shapes}
+
     def under(self, key: str) -> dict[str, np.ndarray]:
         """Returns the leaves of one of the stored collections, by their paths in it."""
         within = f"{key}/"

@@ -23,6 +23,7 @@ from cwps_jax.methods.method import (
     Rule,
     Stage,
     Stored,
+    unchanged,
 )
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import by_config, sgd
@@ -97,8 +98,7 @@ class PackNet(Method):
         kernels, free = self._pruned(view.layout, view.pretrained)
         for stored in (*(read() for read in view.used), view.own):
             _place(kernels, free, stored)
-        backbone = {path: view.pretrained[path] for path in view.layout.backbone_shapes}
-        return {"params": unflatten({**backbone, **kernels, **view.under("params")})}
+        return {"params": unflatten({**view.backbone, **kernels, **view.under("params")})}
 
     def _pruned(self, layout: Layout, pretrained: Mapping[str, np.ndarray]) -> tuple[Flat, Flat]:
         """Returns the pre-trained kernels with their smallest weights at zero, and which these are."""
@@ -138,7 +138,7 @@ class PackNet(Method):
             mine[path] = free & ~_smallest(np.asarray(weights[path]), free, self.prune_share)
         kept = {path: np.where(mine[path], weights[path], 0) for path in mine}
         own = {"params": moment.own["params"], "weights": unflatten(kept)}
-        return Begun(own, {**moment.frozen, "free": unflatten(mine)}, carried={"params": lambda tree: tree})
+        return Begun(own, {**moment.frozen, "free": unflatten(mine)}, carried={"params": unchanged})
 
 
 def _rule(network: Network) -> Rule:

@@ -112,8 +112,7 @@ class Parts(Method):
 
     def restore(self, view: Restoring) -> dict[str, Any]:
         changed = jax.device_get(_program(self, view.layout)(self.unpacked(view), dict(view.pretrained)))
-        backbone = {path: view.pretrained[path] for path in view.layout.backbone_shapes}
-        return {"params": unflatten({**backbone, **changed, **view.under("params")})}
+        return {"params": unflatten({**view.backbone, **changed, **view.under("params")})}
 
     def _begin(self, moment: Moment) -> Begun:
         layout, start = moment.network.layout, flatten(moment.start["params"])

@@ -137,12 +137,14 @@ class Pool(Contents):
             compared: whether it is a compared method's model: no task of its own.
 
         Raises:
-            CwpsError: a name that cannot be a task's, a method that is not registered, or the pool on disk is
-                not the one that was opened.
+            CwpsError: a name that cannot be a task's, a method that is not registered, the name of a compared
+                model for a task or the other way round, or the pool on disk is not the one that was opened.
         """
         check_task_name(task)
         if methods.find(method.name) is not type(method):
             raise CwpsError(f"method {method.name!r} is registered for another class than {type(method)}")
+        if any(one.task == task and one.compared != compared for one in self.index.versions):
+            raise CwpsError(f"{self.folder}: {task!r} is a task here and a compared model; rename the task")
         self._check_unchanged()
         number = 1 + max((one.version for one in self.index.versions if one.task == task), default=0)
         trees = {OWN: stored.own, **({ROWS: stored.rows} if stored.rows else {})}

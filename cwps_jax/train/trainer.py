@@ -111,7 +111,8 @@ class Trainer:
             plan = make_plan(config, stage, first_epoch=done, epochs=epochs, steps_per_epoch=steps)
             told = self.parallel.replicate(plan)
             if stage.reestimates_norms and "batch_stats" in other:
-                state = self._reestimate_norms(stage, state, held, split, config, done * steps)
+                model = self.model_of(method)
+                state = self._reestimate_norms(stage, model, state, held, split, config, done * steps)
             averages = config.ema > 0 and stage is stages[-1]
             if averages:  # fetched and placed: a donated state must not hold a buffer twice
                 start = self.parallel.fetch({"own": state.own, "other": state.other})
@@ -204,13 +205,20 @@ class Trainer:
         return moment, *self.parallel.replicate((state, stage.on_device(begun.frozen)))
 
     def _reestimate_norms(
-        self, stage: Stage, state: TrainState, frozen: Tree, split: Split, config: TrainConfig, start: int
+        self,
+        stage: Stage,
+        model: nn.Module,
+        state: TrainState,
+        frozen: Tree,
+        split: Split,
+        config: TrainConfig,
+        start: int,
     ) -> TrainState:
         """Returns the state with norm statistics averaged over single batches of training data."""
         statistics = self._compiled(
-            ("norms", stage.rule, split.preparation),
+            ("norms", stage.rule, id(model), split.preparation),
             lambda: self.parallel.compile(
-                make_norm_step(stage, self.model, self.parallel.axis_name, split.preparation)
+                make_norm_step(stage, model, self.parallel.axis_name, split.preparation)
             ),
         )
         average = mean_statistics(statistics, state, frozen, split, config, self.parallel, start)
@@ -253,9 +261,10 @@ class Trainer:
             ),
         )
 
-    def model_of(self, method: Method) -> nn.Module:
-        """Returns what the method makes of the trainer's model, the same each time."""
-        return self.network.remembered(("model", method), lambda: method.wrap(self.model))
+    def model_of(self, method: Method, model: nn.Module | None = None) -> nn.Module:
+        """Returns what the method makes of a model, by default the trainer's own, the same each time."""
+        plain = self.model if model is None else model
+        return self.network.remembered(("model", method, id(plain)), lambda: method.wrap(plain))
 
     def _compiled(self, key: Any, build: Callable[[], Compiled]) -> Compiled:
         if key not in self._steps:
