@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 WORKERS = min(8, os.cpu_count() or 1)  # threads: NumPy computes, and files are hashed, without Python's lock
-PIECE = 1 << 16  # weights that are float32 at a time: what a core's own cache holds
+PIECE = 1 << 17  # weights that are float32 at a time: what a core's own cache holds
 BLOCK_BYTES = 1 << 26  # of 8-bit rows that a thread arranges at a time
 KEEP_BYTES = 1 << 30  # of rows that stay arranged for the next search; more than that are arranged by each
 
@@ -113,10 +113,14 @@ class Sketched:
                 self.kept[number] = rows
             found, channel = products[block], self.about["channel"][block]
             step = max(1, PIECE // self.size[layer])
+            # Into the same memory again and again: new memory would cost as much as the products.
+            whole = np.empty((step, self.size[layer]), np.float32)
             for begin, end in runs(channel):
                 for first in range(begin, end, step):
-                    some = slice(first, min(first + step, end))
-                    found[some] = rows[some].astype(np.float32) @ own[layer][channel[begin]]
+                    last = min(first + step, end)
+                    part = whole[: last - first]
+                    np.copyto(part, rows[first:last])
+                    np.dot(part, own[layer][channel[begin]], out=found[first:last])
 
         in_threads(compare, range(len(blocks)))
         return products * self.about["scale"]
