@@ -68,6 +68,7 @@ def learn_task(
     trainer: Trainer | None = None,
     observe: Observe = lambda progress: None,
     notes: Mapping[str, Any] | None = None,
+    relearn: bool = False,
 ) -> LearnedTask:
     """Learns a task in all its stages, measures it, and adds it to the pool.
 
@@ -84,6 +85,8 @@ def learn_task(
             have a larger head, of which the leading outputs are used. By default one is made.
         observe: called once an epoch with a `Progress`.
         notes: plain JSON that is stored with the record.
+        relearn: whether a task that is there is learned anew, as its next version; nothing is taken from its
+            earlier ones, which stay as they are.
 
     Returns:
         What was learned; `pool.effective(name)` gives the same variables in any later process.
@@ -94,15 +97,15 @@ def learn_task(
         FloatingPointError: training diverged.
     """
     check_task_name(name)
-    if name in pool.tasks:
-        raise CwpsError(f"task {name!r} is in the pool already; choose another name")
+    if name in pool.tasks and not relearn:
+        raise CwpsError(f"task {name!r} is in the pool already; choose another name, or relearn=True")
     if trainer is None:
         trainer = make_trainer(
             model, data, loss=loss or cross_entropy, metric=metric or accuracy, config=config
         )
     elif loss not in (None, trainer.loss) or metric not in (None, trainer.metric):
         raise CwpsError("the trainer was made for another loss or metric; give them to make_trainer alone")
-    trained, stored, variables = train_task(pool, model, data, config, trainer, observe)
+    trained, stored, variables = train_task(pool, model, data, config, trainer, observe, without=name)
     record = {
         **measured(trained, variables, model, data, config, trainer),
         KEY: learned_with(data, config),
@@ -127,8 +130,13 @@ def train_task(
     config: TrainConfig,
     trainer: Trainer,
     observe: Observe = lambda progress: None,
+    without: str | None = None,
 ) -> tuple[Trained, Stored, dict[str, Any]]:
     """Trains a task from the pre-trained model by the config's method and stores nothing.
+
+    Args:
+        pool, model, data, config, trainer, observe: see `learn_task`.
+        without: a task of the pool of which nothing is taken.
 
     Returns:
         What the trainer found, what there is to store of it, and the variables that these give, with the head
@@ -144,7 +152,7 @@ def train_task(
     # The stored head is another task's: only its backbone is the start.
     backbone = select(start["params"], (*pool.layout.layer_paths, *pool.layout.private_paths))
     start = {**start, "params": merge(backbone, trainer.new_head(config.seed))}
-    trained = trainer.train(start, data.train, config, pool.pooled(method=method.name), observe)
+    trained = trainer.train(start, data.train, config, pool.pooled(without, method.name), observe)
     stored = method.store(trained.finished)
     cut = cut_to_model(stored.own["params"], model, image_shape(data))
     stored = dataclasses.replace(stored, own={**stored.own, "params": cut})
