@@ -60,7 +60,7 @@ def _damaged(trees: Trees) -> Iterator[Damage]:
         yield Damage(PRETRAINED, problem, tuple(one.name for one in index.versions))
     for version in index.versions:
         where, number = f"{TASKS}/{version.folder}", version.id
-        if (problem := problems[number, OWN]) or (problem := _wrong_owner(trees, version)):
+        if (problem := problems[number, OWN]) or (problem := _wrong_owner(trees, version, readable)):
             yield Damage(f"{where}/{OWN}", problem, needing({number}))
         if problem := problems.get((number, ROWS), ""):
             borrowers = {one for one, owners in borrowed.items() if number in owners}
@@ -77,8 +77,14 @@ def _problem(trees: Trees, where: str, sha256: str) -> str:
     return ""
 
 
-def _wrong_owner(trees: Trees, version: Version) -> str:
-    """Returns what is wrong with what a version refers to; "" where nothing is."""
+def _wrong_owner(trees: Trees, version: Version, readable: Mapping[int, Version]) -> str:
+    """Returns what is wrong with what a version refers to; "" where nothing is that can be told.
+
+    Args:
+        trees: the pool's.
+        version: one that is readable itself.
+        readable: {number: version} of those whose own trees are.
+    """
     index = trees.index
     missing = (trees.owners(version) | {*version.uses}) - index.by_id.keys()
     if missing:
@@ -87,11 +93,11 @@ def _wrong_owner(trees: Trees, version: Version) -> str:
         return ""
     counts: dict[int, Mapping[str, int]] = {version.id: _rows(trees, version)}
     for path, (owner, row) in ownership(index.layout, trees.own(version), version.id).items():
-        for one in np.unique(owner[owner != 0]):
-            if int(one) not in counts:
-                counts[int(one)] = _rows(trees, index.by_id[int(one)])
-            if row[owner == one].max() >= counts[int(one)].get(path, 0):
-                return f"{path} has channels of {index.by_id[int(one)].name} that are not there"
+        for one in {int(number) for number in np.unique(owner)} & readable.keys():
+            if one not in counts:
+                counts[one] = _rows(trees, readable[one])
+            if row[owner == one].max() >= counts[one].get(path, 0):
+                return f"{path} has channels of {readable[one].name} that are not there"
     return ""
 
 
