@@ -144,7 +144,7 @@ def two_writers(folder: pathlib.Path, count: int) -> dict[str, int]:
 
 
 def operate(folder: str, operation: str, name: str, number: int, told: Connection) -> None:
-    """Does one thing to a pool, and says when it begins and ends; in a process of its own."""
+    """Does one thing to a pool, and says when it begins and how long it took; in a process of its own."""
     pool = Pool.open(folder)
     does: dict[str, Callable[[], object]] = {
         "add": lambda: add(pool, name, number),
@@ -153,8 +153,9 @@ def operate(folder: str, operation: str, name: str, number: int, told: Connectio
         "compact": lambda: pool.compact(older=True),
     }
     told.send("begins")
+    begun = time.perf_counter()
     does[operation]()
-    told.send("ended")
+    told.send(time.perf_counter() - begun)
 
 
 def allowed(pool: Pool, before: State, operation: str, name: str, number: int) -> State:
@@ -201,15 +202,12 @@ def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
         process.start()
         theirs.close()
         ours.recv()
-        begun = time.perf_counter()
-        # The first of each kind may end: how long it takes says when to kill the others.
         if operation in seconds:
             time.sleep(1.2 * seconds[operation] * rng.random())
             process.kill()
-            process.join()
-        else:
-            process.join()
-            seconds[operation] = time.perf_counter() - begun
+        process.join()
+        if process.exitcode == 0:  # as the first of each kind: what it took says when to kill the next
+            seconds[operation] = ours.recv()
         repairs += process.exitcode not in (0, -signal.SIGKILL)  # it could not go on from what was left
         counts["ended" if process.exitcode == 0 else "killed"][operation] += 1
         found = state(folder)
