@@ -89,6 +89,8 @@ def check_labels(fields: Arrays, classes: int, split: str) -> None:
     labels = fields["label"]
     if labels.ndim == 2 and np.all(np.count_nonzero(labels, axis=1) == 1) and np.all(labels.max(axis=1) == 1):
         raise CwpsError(f"{split} labels are one-hot, {labels.shape}: give label.argmax(axis=1)")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        raise CwpsError(f"{split} labels are a column, {labels.shape}: give label[:, 0], or TaskData classes")
     if labels.ndim != 1:
         raise CwpsError(
             f"{split} labels have the shape {labels.shape}: one class an item is (n,); for several, or one a "

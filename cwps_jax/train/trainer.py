@@ -27,7 +27,7 @@ from cwps_jax.settings import TrainConfig
 from cwps_jax.tracing import mode
 from cwps_jax.train.epochs import mean_statistics, run_epoch
 from cwps_jax.train.evaluation import Predictor
-from cwps_jax.train.objectives import Objective, accuracy, cross_entropy, smoothed
+from cwps_jax.train.objectives import Metric, Objective, WholeSplit, accuracy, cross_entropy, smoothed
 from cwps_jax.train.records import Progress, Trained
 from cwps_jax.train.state import TrainState, begun_state, make_plan, start_state
 from cwps_jax.train.step import at_the_end, make_norm_step, make_step
@@ -44,7 +44,8 @@ class Trainer:
         model: a Linen model with its head.
         layout: its layout.
         example: shape and type of a batch of one image.
-        loss, metric: functions of (outputs, batch) to one value per item; a metric is better when larger.
+        loss, metric: functions of (outputs, batch) to one value per item; a metric is better when larger, and
+            may be one of a `whole_split`.
         parallel: how steps are spread over devices.
         profiler: looks at a few steps of every stage.
     """
@@ -56,7 +57,7 @@ class Trainer:
         example: jax.ShapeDtypeStruct,
         *,
         loss: Objective = cross_entropy,
-        metric: Objective = accuracy,
+        metric: Metric = accuracy,
         parallel: Parallel | None = None,
         profiler: Profiler | None = None,
     ) -> None:
@@ -246,6 +247,7 @@ class Trainer:
             id(self.model_of(method)),  # a user's module need not be hashable
         )
         loss = smoothed(self.loss, config.label_smoothing)
+        metric = self.metric.per_item if isinstance(self.metric, WholeSplit) else self.metric
         return self._compiled(
             key,
             lambda: self.parallel.compile(
@@ -253,7 +255,7 @@ class Trainer:
                     stage,
                     self.model_of(method),
                     loss,
-                    self.metric,
+                    metric,
                     self.parallel.axis_name,
                     preparation,
                 ),
