@@ -14,7 +14,7 @@ import numpy as np
 
 from cwps_jax import methods
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import Tree, select
+from cwps_jax.core.trees import Tree, flatten, select
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
@@ -92,7 +92,7 @@ class Trainer:
         Raises:
             CwpsError: there is not one batch of images, the devices do not divide it, or the method cannot
                 serve this backbone.
-            FloatingPointError: the loss is not finite at the end of an epoch.
+            FloatingPointError: the loss is not finite at the end of an epoch, or what was trained at the end.
         """
         began = time.perf_counter()
         split = as_split(split)
@@ -143,6 +143,7 @@ class Trainer:
         final = state.average or {"own": state.own, "other": state.other}
         moment = dataclasses.replace(moment, own=final["own"])
         params = jax.device_get(self._finish(stages[-1])(moment.own, moment.frozen).params)
+        _check_finite({"params": params, **final["other"], "own": moment.own})
         gates = moment.frozen.get("gates", {})
         return Trained(
             finished=Finished(moment, params, gates, final["other"]),
@@ -272,6 +273,16 @@ class Trainer:
         if key not in self._steps:
             self._steps[key] = build()
         return self._steps[key]
+
+
+def _check_finite(trees: Tree) -> None:
+    """Raises FloatingPointError for the first leaf with a value that is not finite."""
+    for path, leaf in flatten(trees).items():
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
+            raise FloatingPointError(
+                f"{path} is not finite after training, though the loss is: nothing of it can be stored; look "
+                "for images with huge values, or lower config.learning_rate"
+            )
 
 
 def _peak_memory(steps: list[Compiled]) -> int | None:
