@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cwps_jax.data.arrays_check import check_labels
 from cwps_jax.data.cache import PixelCache
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.scan import Scan, scan
 from cwps_jax.data.source import ImageSource, Opener
 from cwps_jax.data.split import ArraySplit, ImageSplit, Split
-from cwps_jax.data.task import VALIDATION_SHARE, TaskData, check_labels, held_out_items
+from cwps_jax.data.task import VALIDATION_SHARE, TaskData, held_out_items
 from cwps_jax.data.transforms import Transform
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import DataConfig
