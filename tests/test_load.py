@@ -144,7 +144,7 @@ def test_labels_that_are_no_class_are_refused(splits, label):
 
 def test_other_classes_and_empty_splits_are_refused(splits):
     other = files("test", 6, classes=("cat", "dog", "eel"))
-    with pytest.raises(CwpsError, match="t: test has other classes than the training data.*'eel', 'elk'"):
+    with pytest.raises(CwpsError, match="t: test has other classes than the training data: 'eel' is"):
         load_task(opener(**{**splits, "test": other}), SETTINGS, "t")
     with pytest.raises(CwpsError, match="test: split 'test' of task 't' is empty"):
         load_task(opener(**{**splits, "test": files("test", 0)}), SETTINGS, "t")
