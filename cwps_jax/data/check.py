@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from cwps_jax.data.scan import Scan, scan
 from cwps_jax.data.source import ImageSource, Opener
 from cwps_jax.data.split_names import key_of
 from cwps_jax.data.task import VALIDATION_SHARE, held_out_items
+from cwps_jax.data.value_range import check_values
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import DataConfig
 
@@ -151,6 +152,7 @@ def check_task(
         has_validation = bool(names[1]) or len(used["validation"].rows) > 0
         findings += _too_few(used["train"], has_validation, settings, batch_size)
         findings += _repeated(read["train"])
+        findings += _values(read, settings, task)
     for one, other in itertools.combinations(read, 2):
         findings += _shared(one, read[one], other, read[other])
     findings += _several_labels(read.values())
@@ -263,6 +265,14 @@ def _several_labels(read: Iterable[_Images]) -> Iterator[Finding]:
     if clashes:
         items = tuple(clashes.values())
         yield Finding("several labels", False, f"{_count(items, 'image')} of more than one class", items)
+
+
+def _values(read: Mapping[str, _Images], settings: DataConfig, task: str) -> Iterator[Finding]:
+    others = [images.found.values for role, images in read.items() if role != "train"]
+    try:
+        check_values(read["train"].found.values, others, settings.image_bits, task)
+    except CwpsError as error:
+        yield Finding("value range", True, str(error))
 
 
 def _unused(there: Sequence[str], used: Sequence[str]) -> Iterator[Finding]:

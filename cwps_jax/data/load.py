@@ -16,6 +16,7 @@ from cwps_jax.data.source import ImageSource, Opener
 from cwps_jax.data.split import ArraySplit, ImageSplit, Split
 from cwps_jax.data.task import VALIDATION_SHARE, TaskData, check_labels, held_out_items
 from cwps_jax.data.transforms import Transform
+from cwps_jax.data.value_range import check_values
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import DataConfig
 
@@ -51,6 +52,8 @@ def load_task(
         held_out = held_out_items(train.digests, labels, VALIDATION_SHARE)
         validation = train._replace(split=train.split.take(np.flatnonzero(held_out)))
         rows = np.flatnonzero(~held_out)
+    others = [one.values for one in counted.values() if one is not train]
+    check_values(train.values, others, settings.image_bits, task)
     if settings.shots:
         drawn = draw_shots(train.digests[rows], labels[rows], settings.shots, seed)
         _check_shots(labels[rows], labels[rows[drawn]], settings.shots, task, train.classes)
@@ -116,13 +119,14 @@ def threads_of(settings: DataConfig) -> int:
 
 
 class _Found(NamedTuple):
-    """A split with all that can be decoded of it, how much cannot, each item's hash, classes, and a note."""
+    """A split with all that can be decoded of it, how much cannot, hashes, classes, note, pixel values."""
 
     split: Split
     unreadable: int
     digests: np.ndarray
     classes: Sequence[str]
     note: str
+    values: np.ndarray
 
 
 def _count(name: str, found: _Found) -> str:
@@ -160,7 +164,7 @@ def _read(
         found = dataclasses.replace(found, labels=labels)
     split = _split(source, found, items, settings, cache)
     note = f"{text}; " if (text := getattr(source, "note", "")) else ""
-    return _Found(split, len(found.unreadable), found.digests[items], source.classes, note)
+    return _Found(split, len(found.unreadable), found.digests[items], source.classes, note, found.values)
 
 
 def _split(
