@@ -44,6 +44,8 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__in
 
 
 def room_of(path):
+    if path.name == "__main__.py":  # a program, whichever room's folder it lies in
+        return "main"
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
