@@ -1,7 +1,6 @@
 """`learn_task`: learn one task by a sharing method and store it. main is a thin caller."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +23,7 @@ from cwps_jax.search.composite import Search, Source, composite
 from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
 from cwps_jax.tracing import trace_parameters
-from cwps_jax.train.evaluation import measure
+from cwps_jax.train.evaluation import measure, outputs_sha256
 from cwps_jax.train.meeting import check_given, check_meeting
 from cwps_jax.train.objectives import Metric, Objective, accuracy, cross_entropy
 from cwps_jax.train.records import Progress, Trained
@@ -93,27 +92,28 @@ def learn_task(
         What was learned; `pool.effective(name)` gives the same variables in any later process.
 
     Raises:
-        CwpsError: the name is taken or impossible, the model's backbone is not the pool's, the budget
-            cannot be met, or the data does not fit.
+        CwpsError: the name is taken, impossible or being learned by another process, the model's backbone is
+            not the pool's, the budget cannot be met, or the data does not fit.
         FloatingPointError: training diverged.
     """
     check_given(data, config)
     check_task_name(name)
-    if name in pool.tasks and not relearn:
-        raise CwpsError(f"task {name!r} is in the pool already; choose another name, or relearn=True")
     if trainer is None:
         trainer = make_trainer(
             model, data, loss=loss or cross_entropy, metric=metric or accuracy, config=config
         )
     elif loss not in (None, trainer.loss) or metric not in (None, trainer.metric):
         raise CwpsError("the trainer was made for another loss or metric; give them to make_trainer alone")
-    trained, stored, variables = train_task(pool, model, data, config, trainer, observe, without=name)
-    record = {
-        **measured(trained, variables, model, data, config, trainer),
-        KEY: learned_with(data, config),
-        **(notes or {}),
-    }
-    version = pool.add_stored(name, trained.method, stored, record)
+    with pool.learning(name):
+        if name in pool.tasks and not relearn:
+            raise CwpsError(f"task {name!r} is in the pool already; choose another name, or relearn=True")
+        trained, stored, variables = train_task(pool, model, data, config, trainer, observe, without=name)
+        record = {
+            **measured(trained, variables, model, data, config, trainer),
+            KEY: learned_with(data, config),
+            **(notes or {}),
+        }
+        version = pool.add_stored(name, trained.method, stored, record)
     return LearnedTask(
         name=version.name,
         variables=variables,
@@ -259,14 +259,6 @@ def composite_parent(
     """
     check_params(child, "composite_parent(child, pool): the child")
     return composite(pool.layout, child, pool.pooled().models, search)
-
-
-def outputs_sha256(outputs: Any) -> str:
-    """Returns the SHA-256 of a model's outputs, bit by bit."""
-    sha256 = hashlib.sha256()
-    for leaf in jax.tree.leaves(outputs):
-        sha256.update(np.ascontiguousarray(leaf).tobytes())
-    return sha256.hexdigest()
 
 
 def cut_to_model(params: Tree, model: nn.Module, example: jax.ShapeDtypeStruct) -> dict[str, Any]:

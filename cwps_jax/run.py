@@ -92,17 +92,31 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
         else:
             progress.skip(source_epochs)
         for name in tasks:
-            if name in pool.tasks and name not in config.relearn:
+            if not _learn_unless_stored(prepared, name, pool, progress):
                 before = pool.version(name).record.get(KEY)
                 other = different_training(before, told[name]) if before else ""
                 how = f"; it was learned with other settings: {other}" if other else ""
                 progress.say(f"{name} is in the pool already: skipped{how}")
                 progress.skip(prepared.epochs(name))
                 continue
-            _learn_task(prepared, name, pool, progress)
             _write_config(config, pool, workdir)
             if prepared.cache:
                 prepared.cache.clear()  # the next task needs the room, and none comes back to these images
+
+
+def _learn_unless_stored(prepared: Prepared, name: str, pool: Pool, progress: RunProgress) -> bool:
+    """Learns a task unless the pool has it, by what another run has stored meanwhile; returns whether."""
+
+    def wanted() -> bool:
+        return name not in pool.tasks or name in prepared.config.relearn
+
+    if not wanted():
+        return False
+    with pool.learning(name):
+        if not wanted():
+            return False
+        _learn_task(prepared, name, pool, progress)
+    return True
 
 
 def _learn_task(prepared: Prepared, name: str, pool: Pool, progress: RunProgress) -> None:

@@ -18,7 +18,7 @@ import zoo
 import cwps_jax as cwps
 from cwps_jax.core.patterns import PRIVATE
 from cwps_jax.core.trees import flatten, select, unflatten
-from cwps_jax.learn import outputs_sha256
+from cwps_jax.train.evaluation import outputs_sha256
 
 
 @dataclasses.dataclass(frozen=True)

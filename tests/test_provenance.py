@@ -185,3 +185,19 @@ def test_a_task_is_learned_anew_as_its_next_version(config, workdir):
 def test_what_is_to_be_learned_anew_has_to_be_among_the_tasks(config):
     with pytest.raises(CwpsError, match="config.relearn names 'cars', which is not in config.tasks"):
         config(relearn=("cars",))
+
+
+def test_a_run_that_learns_the_same_task_is_told_before_it_trains(config, workdir):
+    """One that learns another task just waits for its turn to write."""
+    pool = Pool.open(workdir / "pool")
+    with pool.learning("cars"):
+        with pytest.raises(CwpsError, match="'cars' is being learned by process [0-9]+; try again when"):
+            run.learn(config(tasks=("birds", "cars")), workdir, CONSOLE)
+        assert Pool.open(workdir / "pool").tasks == ("birds",)
+        with pool.learning("cars"):  # its own holder may
+            pass
+    run.learn(config(tasks=("cars",)), workdir, CONSOLE)
+    assert Pool.open(workdir / "pool").tasks == ("birds", "cars")
+    assert pool.tasks == ("birds",)
+    with pool.learning("boats"):
+        assert pool.tasks == ("birds", "cars"), "what others have stored is seen when learning begins"

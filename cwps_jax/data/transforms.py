@@ -80,9 +80,8 @@ class Transform:
         """What evaluation does to an image, in the words of `DataConfig`."""
         crop = "stretch" if self.crop == "stretch" else "center"
         resize = self.image_size if crop == "stretch" else self.shorter_side
-        return {"image_size": self.image_size, "resize": resize, "crop": crop} | {
-            "interpolation": self.interpolation
-        }
+        said = {"image_size": self.image_size, "resize": resize, "crop": crop}
+        return said | {"interpolation": self.interpolation, "image_bits": self.image_bits}
 
     def stored(self, image: bytes | np.ndarray, box: Box | None = None) -> np.ndarray:
         """Returns what a cache keeps: all of the box, its shorter side at most `shorter_side`.

@@ -13,14 +13,13 @@ import flax.linen as nn
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.files import write_atomically
-from cwps_jax.learn import outputs_sha256
 from cwps_jax.parallel import Parallel
 from cwps_jax.provenance import KEY, check_task, learned_with, same_program, versions
 from cwps_jax.report.rows import FORMAT, make_row, totals
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.index import compared_name
 from cwps_jax.store.pool import Pool
-from cwps_jax.train.evaluation import Predictor, measure
+from cwps_jax.train.evaluation import Predictor, measure, outputs_sha256
 from cwps_jax.train.objectives import accuracy
 
 BATCH_SIZE = TrainConfig().batch_size  # of a task whose version does not tell its own

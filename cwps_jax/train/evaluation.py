@@ -1,5 +1,6 @@
 """Outputs and metrics of a plain model over a whole split."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,3 +95,11 @@ def measure(metric: Metric, outputs: Any, split: Split | Arrays) -> float:
 
     values = np.concatenate([part(first) for first in range(0, count, ITEMS)])
     return float(np.mean(values, dtype=np.float64))
+
+
+def outputs_sha256(outputs: Any) -> str:
+    """Returns the SHA-256 of a model's outputs, bit by bit."""
+    sha256 = hashlib.sha256()
+    for leaf in jax.tree.leaves(outputs):
+        sha256.update(np.ascontiguousarray(leaf).tobytes())
+    return sha256.hexdigest()
