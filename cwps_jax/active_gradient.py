@@ -87,7 +87,7 @@ def gradient_work(model: nn.Module, example: jax.ShapeDtypeStruct, layout: Layou
         outputs = next_function(*args, **kwargs)
         path = _kernel_path(context.module, context.method_name)
         if path in gate_shapes:
-            kernel = context.module.scope.get_variable("params", "kernel").shape
+            kernel = nn.meta.unbox(context.module.scope.get_variable("params", "kernel")).shape
             gate = _feature_gate_shape(context.module, kernel)
             if gate == gate_shapes[path]:
                 places, fan_in = outputs.size // math.prod(gate), math.prod(kernel) // math.prod(gate)

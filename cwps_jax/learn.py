@@ -15,7 +15,7 @@ from cwps_jax.core.trees import Tree, check_params, flatten, map_with_path, merg
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.method import Stored
-from cwps_jax.modules import PRIVATE, channel_layout
+from cwps_jax.modules import channel_layout
 from cwps_jax.parallel import Parallel
 from cwps_jax.profiling import Profiler
 from cwps_jax.provenance import KEY, learned_with
@@ -228,7 +228,7 @@ def make_trainer(
     """
     check_given(data, config)
     example = image_shape(data)
-    layout = channel_layout(model, example, head=config.head, private=(*PRIVATE, *config.private))
+    layout = channel_layout(model, example, head=config.head, private=config.private)
     if not layout.layers:
         raise CwpsError("the model has no layer with output channels outside its head: nothing to share")
     if not layout.head:

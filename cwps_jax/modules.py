@@ -17,7 +17,7 @@ from flax.core.scope import subtract_filters
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.channels import Axes, Layout, layout_from_axes
 from cwps_jax.core.mixing import mix
-from cwps_jax.core.patterns import PRIVATE, check_patterns, leaves_of, matches
+from cwps_jax.core.patterns import HEAD, PRIVATE, check_head, check_patterns, leaves_of, matches
 from cwps_jax.core.trees import flatten, select
 from cwps_jax.errors import CwpsError
 from cwps_jax.tracing import Owner, trace_parameters
@@ -101,8 +101,8 @@ def _rule_of(module: nn.Module) -> Rule | None:
 def channel_layout(
     model: nn.Module,
     *args: Any,
-    head: str | Sequence[str] = "head",
-    private: Sequence[str] = PRIVATE,
+    head: str | Sequence[str] = HEAD,
+    private: Sequence[str] = (),
     rules: Mapping[str, Axes | None] | None = None,
     **kwargs: Any,
 ) -> Layout:
@@ -112,22 +112,24 @@ def channel_layout(
         model: any Linen module of layers that a rule covers.
         *args: example inputs of its `__call__`, arrays or `jax.ShapeDtypeStruct`.
         head: path of the module whose parameters are the head, or its name anywhere in the tree; or several.
-        private: patterns (`fnmatch`) over paths of leaves that each task keeps for itself, beside those
-            of norms and embeddings; a pattern wins over a module's rule.
+        private: further patterns (`fnmatch`) over paths of leaves that each task keeps for itself, beside
+            norms, embeddings, tokens and LayerScale; a pattern wins over a module's rule.
         rules: {pattern over paths: channel axes}, which win over the rules of the modules.
         **kwargs: further arguments of the model's `__call__`.
 
     Raises:
-        CwpsError: a leaf that no rule covers, with its path and the way to add a rule, or a pattern that
-            matches nothing.
+        CwpsError: a leaf that no rule covers, with its path and the way to add a rule, a pattern that
+            matches nothing, or a head that is no module of the model (but a model may have no "head").
     """
     shapes, owners = trace_parameters(model, *args, **kwargs)
     params = flatten(shapes)
     check_patterns((*private, *(rules or {})), params)
     heads = (head,) if isinstance(head, str) else tuple(head)
+    for name in heads:
+        check_head(name, params)
     head_paths = [path for name in heads for path in leaves_of(name, params)]
     axes = {
-        path: _axes_of(path, leaf.shape, owners, private, rules or {})
+        path: _axes_of(path, leaf.shape, owners, (*PRIVATE, *private), rules or {})
         for path, leaf in params.items()
         if path not in head_paths
     }
@@ -214,7 +216,7 @@ class ChannelShared(nn.Module):
         model: any Linen model of layers that a channel rule covers.
         estimator: how scores become gates, see `cwps_jax.gates`.
         head: name of the model's head, which is the child's alone.
-        private: patterns over paths of leaves that are the child's alone.
+        private: further patterns over paths of leaves that are the child's alone, see `channel_layout`.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -228,8 +230,8 @@ class ChannelShared(nn.Module):
 
     model: nn.Module
     estimator: core_masks.Estimator = "annealed"
-    head: str | Sequence[str] = "head"
-    private: Sequence[str] = PRIVATE
+    head: str | Sequence[str] = HEAD
+    private: Sequence[str] = ()
 
     @nn.compact
     def __call__(self, *args: Any, temperature: float | jax.Array | None = None, **kwargs: Any) -> Any:
@@ -248,7 +250,7 @@ class ChannelShared(nn.Module):
         names = list(self.scope.rngs)
         if self.is_initializing():
             keys = {name: self.make_rng(name) for name in names}
-            for collection, tree in unfreeze(plain.init(keys, *args, **kwargs)).items():
+            for collection, tree in unfreeze(nn.meta.unbox(plain.init(keys, *args, **kwargs))).items():
                 self._store(collection, tree)
             layout = channel_layout(
                 self.model.clone(parent=None), *args, head=self.head, private=self.private, **kwargs

@@ -69,7 +69,7 @@ def trace_parameters(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[
             owners.setdefault(path, Owner(module, {}))  # its place in the order
         result = next_function(*call_args, **call_kwargs)
         if path is not None:
-            own = module.scope.variables().get("params", {})
+            own = nn.meta.unbox(module.scope.variables().get("params", {}))
             shapes = {name: leaf.shape for name, leaf in own.items() if not isinstance(leaf, Mapping)}
             if shapes:
                 owners[path] = Owner(module, shapes)
@@ -77,7 +77,7 @@ def trace_parameters(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[
 
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     with nn.intercept_methods(record):
-        variables = jax.eval_shape(lambda *inputs: model.init(keys, *inputs, **kwargs), *args)
+        variables = nn.meta.unbox(jax.eval_shape(lambda *inputs: model.init(keys, *inputs, **kwargs), *args))
     for path in flatten_dict(unfreeze(variables)):
         if "/" in "".join(path):
             raise CwpsError(
@@ -97,7 +97,7 @@ def cast_types(model: nn.Module, example: jax.ShapeDtypeStruct) -> dict[str, Any
         example: shape and type of a batch of one image.
     """
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    init = lambda images: model.init(keys, images, **mode(model, train=False))
+    init = lambda images: nn.meta.unbox(model.init(keys, images, **mode(model, train=False)))
     other = dict(jax.eval_shape(init, example))
     params = other.pop("params")
 
@@ -196,6 +196,17 @@ def grouped_kernels(model: nn.Module, *args: Any, **kwargs: Any) -> frozenset[st
         for path, owner in owners.items()
         if getattr(owner.module, "feature_group_count", 1) > 1
     )
+
+
+def batch_norm_paths(model: nn.Module, *args: Any, **kwargs: Any) -> frozenset[str]:
+    """Returns the paths of a Linen model's modules that are `nn.BatchNorm`.
+
+    Args:
+        model: any Linen module.
+        *args, **kwargs: see `trace_parameters`.
+    """
+    _, owners = trace_parameters(model, *args, **kwargs)
+    return frozenset(path for path, owner in owners.items() if isinstance(owner.module, nn.BatchNorm))
 
 
 def attention_paths(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, tuple[int, int]]:

@@ -150,3 +150,50 @@ class Classifier(nn.Module):
 
     def __call__(self, x):
         return self.head(self.encoder(x))
+
+
+class MovingNorm(nn.Module):
+    """A batch norm of one's own: not flax's, with its own momentum, a counter and statistics that stay."""
+
+    momentum: float
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:])
+        var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:])
+        count = self.variable("batch_stats", "count", lambda: jnp.int32(0))
+        prior = self.variable("batch_stats", "prior", jnp.ones, x.shape[-1:])
+        used_mean, used_var = mean.value, var.value
+        if train:
+            used_mean, used_var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+            if not self.is_initializing():
+                mean.value = self.momentum * mean.value + (1 - self.momentum) * used_mean
+                var.value = self.momentum * var.value + (1 - self.momentum) * used_var
+                count.value += 1
+        return prior.value * (x - used_mean) / jnp.sqrt(used_var + 1e-5)
+
+
+class MovingNormNet(nn.Module):
+    """Two convolutions, each with a norm: one's own, and flax's."""
+
+    momentum: float = 0.99
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Conv(6, (3, 3), use_bias=False, name="conv1")(x)
+        x = nn.relu(MovingNorm(self.momentum, name="own")(x, train))
+        x = nn.Conv(8, (3, 3), strides=2, use_bias=False, name="conv2")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="flax")(x))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+class Partitioned(nn.Module):
+    """Layers whose parameters say how they are spread over devices, and a key with a name of its own."""
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        spread = nn.with_partitioning(nn.initializers.lecun_normal(), (None, None, None, "model"))
+        x = nn.relu(nn.Conv(6, (3, 3), kernel_init=spread, name="conv")(x))
+        if train:
+            x *= 2.0 * jax.random.bernoulli(self.make_rng("drop_path"), 0.5, (len(x), 1, 1, 1))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))

@@ -53,6 +53,7 @@ REFUSED = {
     "several": (arrays(label=np.eye(4)[LABEL] + np.eye(4)[0]), "for several, or one a pixel, leave classes"),
     "fractions": (arrays(label=LABEL.astype(np.float32)), "float32: must be whole.*astype"),
     "names": (arrays(label=np.array(list("abcd"))[LABEL]), "<U1: must be whole.*return_inverse"),
+    "text beside the images": (arrays(name=["a"] * 12), "test 'name' is <U1: no loss can take it"),
     "a bool": (arrays(label=LABEL > 1), "bool: must be whole.*astype"),
 }
 

@@ -16,7 +16,6 @@ import pytest
 import zoo
 
 import cwps_jax as cwps
-from cwps_jax.core.patterns import PRIVATE
 from cwps_jax.core.trees import flatten, select, unflatten
 from cwps_jax.train.evaluation import outputs_sha256
 
@@ -141,8 +140,7 @@ class Journey:
 
     @property
     def net(self) -> cwps.ChannelShared:
-        private = (*PRIVATE, *self.config.private)
-        return cwps.ChannelShared(self.case.model, head=self.config.head, private=private)
+        return cwps.ChannelShared(self.case.model, head=self.config.head, private=self.config.private)
 
     def logits(self, variables: Mapping) -> np.ndarray:
         """Returns the plain model's outputs for the first task's test images."""

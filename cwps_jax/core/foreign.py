@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from cwps_jax.core.channels import Axes, Layout, Shape, layout_from_axes
-from cwps_jax.core.patterns import PRIVATE, check_patterns, leaves_of, matches
+from cwps_jax.core.patterns import HEAD, PRIVATE, check_head, check_patterns, leaves_of, matches
 from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
 
@@ -11,8 +11,8 @@ from cwps_jax.errors import CwpsError
 def layout_from_shapes(
     params: Tree,
     *,
-    head: str = "head",
-    private: Sequence[str] = PRIVATE,
+    head: str = HEAD,
+    private: Sequence[str] = (),
     axes: Mapping[str, Axes | None] | None = None,
 ) -> Layout:
     """Returns the layout of a parameter tree that came without its model, such as an NNX model's state.
@@ -24,12 +24,13 @@ def layout_from_shapes(
     Args:
         params: nested dict of arrays or shapes.
         head: path of the module whose parameters are the head, or its name anywhere in the tree.
-        private: patterns (`fnmatch`) over paths of private leaves.
+        private: further patterns (`fnmatch`) over paths of private leaves, beside norms, tokens, LayerScale.
         axes: {pattern over paths: channel axes, or None for a private leaf}, which win over the shapes; the
             first that matches counts.
 
     Raises:
-        CwpsError: a leaf with no reading or more than one, with its path, or a pattern that matches nothing.
+        CwpsError: a leaf with no reading or more than one, with its path, a pattern that matches nothing, or
+            a head that is no module (but there may be no "head").
 
     Example:
         >>> import numpy as np
@@ -40,6 +41,7 @@ def layout_from_shapes(
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
     given = axes or {}
     check_patterns((*private, *given), shapes)
+    check_head(head, shapes)
     heads = leaves_of(head, shapes)
     found: dict[str, Axes | None] = {}
     # Kernels first: a bias is private where the kernel beside it is.
@@ -49,7 +51,7 @@ def layout_from_shapes(
         pattern = next((one for one in given if matches(path, [one])), None)
         if pattern is not None:
             found[path] = given[pattern]
-        elif matches(path, private):
+        elif matches(path, (*PRIVATE, *private)):
             found[path] = None
         elif name == "kernel":
             found[path] = axes_from_shapes(shape, shapes.get(f"{beside}bias"), path)

@@ -1,9 +1,12 @@
 """Rules over paths: what is private by default, and patterns that have to match something."""
 
+import difflib
 import fnmatch
 from collections.abc import Collection, Iterable
 
 from cwps_jax.errors import CwpsError
+
+HEAD = "head"  # what a head is called unless a user says otherwise
 
 # Leaves without output channels that no layer's rule covers, by the names that models give them.
 PRIVATE = (
@@ -36,3 +39,20 @@ def check_patterns(patterns: Iterable[str], paths: Collection[str]) -> None:
             raise CwpsError(
                 f"pattern {pattern!r} matches no parameter; paths are like {min(paths, default='none')!r}"
             )
+
+
+def check_head(name: str, params: Collection[str]) -> None:
+    """Raises CwpsError for a head that is no module, unless it is the default: a model may have none.
+
+    Args:
+        name: of the head.
+        params: paths of all leaves.
+    """
+    if name == HEAD or leaves_of(name, params):
+        return
+    modules = {part for path in params for part in (path.rpartition("/")[0], *path.split("/")[:-1]) if part}
+    near = difflib.get_close_matches(name, sorted(modules), 1) or sorted(modules)
+    raise CwpsError(
+        f"the model has no module {name!r}: name its head by config.head, or head=; the nearest is "
+        f"{near[0] if near else 'none'!r}"
+    )

@@ -60,6 +60,11 @@ def checked_arrays(given: Arrays, name: str, classes: int | None) -> dict[str, n
             f"{name} images have the shape {images.shape}: give one array an item, such as (n, height, "
             "width, channels)"
         )
+    for key, array in arrays.items():
+        if array.dtype.kind not in "biufcV" and not (key == "label" and classes is not None):
+            raise CwpsError(
+                f"{name} {key!r} is {array.dtype}: no loss can take it; give numbers, or leave it out"
+            )
     arrays["image"] = images.astype(jax.dtypes.canonicalize_dtype(images.dtype), copy=False)
     label = arrays.get("label")
     if classes is not None and label is not None and label.ndim == 2 and label.shape[1] == 1:

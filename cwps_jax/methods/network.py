@@ -11,7 +11,7 @@ from cwps_jax.active_gradient import gradient_work
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.compact import Capacity, choose_capacity
 from cwps_jax.core.trees import Tree
-from cwps_jax.tracing import attention_paths, cast_types, grouped_kernels, parameter_depths
+from cwps_jax.tracing import attention_paths, batch_norm_paths, cast_types, grouped_kernels, parameter_depths
 
 T = TypeVar("T")
 
@@ -68,6 +68,11 @@ class Network:
     def attentions(self) -> Mapping[str, tuple[int, int]]:
         """{path: (heads, features of a head)} of the attentions, in their order; none in a ResNet."""
         return attention_paths(self.model, self.example)
+
+    @functools.cached_property
+    def batch_norms(self) -> frozenset[str]:
+        """Paths of the modules that are `nn.BatchNorm`, whose momentum can be set from outside."""
+        return batch_norm_paths(self.model, self.example)
 
     @functools.cached_property
     def _work(self) -> Mapping[str, float]:

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from cwps_jax.core.trees import Tree
-from cwps_jax.data.arrays_check import not_finite
-from cwps_jax.data.pipeline import ahead, rows_of_step, steps_per_epoch, training_batches
+from cwps_jax.data.pipeline import ahead, steps_per_epoch, training_batches
 from cwps_jax.data.split import Batch, Split
 from cwps_jax.parallel import Parallel
 from cwps_jax.settings import TrainConfig
+from cwps_jax.train.finite import why
 from cwps_jax.train.state import Plan, TrainState
 
 # Steps that the host runs ahead of the device: it never waits inside an epoch, and batches do not pile up.
@@ -61,7 +61,7 @@ def run_epoch(
     if not np.isfinite(measured["loss"]):
         first = next(place for place, row in enumerate(rows) if not np.isfinite(row["loss"]))
         where = f"the loss is {rows[first]['loss']} in epoch {epoch + 1}, step {first + 1}"
-        raise FloatingPointError(f"{where}{_why(split, config, epoch * steps + first)}")
+        raise FloatingPointError(f"{where}{why(split, config, epoch * steps + first)}")
     return state, measured, time.perf_counter() - began
 
 
@@ -74,7 +74,7 @@ def mean_statistics(
     parallel: Parallel,
     start: int,
 ) -> Tree:
-    """Returns the norm statistics of single batches, averaged over `config.norm_batches`, on the host.
+    """Returns the norm statistics after single batches, averaged over `config.norm_batches`, on the host.
 
     Args:
         statistics: compiled by `parallel`, see `step.make_norm_step`.
@@ -93,16 +93,6 @@ def mean_statistics(
         ]
     )
     return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float32), *found)
-
-
-def _why(split: Split, config: TrainConfig, step: int) -> str:
-    """Returns what makes the loss of a step not finite: an item of its batch, or else the rate."""
-    rows = rows_of_step(split, config.batch_size, config.seed, step)
-    for name, values in split.read(rows, None).items():
-        found = not_finite(values)
-        if found:
-            return f": the {name!r} of training item {rows[found[0]]} has a value that is {found[1]}; mend it"
-    return "; its images and labels are finite: lower config.learning_rate"
 
 
 def _batches(

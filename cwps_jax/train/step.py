@@ -73,7 +73,7 @@ def make_step(
                 batch["image"],
                 train=not stage.inference,
                 mutable=["losses", *(() if stage.inference else state.other)],
-                rngs={"dropout": parallel.own_key(step_key(state), axis_name)},
+                rngs=random_keys(parallel.own_key(step_key(state), axis_name)),
             )
         changed = dict(changed)
         task_loss = total = jnp.mean(loss(outputs, batch))
@@ -151,30 +151,37 @@ def step_key(state: TrainState) -> jax.Array:
     return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
 
+def random_keys(key: jax.Array) -> dict[str, jax.Array]:
+    """Returns a model's keys: Linen falls back on that of "params" for any name that is not given."""
+    return {"dropout": key, "params": jax.random.fold_in(key, 0)}
+
+
 def make_norm_step(
     stage: Stage,
     model: nn.Module,
     axis_name: str | None = None,
     preparation: Preparation = Preparation(),
 ) -> Callable[[TrainState, Tree, jax.Array, Mapping[str, jax.Array]], Tree]:
-    """Returns a function that gives the model's norm statistics of one batch alone, and takes its number."""
+    """Returns a function that gives the model's norm statistics after one batch, and takes its number.
+
+    Those of `nn.BatchNorm` are the batch's alone, if they were finite before; a module of another class moves
+    its own by a momentum of its own, see `norms.estimated`.
+    """
 
     def statistics(
         state: TrainState, frozen: Tree, number: jax.Array, batch: Mapping[str, jax.Array]
     ) -> Tree:
         effective = at_the_end(stage, state.own, frozen)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
-        # From zeros: statistics of before have no weight, but 0 times what is not a number is none.
-        blank = {**state.other, "batch_stats": jax.tree.map(jnp.zeros_like, state.other["batch_stats"])}
         with batch_norm_overrides(axis_name=axis_name, momentum=0.0):
             _, changed = apply_model(
                 model,
                 effective.params,
-                {**blank, **effective.added},
+                {**state.other, **effective.added},
                 preparation.normalise(batch["image"]),
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": parallel.own_key(key, axis_name)},
+                rngs=random_keys(parallel.own_key(key, axis_name)),
             )
         return jax.tree.map(lambda value: parallel.mean(value, axis_name), dict(changed))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from cwps_jax import methods
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import Tree, flatten, select
+from cwps_jax.core.trees import Tree, select
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
@@ -27,6 +27,8 @@ from cwps_jax.settings import TrainConfig
 from cwps_jax.tracing import mode
 from cwps_jax.train.epochs import mean_statistics, run_epoch
 from cwps_jax.train.evaluation import Predictor
+from cwps_jax.train.finite import check_finite
+from cwps_jax.train.norms import estimated
 from cwps_jax.train.objectives import Metric, Objective, WholeSplit, accuracy, cross_entropy, smoothed
 from cwps_jax.train.records import Progress, Trained
 from cwps_jax.train.state import TrainState, begun_state, make_plan, start_state
@@ -143,7 +145,7 @@ class Trainer:
         final = state.average or {"own": state.own, "other": state.other}
         moment = dataclasses.replace(moment, own=final["own"])
         params = jax.device_get(self._finish(stages[-1])(moment.own, moment.frozen).params)
-        _check_finite({"params": params, **final["other"], "own": moment.own})
+        check_finite({"params": params, **final["other"], "own": moment.own})
         gates = moment.frozen.get("gates", {})
         return Trained(
             finished=Finished(moment, params, gates, final["other"]),
@@ -179,7 +181,7 @@ class Trainer:
         return self._predictors[id(model)]
 
     def _init(self, key: jax.Array, batch: jax.Array) -> Tree:
-        return self.model.init(key, batch, **mode(self.model, train=False))
+        return nn.meta.unbox(self.model.init(key, batch, **mode(self.model, train=False)))
 
     def _example_batch(self) -> jax.Array:
         return jnp.zeros(self.example.shape, self.example.dtype)
@@ -216,15 +218,26 @@ class Trainer:
         config: TrainConfig,
         start: int,
     ) -> TrainState:
-        """Returns the state with norm statistics averaged over single batches of training data."""
+        """Returns the state with norm statistics estimated anew over single batches of training data."""
         statistics = self._compiled(
             ("norms", stage.rule, id(model), split.preparation),
             lambda: self.parallel.compile(
                 make_norm_step(stage, model, self.parallel.axis_name, split.preparation)
             ),
         )
-        average = mean_statistics(statistics, state, frozen, split, config, self.parallel, start)
-        return dataclasses.replace(state, other={**state.other, **self.parallel.replicate(average)})
+
+        def with_statistics(tree: Tree) -> TrainState:
+            return dataclasses.replace(
+                state, other={**state.other, "batch_stats": self.parallel.replicate(tree)}
+            )
+
+        def after(tree: Tree) -> Tree:
+            begun = with_statistics(tree)
+            found = mean_statistics(statistics, begun, frozen, split, config, self.parallel, start)
+            return found["batch_stats"]
+
+        now = self.parallel.fetch(state.other["batch_stats"])
+        return with_statistics(estimated(after, now, self.network.batch_norms))
 
     def _fresh(self, group: Group) -> Callable[[Tree], Any]:
         """Returns what makes an optimizer's state before its first step."""
@@ -273,16 +286,6 @@ class Trainer:
         if key not in self._steps:
             self._steps[key] = build()
         return self._steps[key]
-
-
-def _check_finite(trees: Tree) -> None:
-    """Raises FloatingPointError for the first leaf with a value that is not finite."""
-    for path, leaf in flatten(trees).items():
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
-            raise FloatingPointError(
-                f"{path} is not finite after training, though the loss is: nothing of it can be stored; look "
-                "for images with huge values, or lower config.learning_rate"
-            )
 
 
 def _peak_memory(steps: list[Compiled]) -> int | None:

@@ -1,0 +1,30 @@
+"""What is not finite, and why: an item of a batch, or a leaf of what was trained."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from cwps_jax.core.trees import Tree, flatten
+from cwps_jax.data.arrays_check import not_finite
+from cwps_jax.data.pipeline import rows_of_step
+from cwps_jax.data.split import Split
+from cwps_jax.settings import TrainConfig
+
+
+def why(split: Split, config: TrainConfig, step: int) -> str:
+    """Returns what makes the loss of a step not finite: an item of its batch, or else the rate."""
+    rows = rows_of_step(split, config.batch_size, config.seed, step)
+    for name, values in split.read(rows, None).items():
+        found = not_finite(values)
+        if found:
+            return f": the {name!r} of training item {rows[found[0]]} has a value that is {found[1]}; mend it"
+    return "; its images and labels are finite: lower config.learning_rate"
+
+
+def check_finite(trees: Tree) -> None:
+    """Raises FloatingPointError for the first leaf with a value that is not finite."""
+    for path, leaf in flatten(trees).items():
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
+            raise FloatingPointError(
+                f"{path} is not finite after training, though the loss is: nothing of it can be stored; look "
+                "for images with huge values, or lower config.learning_rate"
+            )
