@@ -18,7 +18,7 @@ from cwps_jax.profiling import Profiler
 from cwps_jax.search.composite import Search, Source
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import Pool
-from cwps_jax.train.objectives import accuracy, cross_entropy
+from cwps_jax.train.objectives import accuracy, cross_entropy, whole_split
 from cwps_jax.train.records import Progress
 from cwps_jax.train.trainer import Trainer
 from cwps_jax.version import __version__
@@ -57,4 +57,5 @@ __all__ = [
     "save_backbone",
     "sparsity",
     "temperature",
+    "whole_split",
 ]

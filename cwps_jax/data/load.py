@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cwps_jax.data.arrays_check import check_labels
 from cwps_jax.data.cache import PixelCache
 from cwps_jax.data.classes import by_name
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.scan import Scan, scan
 from cwps_jax.data.source import ImageSource, Opener
 from cwps_jax.data.split import ArraySplit, ImageSplit, Split
-from cwps_jax.data.task import VALIDATION_SHARE, TaskData, check_labels, held_out_items
+from cwps_jax.data.task import VALIDATION_SHARE, TaskData, held_out_items
 from cwps_jax.data.transforms import Transform
 from cwps_jax.data.value_range import check_values
 from cwps_jax.errors import CwpsError
@@ -61,7 +62,8 @@ def load_task(
     note = f"{len(train.classes)} classes; {train.note}" + ", ".join(map(_count, counted, counted.values()))
     if settings.shots:
         note += f"; {len(rows)} to train on, {settings.shots} a class drawn by seed {seed}"
-    return TaskData(train.split.take(rows), validation.split, test.split, len(train.classes), note)
+    splits = train.split.take(rows), validation.split, test.split
+    return TaskData(*splits, len(train.classes), note, train.classes, settings)
 
 
 def load_sources(
