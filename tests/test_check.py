@@ -14,7 +14,8 @@ from PIL import Image
 
 from cwps_jax import data, load_backbone, save_backbone
 from cwps_jax.config import DataConfig, RunConfig
-from cwps_jax.data.check import TaskReport, check_task
+from cwps_jax.data.check import check_task
+from cwps_jax.data.findings import TaskReport
 from cwps_jax.data.source import Opener, Record
 from cwps_jax.errors import CwpsError
 
