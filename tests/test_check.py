@@ -373,6 +373,17 @@ def test_what_stops_the_run_beside_its_data_is_found_by_the_same_preparation(val
     assert found.task == "the run" and finding.stops and line in finding.text
 
 
+def test_images_that_use_little_of_the_range_are_told_of(splits):
+    """Such as colours of 12 bits in PNG files of 16, of which a decoder takes the upper 8."""
+    for row in range(3 * TRAIN):
+        pixels = np.random.default_rng(row).integers(0, 16, (6, 5, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        splits["train"].change(row, image=buffer.getvalue())
+    line = "train: no pixel is below 0 or above 15 of 0 to 255; store the images with their whole range"
+    assert told(checked(splits)) == [("warning", line)]
+
+
 def test_no_image_to_validate_on_is_a_problem(splits):
     splits["train"].records = splits["train"].records[:3]
     findings = checked(splits, batch_size=3).findings

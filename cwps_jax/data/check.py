@@ -17,6 +17,7 @@ from cwps_jax.data.value_range import check_values
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import DataConfig
 
+FAINT = 32  # values that pixels differ by at most where images are all but one colour
 ROLES = ("train", "validation", "test")
 Observe = Callable[[str, int, int], None]
 
@@ -213,6 +214,12 @@ def _values(read: Mapping[str, _Images], settings: DataConfig, task: str) -> Ite
         check_values(read["train"].found.values, others, settings.image_bits, task)
     except CwpsError as error:
         yield Finding("value range", True, str(error))
+        return
+    seen = read["train"].found.values
+    low, high = seen[seen[:, 0] == 8, 1:].reshape(-1, 2).T
+    if len(low) and high.max() - low.min() < FAINT:
+        text = f"train: no pixel is below {low.min()} or above {high.max()} of 0 to 255"
+        yield Finding("faint images", False, f"{text}; store the images with their whole range")
 
 
 def _unused(there: Sequence[str], used: Sequence[str]) -> Iterator[Finding]:

@@ -137,7 +137,15 @@ class _FolderSplits:
         return sorted({same_name(name) for names in folders for name in names})
 
     def items(self, split: str) -> Iterator[tuple[str, str, str]]:
+        seen: set[str] = set()
         for label in self._place.listing(f"{self._task}/{split}").folders:
+            if same_name(label) in seen:
+                where = self._place.describe(f"{self._task}/{split}/{label}")
+                raise CwpsError(
+                    f"{where}: is there twice, in both Unicode spellings of its accents; move the images "
+                    "into one folder"
+                )
+            seen.add(same_name(label))
             folder = f"{self._task}/{split}/{label}"
             found = self._place.listing(folder)
             if found.folders:
