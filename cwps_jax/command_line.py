@@ -4,10 +4,13 @@ The config is the first argument, or ``--config=FILE``; ``FILE:VARIANT`` chooses
 ``--config.key=value`` sets a key. Importing this module defines the flags.
 """
 
+import errno
+import os
 import pathlib
 import re
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
@@ -19,6 +22,9 @@ from cwps_jax.settings import unknown_key
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")
+_BARE_NAMES = re.compile(r"--?config\.(?P<key>\w+)=(?P<names>[^('\"\[]*,.*)")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_DEVICE = ("Unable to initialize backend", "Unknown backend")  # how JAX's errors of it begin
 _CONFIG_FILE = re.compile(r"(--?config=)?(?P<file>[^-].*\.py(:.*)?)")
 
 
@@ -40,11 +46,46 @@ def run(program: Callable[[RunConfig], int | None]) -> None:
 
     try:
         app.run(main, flags_parser=_parse)
-    except (CwpsError, FloatingPointError) as error:
+    except (CwpsError, FloatingPointError, OSError, RuntimeError) as error:
+        line = _line(error)
+        if not line:
+            raise
         if "--debug" in sys.argv:
             traceback.print_exc()
-        print("cwps:", *str(error).splitlines(), file=sys.stderr)
+        print("cwps:", line, file=sys.stderr)
         sys.exit(2)
+
+
+def check_folder(flag: str, folder: pathlib.Path) -> None:
+    """Raises CwpsError where a folder is not there and cannot be made, or is a file, or cannot be written to.
+
+    Args:
+        flag: that names it.
+        folder: where a program will write; nothing is written now.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise CwpsError(f"--{flag}={folder}: {nearest} is not a folder; name another")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise CwpsError(f"--{flag}={folder}: {nearest} cannot be written to; name another")
+
+
+def _line(error: Exception) -> str:
+    """Returns what to tell of an error in one line, "" of one that is a fault of the program."""
+    text = " ".join(str(error).split())
+    if isinstance(error, CwpsError | FloatingPointError):
+        return text
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        remedy = (
+            "make room there, or name another --workdir and config.cache_dir"
+            if error.errno in NO_ROOM
+            else "name another place, or make it one that can be read and written to"
+        )
+        return f"{where}{error.strerror or text}; {remedy}"
+    if isinstance(error, RuntimeError) and text.startswith(NO_DEVICE):
+        return f"JAX has no device to run on: {text}; unset JAX_PLATFORMS, or set JAX_PLATFORMS=cpu"
+    return ""
 
 
 def config_name() -> str:
@@ -67,6 +108,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
     program, *given = argv
     if given and _CONFIG_FILE.fullmatch(given[0]) and not given[0].startswith("-"):
         given[0] = f"--config={given[0]}"
+    for part in given:
+        found = _BARE_NAMES.fullmatch(part)
+        if found and typing.get_type_hints(RunConfig).get(found["key"]) == tuple[str, ...]:
+            names = tuple(name.strip() for name in found["names"].split(",") if name.strip())
+            raise CwpsError(f'{part}: names are written as --config.{found["key"]}="{names}"')
     try:
         return flags.FLAGS([program, *given])
     except flags.Error as error:

@@ -7,8 +7,9 @@ with a fresh one, which measures what the pool really holds.
 import os
 import pathlib
 import sys
+import tempfile
 
-from absl import flags
+from absl import flags, logging
 
 from cwps_jax import command_line
 from cwps_jax.config import RunConfig
@@ -24,6 +25,7 @@ _FINISH = flags.DEFINE_bool(
 def main(config: RunConfig) -> None:
     """Learns the config's tasks, then measures them in a fresh process."""
     workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", command_line.config_name()))
+    command_line.check_folder("workdir", workdir)
     _start_jax(config)
 
     from rich.console import Console
@@ -47,6 +49,17 @@ def _start_jax(config: RunConfig) -> None:
 
     if config.compilation_cache:
         folder = os.path.expanduser(config.compilation_cache)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            logging.warning(
+                "config.compilation_cache = %r: cannot be written to (%s); going on without it",
+                config.compilation_cache,
+                error.strerror,
+            )
+            return
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -112,6 +112,7 @@ def load_weights(config: RunConfig, trainer: Trainer) -> dict[str, Any]:
         image_size=(height, width),
         channels=channels,
         seed=config.seed,
+        headless=True,  # each task has a head of its own
         **model_options(config),
     )
     return variables

@@ -14,7 +14,8 @@ from PIL import Image
 
 from cwps_jax import data, load_backbone, save_backbone
 from cwps_jax.config import DataConfig, RunConfig
-from cwps_jax.data.check import TaskReport, check_task
+from cwps_jax.data.check import check_task
+from cwps_jax.data.findings import TaskReport
 from cwps_jax.data.source import Opener, Record
 from cwps_jax.errors import CwpsError
 
@@ -370,6 +371,17 @@ def test_what_stops_the_run_beside_its_data_is_found_by_the_same_preparation(val
     (*_, found) = check(RunConfig(**own))
     (finding,) = found.findings
     assert found.task == "the run" and finding.stops and line in finding.text
+
+
+def test_images_that_use_little_of_the_range_are_told_of(splits):
+    """Such as colours of 12 bits in PNG files of 16, of which a decoder takes the upper 8."""
+    for row in range(3 * TRAIN):
+        pixels = np.random.default_rng(row).integers(0, 16, (6, 5, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        splits["train"].change(row, image=buffer.getvalue())
+    line = "train: no pixel is below 0 or above 15 of 0 to 255; store the images with their whole range"
+    assert told(checked(splits)) == [("warning", line)]
 
 
 def test_no_image_to_validate_on_is_a_problem(splits):

@@ -70,6 +70,18 @@ def test_a_class_is_the_same_in_both_spellings_of_its_accent(tmp_path):
     train, test = (folders.open_split(settings, "t", split) for split in ("train", "test"))
     assert train.classes == test.classes == ("cab", "caf\u00e9")
     assert [test[index] for index in range(2)] == [(b"x", 0, None, None), (b"x", 1, None, None)]
+    write(tmp_path, {"t/test/caf\u00e9/0.png": b"x"})
+    with pytest.raises(CwpsError, match="is there twice, in both Unicode spellings"):
+        folders.open_split(settings, "t", "test")
+
+
+def test_a_task_is_the_same_in_both_spellings_of_its_accent(tmp_path):
+    stored, asked = (unicodedata.normalize(form, "\u00e9t\u00e9") for form in ("NFD", "NFC"))
+    for split in ("train", "test"):
+        write(tmp_path, {f"{stored}/{split}/cat/0.png": b"x"})
+    settings = DataConfig(data="folders", data_dir=str(tmp_path))
+    assert folders.split_names(settings, asked) == ("train", "test")
+    assert len(folders.open_split(settings, asked, "test")) == 1
 
 
 @pytest.fixture

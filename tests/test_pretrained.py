@@ -287,3 +287,32 @@ def test_a_table_that_fills_a_key_twice_is_a_mistake():
     kernel = np.zeros((2, 3))
     with pytest.raises(AssertionError, match="filled twice"):
         table.conversions({"params/a/kernel": kernel, "params/b/kernel": kernel})
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "model.module."])
+def test_names_behind_a_wrapper_are_the_same_names(path, variables, prefix):
+    arrays = load_file(path)
+    save_file({prefix + key: array for key, array in arrays.items()}, path)
+    chex.assert_trees_all_equal(load_backbone(NAME, path)[1], variables)
+    # With one name outside, it is not known what the others are.
+    save_file({**{prefix + key: array for key, array in arrays.items()}, "epoch": np.zeros(1)}, path)
+    line = refusal(path)
+    assert "and 23 more" in line or f"more, all of them {prefix}..." in line or "surplus" in line
+    assert len(line) < 800
+
+
+def test_a_file_without_a_head_gets_a_new_one_where_that_is_asked_for(path, variables):
+    arrays = {key: array for key, array in load_file(path).items() if not key.startswith("fc.")}
+    save_file(arrays, path)
+    assert "missing (2): fc.bias, fc.weight" in refusal(path)
+    _, loaded = load_backbone(NAME, path, headless=True)
+    assert loaded["params"].keys() == variables["params"].keys()
+    without = [{**tree["params"], "head": None} for tree in (loaded, variables)]
+    chex.assert_trees_all_equal(*without)
+    save_file({**arrays, "fc.bias": np.zeros(10, np.float32)}, path)  # half a head is a broken file
+    assert "missing (1): fc.weight" in refusal(path, headless=True)
+
+
+def test_a_git_lfs_pointer_is_called_so(path):
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "a Git-LFS pointer, not the weights; run `git lfs pull`" in refusal(path)

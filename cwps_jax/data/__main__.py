@@ -19,7 +19,8 @@ from rich.table import Table
 
 from cwps_jax import command_line, data
 from cwps_jax.config import RunConfig
-from cwps_jax.data.check import Finding, SplitReport, TaskReport, check_task
+from cwps_jax.data.check import check_task
+from cwps_jax.data.findings import Finding, SplitReport, TaskReport
 from cwps_jax.errors import CwpsError
 from cwps_jax.prepare import prepare
 from cwps_jax.pretraining import load_weights

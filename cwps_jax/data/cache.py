@@ -189,16 +189,19 @@ class DiskCache(PixelCache):
 def open_cache(
     kind: Literal["none", "memory", "disk"], folder: str | os.PathLike[str], limit_bytes: int
 ) -> PixelCache | None:
-    """Returns the cache of a config, or None for "none".
+    """Returns the cache of a config, or None for "none" and where there can be none, which is said.
 
     Args:
         kind: where images are kept.
         folder: of images on disk; used for nothing else.
         limit_bytes: that are kept at most.
-
-    Raises:
-        CwpsError: the folder cannot be made, read or written to.
     """
     if kind == "none":
         return None
-    return PixelCache(limit_bytes) if kind == "memory" else DiskCache(folder, limit_bytes)
+    if kind == "memory":
+        return PixelCache(limit_bytes)
+    try:
+        return DiskCache(folder, limit_bytes)
+    except CwpsError as error:
+        logging.warning("%s; going on without a cache", error)
+        return None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 import numpy as np
 
 from cwps_jax.data.classes import by_name
+from cwps_jax.data.findings import Finding, SplitReport, TaskReport
 from cwps_jax.data.load import split_roles, threads_of
 from cwps_jax.data.scan import Scan, scan
 from cwps_jax.data.source import ImageSource, Opener
@@ -16,69 +17,9 @@ from cwps_jax.data.value_range import check_values
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import DataConfig
 
+FAINT = 32  # values that pixels differ by at most where images are all but one colour
 ROLES = ("train", "validation", "test")
 Observe = Callable[[str, int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitReport:
-    """The images that a run would use for one purpose.
-
-    Attributes:
-        role: "train", "validation" or "test".
-        split: name of the split that they are from; the training split's where a tenth of it is held out.
-        images: how many can be decoded and have a label that is a class.
-        classes: how many classes have one.
-        all_classes: how many classes there are.
-        smallest, largest: name of the class with the fewest and the most images, and how many.
-        unreadable: images of the split that cannot be decoded; 0 for a held-out tenth.
-    """
-
-    role: str
-    split: str
-    images: int
-    classes: int
-    all_classes: int
-    smallest: tuple[str, int]
-    largest: tuple[str, int]
-    unreadable: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """Something that is wrong with a task's data.
-
-    Attributes:
-        kind: what, in two or three words, always the same.
-        stops: whether it is a problem that stops a run; if not, it weakens the result.
-        text: what is wrong and where, in one line.
-        items: everything that it is about: files with the reason, classes.
-    """
-
-    kind: str
-    stops: bool
-    text: str
-    items: tuple[str, ...] = ()
-
-    def line(self, most: int = 5) -> str:
-        """Returns the text with the first of its items."""
-        more = f", and {len(self.items) - most} more" if len(self.items) > most else ""
-        return ": ".join(filter(None, (self.text, ", ".join(self.items[:most]) + more)))
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskReport:
-    """What a pass over a task's data found.
-
-    Attributes:
-        task: its name.
-        splits: those that could be read, in the order of `ROLES`.
-        findings: problems first.
-    """
-
-    task: str
-    splits: tuple[SplitReport, ...]
-    findings: tuple[Finding, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +214,12 @@ def _values(read: Mapping[str, _Images], settings: DataConfig, task: str) -> Ite
         check_values(read["train"].found.values, others, settings.image_bits, task)
     except CwpsError as error:
         yield Finding("value range", True, str(error))
+        return
+    seen = read["train"].found.values
+    low, high = seen[seen[:, 0] == 8, 1:].reshape(-1, 2).T
+    if len(low) and high.max() - low.min() < FAINT:
+        text = f"train: no pixel is below {low.min()} or above {high.max()} of 0 to 255"
+        yield Finding("faint images", False, f"{text}; store the images with their whole range")
 
 
 def _unused(there: Sequence[str], used: Sequence[str]) -> Iterator[Finding]:

@@ -82,7 +82,8 @@ def split_names(settings: DataConfig, task: str) -> tuple[str, ...]:
     Raises:
         CwpsError: the folder or the task is not there, or the task is there twice.
     """
-    return _layout(settings, task, _place(settings, task)).splits
+    place, task = _place(settings, task)
+    return _layout(settings, task, place).splits
 
 
 def open_split(settings: DataConfig, task: str, split: str) -> FolderSource:
@@ -97,7 +98,7 @@ def open_split(settings: DataConfig, task: str, split: str) -> FolderSource:
         CwpsError: the folder, the task or the split is not there, or the task is there twice; a class or the
             split is empty, or a class is not in the training data; a file must not be read.
     """
-    place = _place(settings, task)
+    place, task = _place(settings, task)
     layout = _layout(settings, task, place)
     parts, training = split.split("+"), settings.train_split.split("+")
     for part in (*training, *parts):
@@ -136,7 +137,15 @@ class _FolderSplits:
         return sorted({same_name(name) for names in folders for name in names})
 
     def items(self, split: str) -> Iterator[tuple[str, str, str]]:
+        seen: set[str] = set()
         for label in self._place.listing(f"{self._task}/{split}").folders:
+            if same_name(label) in seen:
+                where = self._place.describe(f"{self._task}/{split}/{label}")
+                raise CwpsError(
+                    f"{where}: is there twice, in both Unicode spellings of its accents; move the images "
+                    "into one folder"
+                )
+            seen.add(same_name(label))
             folder = f"{self._task}/{split}/{label}"
             found = self._place.listing(folder)
             if found.folders:
@@ -181,19 +190,24 @@ def _root(settings: DataConfig) -> Folder:
     return Folder(name)
 
 
-def _place(settings: DataConfig, task: str) -> Place:
-    """Returns where a task lies."""
+def _place(settings: DataConfig, task: str) -> tuple[Place, str]:
+    """Returns where a task lies, and what its folder is called there."""
     root = _root(settings)
     places: list[Place] = [root]
     for name in root.listing("").files:
         if name.lower().endswith(".zip"):
             places.append(open_archive(root.inside(name)))
-    found = [place for place in places if task in place.listing("").folders]
+    found = [
+        (place, name)
+        for place in places
+        for name in place.listing("").folders
+        if same_name(name) == same_name(task)
+    ]
     if not found:
         known = ", ".join(sorted({name for place in places for name in place.listing("").folders})) or "none"
         raise CwpsError(f"config.data_dir = {settings.data_dir!r} has no task {task!r}; it has {known}")
     if len(found) > 1:
-        raise CwpsError(f"task {task!r} is in {found[0].name} and in {found[1].name}: remove one")
+        raise CwpsError(f"task {task!r} is in {found[0][0].name} and in {found[1][0].name}: remove one")
     return found[0]
 
 

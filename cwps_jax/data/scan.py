@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -114,9 +115,17 @@ def scan(
 
 
 def _save(path: pathlib.Path, found: Scan) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {"labels": found.labels, "digests": found.digests, "boxes": found.boxes, "values": found.values}
-    write_atomically(path, save(arrays, {"unreadable": json.dumps(list(found.unreadable.items()))}))
+    content = save(arrays, {"unreadable": json.dumps(list(found.unreadable.items()))})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        logging.warning(
+            "%s: what was found is not remembered (%s); name another config.cache_dir",
+            path.parent,
+            error.strerror,
+        )
 
 
 def _load(path: pathlib.Path) -> Scan:

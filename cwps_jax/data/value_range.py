@@ -22,8 +22,8 @@ def check_values(values: np.ndarray, others: Sequence[np.ndarray], image_bits: i
     needed = max(in_training.bit_length(), 8)
     if in_training >= 0 and needed < 16 and not image_bits:
         raise CwpsError(
-            f"{task}: its 16-bit images have values up to {in_training:,} only: set config.image_bits={needed} "
-            "to make that white, or config.image_bits=16 where they are meant to be dark"
+            f"{task}: its 16-bit images have values up to {in_training:,} only: set "
+            f"config.image_bits={needed} to make that white, or 16 where they are meant to be dark"
         )
     if highest >= 2**bits:
         raise CwpsError(

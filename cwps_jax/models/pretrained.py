@@ -1,5 +1,6 @@
 """A backbone with its weights: `load_backbone`, and the way back, `save_backbone`."""
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from cwps_jax.models.conversion import Conversion, Table
 from cwps_jax.models.weights_file import WeightsFile
 
 HEAD = "head"
+SHOWN = 4  # keys that a refusal names
 
 
 def load_backbone(
@@ -27,6 +29,7 @@ def load_backbone(
     image_size: int | tuple[int, int] | None = None,
     channels: int = 3,
     seed: int = 0,
+    headless: bool = False,
     **options: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Returns a backbone and its variables.
@@ -41,6 +44,7 @@ def load_backbone(
             position embeddings are resized, a Mixer of another size is refused.
         channels: of the images.
         seed: of what is not in the file.
+        headless: whether a file without a head is taken too, and a new head made.
         **options: the family's own, such as `dtype`, `remat`, `stochastic_depth`.
 
     Returns:
@@ -48,8 +52,8 @@ def load_backbone(
         and its variables: "params" and, where it has norm statistics, "batch_stats"; NumPy, float32.
 
     Raises:
-        CwpsError: an unknown name or option, or a file that cannot be read or does not fit: then every
-            missing, surplus and misshapen key is listed.
+        CwpsError: an unknown name or option, or a file that cannot be read or does not fit: then the
+            first missing, surplus and misshapen keys are named, with what all of them begin with.
     """
     backbone = find(name)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size or (None, None)
@@ -65,6 +69,7 @@ def load_backbone(
     model = backbone.create(num_classes or classes or backbone.num_classes, **options)
     wanted = _shapes(model, example)
     new_head = num_classes is not None and num_classes != classes
+    new_head |= headless and not _has_head(file, table, published)
     leaves = {path: leaf for path, leaf in wanted.items() if not (new_head and _in_head(path))}
     conversions = table.conversions(leaves)
     left_out = table.conversions(wanted).keys() - conversions.keys()
@@ -175,6 +180,20 @@ def _classes(file: WeightsFile, table: Table, published: Mapping[str, Any]) -> i
     return None
 
 
+def _has_head(file: WeightsFile, table: Table, published: Mapping[str, Any]) -> bool:
+    head = {path: leaf for path, leaf in published.items() if _in_head(path)}
+    return not table.conversions(head).keys().isdisjoint(file.shapes)
+
+
+def _few(keys: Sequence[str]) -> str:
+    """Returns the first of some keys and, of many, what all of them begin with."""
+    if len(keys) <= SHOWN:
+        return ", ".join(keys)
+    start = os.path.commonprefix(keys)  # noqa: RUF071  (names, not paths)
+    common = f", all of them {start}..." if start else ""
+    return f"{', '.join(keys[:SHOWN])} and {len(keys) - SHOWN} more{common}"
+
+
 def _check(
     file: WeightsFile,
     name: str,
@@ -192,7 +211,7 @@ def _check(
         if key in found and found[key] != one.shape and not _can_resize(found[key], one)
     ]
     problems = [
-        f"{what} ({len(keys)}): {', '.join(keys)}"
+        f"{what} ({len(keys)}): {_few(keys)}"
         for what, keys in (("missing", missing), ("surplus", surplus), ("wrong shape", misshapen))
         if keys
     ]

@@ -2,15 +2,18 @@
 
 import pathlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from cwps_jax.errors import CwpsError
+from cwps_jax.files import LFS_POINTER
 
 # What can become float32 without loss, beside PyTorch's batch counters.
 READABLE = ("float32", "float16", "bfloat16")
+# What PyTorch's wrappers put before every name: DataParallel, compile, and training frameworks.
+WRAPPERS = ("module.", "_orig_mod.", "model.")
 _SAFETENSORS_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -19,6 +22,7 @@ class WeightsFile:
 
     Attributes:
         path: where it is.
+        prefix: what stands before every name in the file and is left out of them: that of a wrapper.
         shapes: {key: shape}.
         dtypes: {key: name of its type}.
     """
@@ -36,7 +40,16 @@ class WeightsFile:
                 f"{path}: weights are read from .safetensors and .npz files; scripts/pth_to_safetensors.py "
                 "converts a PyTorch checkpoint"
             )
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise CwpsError(
+                    f"{path}: a Git-LFS pointer, not the weights; run `git lfs pull` where it is from"
+                )
         open_file()
+        self.prefix = wrapper_prefix(self.shapes)
+        start = len(self.prefix)
+        self.shapes = {key[start:]: shape for key, shape in self.shapes.items()}
+        self.dtypes = {key[start:]: dtype for key, dtype in self.dtypes.items()}
 
     def read(self, key: str) -> np.ndarray:
         """Returns an array as float32.
@@ -45,7 +58,7 @@ class WeightsFile:
             CwpsError: it has values that are not finite.
         """
         try:
-            array = np.asarray(self._read(key)).astype(np.float32)
+            array = np.asarray(self._read(self.prefix + key)).astype(np.float32)
         except (zipfile.BadZipFile, ValueError, EOFError) as error:
             raise CwpsError(f"{self.path}: {key} cannot be read ({error})") from error
         if not np.isfinite(array).all():
@@ -90,6 +103,17 @@ class WeightsFile:
     def _read_npy(self, key: str) -> np.ndarray:
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{key}.npy") as member:
             return np.lib.format.read_array(member)  # which refuses pickles by itself
+
+
+def wrapper_prefix(keys: Iterable[str]) -> str:
+    """Returns what wrappers put before every one of the names, "" where there is a name without it."""
+    names, prefix = list(keys), ""
+    while names:
+        found = next((one for one in WRAPPERS if all(name.startswith(one) for name in names)), "")
+        if not found:
+            break
+        prefix, names = prefix + found, [name.removeprefix(found) for name in names]
+    return prefix
 
 
 def _npy_header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
