@@ -4,9 +4,9 @@
 
 First two processes add tasks of their own to one pool at random moments, each by a handle that it opened
 before; every task has to be there, the same to the bit. Then one process after the other adds, removes with
-rehoming, renames or compacts, and is killed (SIGKILL) at a random moment of that. After each kill the pool
-has to be what it was before, or what it was to become, to the bit, and the next process goes on without a
-repair.
+rehoming, renames or compacts, and is killed (SIGKILL) at a random moment of that, or just before a random one
+of the steps in which it writes. After each kill the pool has to be what it was before, or what it was to
+become, to the bit, and the next process goes on without a repair.
 """
 
 import argparse
@@ -15,10 +15,12 @@ import hashlib
 import importlib.metadata
 import json
 import multiprocessing
+import os
 import pathlib
 import platform
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -143,8 +145,28 @@ def two_writers(folder: pathlib.Path, count: int) -> dict[str, int]:
     return {"added": len(wanted), "lost": lost, "not_wanted": len(found.keys() - wanted.keys())}
 
 
-def operate(folder: str, operation: str, name: str, number: int, told: Connection) -> None:
-    """Does one thing to a pool, and says when it begins and how long it took; in a process of its own."""
+class Steps:
+    """Counts what a process does to files, and kills it just before one of these steps.
+
+    Args:
+        last: the number of that step, from 1; 0 for none.
+    """
+
+    def __init__(self, last: int) -> None:
+        self.count = 0
+        self._last = last
+        sys.addaudithook(self._see)
+
+    def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            self.count += 1
+            if self.count == self._last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def operate(folder: str, operation: str, name: str, number: int, last: int, told: Connection) -> None:
+    """Does one thing to a pool, and says when it begins and what it took; in a process of its own."""
     pool = Pool.open(folder)
     does: dict[str, Callable[[], object]] = {
         "add": lambda: add(pool, name, number),
@@ -153,9 +175,9 @@ def operate(folder: str, operation: str, name: str, number: int, told: Connectio
         "compact": lambda: pool.compact(older=True),
     }
     told.send("begins")
-    begun = time.perf_counter()
+    begun, steps = time.perf_counter(), Steps(last)
     does[operation]()
-    told.send(time.perf_counter() - begun)
+    told.send((time.perf_counter() - begun, steps.count))
 
 
 def allowed(pool: Pool, before: State, operation: str, name: str, number: int) -> State:
@@ -182,7 +204,7 @@ def owners(pool: Pool, number: int) -> set[int]:
 
 def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
     """Returns what was found after writers were killed, at random moments of what they did."""
-    pool, rng, seconds = new_pool(folder), np.random.default_rng(seed), {}
+    pool, rng, took = new_pool(folder), np.random.default_rng(seed), {}
     counts = {kind: dict.fromkeys(OPERATIONS, 0) for kind in ("killed", "before", "after", "ended")}
     number = lost = repairs = 0
     while sum(counts["killed"].values()) < kills:
@@ -197,17 +219,20 @@ def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
         if operation == "add" and rng.random() < 0.6:
             name = f"task{number}"
         after = allowed(pool, before, operation, name, number)
+        # As long as the last of its kind that ended. Moments and steps that write are drawn in turn.
+        seconds, steps = took.get(operation, (0.0, 0))
+        last = int(rng.integers(1, steps + 1)) if steps and number % 2 else 0
         ours, theirs = SERVER.Pipe()
-        process = SERVER.Process(target=operate, args=(str(folder), operation, name, number, theirs))
+        process = SERVER.Process(target=operate, args=(str(folder), operation, name, number, last, theirs))
         process.start()
         theirs.close()
         ours.recv()
-        if operation in seconds:
-            time.sleep(1.2 * seconds[operation] * rng.random())
+        if operation in took and not last:
+            time.sleep(1.2 * seconds * rng.random())
             process.kill()
         process.join()
-        if process.exitcode == 0:  # as the first of each kind: what it took says when to kill the next
-            seconds[operation] = ours.recv()
+        if process.exitcode == 0:
+            took[operation] = ours.recv()
         repairs += process.exitcode not in (0, -signal.SIGKILL)  # it could not go on from what was left
         counts["ended" if process.exitcode == 0 else "killed"][operation] += 1
         found = state(folder)
@@ -219,8 +244,8 @@ def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
     return {
         "kills": counts["killed"],
         "ended_before_the_kill": sum(counts["ended"].values()),
-        "was_as_before": sum(counts["before"].values()),
-        "was_done": sum(counts["after"].values()),
+        "was_as_before": counts["before"],
+        "was_done": counts["after"],
         "lost": lost,
         "torn": 0,  # `state` ends the run at the first
         "repairs": repairs,
