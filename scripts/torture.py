@@ -213,11 +213,13 @@ def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
             number += 1
             add(pool, f"task{number}", number)
         number += 1
-        before = state(folder)
         operation = min(OPERATIONS, key=lambda one: counts["killed"][one])
         name = str(rng.choice(pool.tasks))
         if operation == "add" and rng.random() < 0.6:
             name = f"task{number}"
+        if operation == "compact":  # so that there is an older version to be removed
+            add(pool, name, number)
+        before = state(folder)
         after = allowed(pool, before, operation, name, number)
         # As long as the last of its kind that ended. Moments and steps that write are drawn in turn.
         seconds, steps = took.get(operation, (0.0, 0))

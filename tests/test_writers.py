@@ -50,7 +50,7 @@ def test_the_long_form_has_been_run():
     assert result["two_writers"] == {"added": 100, "lost": 0, "not_wanted": 0}
     assert sum(result["kills"]["kills"].values()) == 100
     assert [result["kills"][key] for key in ("lost", "torn", "repairs", "left_after_compact")] == [0] * 4
-    assert all(sum(result["kills"][found].values()) > 10 for found in ("was_as_before", "was_done"))
+    assert min(result["kills"]["was_as_before"].values()) and min(result["kills"]["was_done"].values())
 
 
 def test_a_handle_goes_on_from_what_others_have_written(pool, tiny_variables, moved):
