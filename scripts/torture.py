@@ -60,11 +60,11 @@ def new_pool(folder: pathlib.Path) -> Pool:
     return Pool.create(folder, {"params": unflatten(drawn(0))}, layout(), record={})
 
 
-def made(pool: Pool, seed: int) -> tuple[Any, ...]:
-    """Returns a task's parameters, gates and sources: its closed channels are borrowed of random tasks."""
+def made(pool: Pool, name: str, seed: int) -> tuple[Any, ...]:
+    """Returns a task's parameters, gates and sources: its closed channels are borrowed of random other tasks."""
     rng, params = np.random.default_rng(seed), drawn(seed)
-    names = pool.pooled().names
-    of = [flatten(pool.effective(name)["params"]) for name in names]
+    names = pool.pooled(without=name).names
+    of = [flatten(pool.effective(one)["params"]) for one in names]
     gates, sources = {}, {}
     for layer in pool.layout.layers:
         gate = rng.random(layer.channels) < 0.4
@@ -79,7 +79,7 @@ def made(pool: Pool, seed: int) -> tuple[Any, ...]:
 
 def add(pool: Pool, name: str, seed: int) -> None:
     """Adds the task of a seed."""
-    params, gates, sources, names = made(pool, seed)
+    params, gates, sources, names = made(pool, name, seed)
     pool.add(name, params, {}, gates, sources, names, {"seed": seed})
 
 
@@ -106,7 +106,7 @@ def write_many(folder: str, first: int, count: int, told: Connection) -> None:
     told.send("ready")
     told.recv()
     for seed in range(first, first + count):
-        params = made(pool, seed)[0]
+        params = made(pool, f"task{seed}", seed)[0]
         time.sleep(0.02 * rng.random())
         add(pool, f"task{seed}", seed)
         wanted[f"task{seed}@1"] = sha256(params)
@@ -184,7 +184,7 @@ def allowed(pool: Pool, before: State, operation: str, name: str, number: int) -
     """Returns what a pool has to hold after something was done to it."""
     if operation == "add":
         version = 1 + max((one.version for one in pool.index.versions if one.task == name), default=0)
-        return {**before, f"{name}@{version}": sha256(made(pool, number)[0])}
+        return {**before, f"{name}@{version}": sha256(made(pool, name, number)[0])}
     elif operation == "remove":
         return {one: its for one, its in before.items() if one != pool.version(name).name}
     elif operation == "rename":
@@ -218,7 +218,8 @@ def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
         if operation == "add" and rng.random() < 0.6:
             name = f"task{number}"
         if operation == "compact":  # so that there is an older version to be removed
-            add(pool, name, number)
+            for seed in (number, 10_000 + number):
+                add(pool, f"task{number}", seed)
         before = state(folder)
         after = allowed(pool, before, operation, name, number)
         # As long as the last of its kind that ended. Moments and steps that write are drawn in turn.
