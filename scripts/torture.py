@@ -61,7 +61,7 @@ def new_pool(folder: pathlib.Path) -> Pool:
 
 
 def made(pool: Pool, name: str, seed: int) -> tuple[Any, ...]:
-    """Returns a task's parameters, gates and sources: its closed channels are borrowed of random other tasks."""
+    """Returns a task's parameters, gates and sources: closed channels are of random other tasks."""
     rng, params = np.random.default_rng(seed), drawn(seed)
     names = pool.pooled(without=name).names
     of = [flatten(pool.effective(one)["params"]) for one in names]
