@@ -4,9 +4,9 @@
 
 First two processes add tasks of their own to one pool at random moments, each by a handle that it opened
 before; every task has to be there, the same to the bit. Then one process after the other adds, removes with
-rehoming, renames or compacts, and is killed (SIGKILL) at a random moment of that. After each kill the pool
-has to be what it was before, or what it was to become, to the bit, and the next process goes on without a
-repair.
+rehoming, renames or compacts, and is killed (SIGKILL) at a random moment of that, or just before a random one
+of the steps in which it writes. After each kill the pool has to be what it was before, or what it was to
+become, to the bit, and the next process goes on without a repair.
 """
 
 import argparse
@@ -15,10 +15,12 @@ import hashlib
 import importlib.metadata
 import json
 import multiprocessing
+import os
 import pathlib
 import platform
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -58,11 +60,11 @@ def new_pool(folder: pathlib.Path) -> Pool:
     return Pool.create(folder, {"params": unflatten(drawn(0))}, layout(), record={})
 
 
-def made(pool: Pool, seed: int) -> tuple[Any, ...]:
-    """Returns a task's parameters, gates and sources: its closed channels are borrowed of random tasks."""
+def made(pool: Pool, name: str, seed: int) -> tuple[Any, ...]:
+    """Returns a task's parameters, gates and sources: closed channels are of random other tasks."""
     rng, params = np.random.default_rng(seed), drawn(seed)
-    names = pool.pooled().names
-    of = [flatten(pool.effective(name)["params"]) for name in names]
+    names = pool.pooled(without=name).names
+    of = [flatten(pool.effective(one)["params"]) for one in names]
     gates, sources = {}, {}
     for layer in pool.layout.layers:
         gate = rng.random(layer.channels) < 0.4
@@ -77,7 +79,7 @@ def made(pool: Pool, seed: int) -> tuple[Any, ...]:
 
 def add(pool: Pool, name: str, seed: int) -> None:
     """Adds the task of a seed."""
-    params, gates, sources, names = made(pool, seed)
+    params, gates, sources, names = made(pool, name, seed)
     pool.add(name, params, {}, gates, sources, names, {"seed": seed})
 
 
@@ -104,7 +106,7 @@ def write_many(folder: str, first: int, count: int, told: Connection) -> None:
     told.send("ready")
     told.recv()
     for seed in range(first, first + count):
-        params = made(pool, seed)[0]
+        params = made(pool, f"task{seed}", seed)[0]
         time.sleep(0.02 * rng.random())
         add(pool, f"task{seed}", seed)
         wanted[f"task{seed}@1"] = sha256(params)
@@ -143,8 +145,28 @@ def two_writers(folder: pathlib.Path, count: int) -> dict[str, int]:
     return {"added": len(wanted), "lost": lost, "not_wanted": len(found.keys() - wanted.keys())}
 
 
-def operate(folder: str, operation: str, name: str, number: int, told: Connection) -> None:
-    """Does one thing to a pool, and says when it begins and how long it took; in a process of its own."""
+class Steps:
+    """Counts what a process does to files, and kills it just before one of these steps.
+
+    Args:
+        last: the number of that step, from 1; 0 for none.
+    """
+
+    def __init__(self, last: int) -> None:
+        self.count = 0
+        self._last = last
+        sys.addaudithook(self._see)
+
+    def _see(self, event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            self.count += 1
+            if self.count == self._last:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def operate(folder: str, operation: str, name: str, number: int, last: int, told: Connection) -> None:
+    """Does one thing to a pool, and says when it begins and what it took; in a process of its own."""
     pool = Pool.open(folder)
     does: dict[str, Callable[[], object]] = {
         "add": lambda: add(pool, name, number),
@@ -153,16 +175,16 @@ def operate(folder: str, operation: str, name: str, number: int, told: Connectio
         "compact": lambda: pool.compact(older=True),
     }
     told.send("begins")
-    begun = time.perf_counter()
+    begun, steps = time.perf_counter(), Steps(last)
     does[operation]()
-    told.send(time.perf_counter() - begun)
+    told.send((time.perf_counter() - begun, steps.count))
 
 
 def allowed(pool: Pool, before: State, operation: str, name: str, number: int) -> State:
     """Returns what a pool has to hold after something was done to it."""
     if operation == "add":
         version = 1 + max((one.version for one in pool.index.versions if one.task == name), default=0)
-        return {**before, f"{name}@{version}": sha256(made(pool, number)[0])}
+        return {**before, f"{name}@{version}": sha256(made(pool, name, number)[0])}
     elif operation == "remove":
         return {one: its for one, its in before.items() if one != pool.version(name).name}
     elif operation == "rename":
@@ -182,7 +204,7 @@ def owners(pool: Pool, number: int) -> set[int]:
 
 def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
     """Returns what was found after writers were killed, at random moments of what they did."""
-    pool, rng, seconds = new_pool(folder), np.random.default_rng(seed), {}
+    pool, rng, took = new_pool(folder), np.random.default_rng(seed), {}
     counts = {kind: dict.fromkeys(OPERATIONS, 0) for kind in ("killed", "before", "after", "ended")}
     number = lost = repairs = 0
     while sum(counts["killed"].values()) < kills:
@@ -191,23 +213,29 @@ def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
             number += 1
             add(pool, f"task{number}", number)
         number += 1
-        before = state(folder)
         operation = min(OPERATIONS, key=lambda one: counts["killed"][one])
         name = str(rng.choice(pool.tasks))
         if operation == "add" and rng.random() < 0.6:
             name = f"task{number}"
+        if operation == "compact":  # so that there is an older version to be removed
+            for seed in (number, 10_000 + number):
+                add(pool, f"task{number}", seed)
+        before = state(folder)
         after = allowed(pool, before, operation, name, number)
+        # As long as the last of its kind that ended. Moments and steps that write are drawn in turn.
+        seconds, steps = took.get(operation, (0.0, 0))
+        last = int(rng.integers(1, steps + 1)) if steps and number % 2 else 0
         ours, theirs = SERVER.Pipe()
-        process = SERVER.Process(target=operate, args=(str(folder), operation, name, number, theirs))
+        process = SERVER.Process(target=operate, args=(str(folder), operation, name, number, last, theirs))
         process.start()
         theirs.close()
         ours.recv()
-        if operation in seconds:
-            time.sleep(1.2 * seconds[operation] * rng.random())
+        if operation in took and not last:
+            time.sleep(1.2 * seconds * rng.random())
             process.kill()
         process.join()
-        if process.exitcode == 0:  # as the first of each kind: what it took says when to kill the next
-            seconds[operation] = ours.recv()
+        if process.exitcode == 0:
+            took[operation] = ours.recv()
         repairs += process.exitcode not in (0, -signal.SIGKILL)  # it could not go on from what was left
         counts["ended" if process.exitcode == 0 else "killed"][operation] += 1
         found = state(folder)
@@ -219,8 +247,8 @@ def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
     return {
         "kills": counts["killed"],
         "ended_before_the_kill": sum(counts["ended"].values()),
-        "was_as_before": sum(counts["before"].values()),
-        "was_done": sum(counts["after"].values()),
+        "was_as_before": counts["before"],
+        "was_done": counts["after"],
         "lost": lost,
         "torn": 0,  # `state` ends the run at the first
         "repairs": repairs,

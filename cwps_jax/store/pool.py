@@ -5,6 +5,7 @@
     pool/
       index.json            what there is; replaced atomically, after everything it names is written
       .lock                 whoever holds it writes: `cwps_jax.store.lock`
+      .learning/birds       whoever holds it learns that task
       pretrained/           the shared tree: the pre-trained model, whole
       tasks/birds@1/        the trees of a version, by the name that it had when it was stored:
         own/                  all that is its own but rows, in its method's form: see `methods.channels`
@@ -15,9 +16,10 @@ What is written is never changed. How a tree is stored: `cwps_jax.store.arrays`;
 several processes, of which any may be killed: `cwps_jax.store.writing`.
 """
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cwps_jax import methods
@@ -31,6 +33,7 @@ from cwps_jax.settings import check_task_name
 from cwps_jax.store import arrays
 from cwps_jax.store.index import Index, Version
 from cwps_jax.store.lifecycle import Lifecycle
+from cwps_jax.store.lock import locked
 from cwps_jax.store.trees import PRETRAINED, owners
 from cwps_jax.store.writing import partial, placed, writing
 
@@ -92,6 +95,27 @@ class Pool(Lifecycle):
         """
         folder = pathlib.Path(folder)
         return cls(folder, Index.read(folder))
+
+    @contextlib.contextmanager
+    def learning(self, task: str) -> Iterator[None]:
+        """Holds a task's name while its block runs, and sees what other processes have stored by then.
+
+        Whoever is about to train a task asks for it first: another run that does is told before its first
+        step, and not after its last. It holds nothing else: other tasks are learned and stored meanwhile. A
+        run that dies holds no name.
+
+        Args:
+            task: its name.
+
+        Raises:
+            CwpsError: a name that cannot be a task's, or another process or thread is learning this task.
+        """
+        check_task_name(task)
+        names = self.folder / ".learning"
+        names.mkdir(exist_ok=True)
+        with locked(names / task, f"{task!r} is being learned", seconds=0):
+            self.refresh()
+            yield
 
     def add(
         self,
