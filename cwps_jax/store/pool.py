@@ -96,6 +96,10 @@ class Pool(Lifecycle):
         folder = pathlib.Path(folder)
         return cls(folder, Index.read(folder))
 
+    def __init__(self, folder: pathlib.Path, index: Index) -> None:
+        super().__init__(folder, index)
+        self._learning: set[str] = set()
+
     @contextlib.contextmanager
     def learning(self, task: str) -> Iterator[None]:
         """Holds a task's name while its block runs, and sees what other processes have stored by then.
@@ -113,9 +117,16 @@ class Pool(Lifecycle):
         check_task_name(task)
         names = self.folder / ".learning"
         names.mkdir(exist_ok=True)
-        with locked(names / task, f"{task!r} is being learned", seconds=0):
-            self.refresh()
+        if task in self._learning:  # by whoever calls this: `learn_task` asks for it, too
             yield
+            return
+        with locked(names / task, f"{task!r} is being learned", seconds=0):
+            self._learning.add(task)
+            try:
+                self.refresh()
+                yield
+            finally:
+                self._learning.remove(task)
 
     def add(
         self,

@@ -24,16 +24,11 @@ from cwps_jax.store.index import Index, Version
 from cwps_jax.store.lock import locked
 from cwps_jax.store.trees import OWN, ROWS, SKETCH, TASKS, Trees
 
-CLAIMS = ".learning"  # the folder of a lock for each task that is or was being learned
 PARTIAL = ".partial-"  # begins the names of folders that are being written
 
 
 class Writable(Contents):
     """A pool's contents, and what every change of them does."""
-
-    def __init__(self, folder: pathlib.Path, index: Index) -> None:
-        super().__init__(folder, index)
-        self._learning: set[str] = set()
 
     def refresh(self) -> None:
         """Reads the index again: what other processes have stored, removed or renamed is seen from now on.
@@ -42,26 +37,6 @@ class Writable(Contents):
             CwpsError: there is another pool in this folder now.
         """
         self._see(self._fresh())
-
-    @contextlib.contextmanager
-    def learning(self, task: str) -> Iterator[None]:
-        """Holds a task's name while it is learned, and sees what the pool has by now.
-
-        Raises:
-            CwpsError: another run is learning it, which is better told before hours of training than after.
-        """
-        if task in self._learning:  # by whom this was called
-            yield
-            return
-        claims = self.folder / CLAIMS
-        claims.mkdir(exist_ok=True)
-        with locked(claims / task, f"{task!r} is being learned", 0):
-            self._learning.add(task)
-            try:
-                self.refresh()
-                yield
-            finally:
-                self._learning.remove(task)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[Index]:
