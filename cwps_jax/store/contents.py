@@ -18,6 +18,7 @@ from cwps_jax.methods import channels
 from cwps_jax.methods.channels import Ownership
 from cwps_jax.methods.method import Method, Pooled, Stored
 from cwps_jax.search.models import StoredModels
+from cwps_jax.settings import nearest
 from cwps_jax.store.index import Index, Version
 from cwps_jax.store.trees import PRETRAINED, Trees
 
@@ -62,8 +63,9 @@ class Contents:
             CwpsError: it is not in the pool.
         """
         if task not in self.index.by_name:
-            known = ", ".join((PRETRAINED, *self.tasks))
-            raise CwpsError(f"{self.folder}: no task {task!r} in this pool; it has {known}")
+            near = nearest(task, self.index.by_name)
+            known = f"did you mean {near!r}?" if near else f"it has {', '.join((PRETRAINED, *self.tasks))}"
+            raise CwpsError(f"{self.folder}: no task {task!r} in this pool; {known}")
         return self.index.by_name[task]
 
     def effective(self, task: str) -> dict[str, Any]:
