@@ -19,6 +19,7 @@ from cwps_jax.methods.method import Stored
 from cwps_jax.modules import PRIVATE, channel_layout
 from cwps_jax.parallel import Parallel
 from cwps_jax.profiling import Profiler
+from cwps_jax.provenance import KEY, learned_with
 from cwps_jax.search.composite import Search, Source, composite
 from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
@@ -102,7 +103,11 @@ def learn_task(
     elif loss not in (None, trainer.loss) or metric not in (None, trainer.metric):
         raise CwpsError("the trainer was made for another loss or metric; give them to make_trainer alone")
     trained, stored, variables = train_task(pool, model, data, config, trainer, observe)
-    record = {**measured(trained, variables, model, data, config, trainer), **(notes or {})}
+    record = {
+        **measured(trained, variables, model, data, config, trainer),
+        KEY: learned_with(data, config),
+        **(notes or {}),
+    }
     version = pool.add_stored(name, trained.method, stored, record)
     return LearnedTask(
         name=version.name,
@@ -241,16 +246,6 @@ def composite_parent(
         counts ``pool.pooled().names``.
     """
     return composite(pool.layout, child, pool.pooled().models, search)
-
-
-def check_classes(pool: Pool, name: str, data: TaskData) -> None:
-    """Raises CwpsError where a stored task was learned for another number of classes than its data have."""
-    learned = pool.version(name).record["classes"]
-    if learned != data.classes:
-        raise CwpsError(
-            f"{pool.folder}: task {name!r} has a head for {learned} classes, its data have {data.classes}; "
-            "give it the data that it was learned from"
-        )
 
 
 def outputs_sha256(outputs: Any) -> str:

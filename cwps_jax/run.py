@@ -7,16 +7,19 @@ from typing import Any
 
 from rich.console import Console
 
-from cwps_jax.config import RunConfig
-from cwps_jax.learn import check_classes, counted, learn_task, measured, train_task
+from cwps_jax import data
+from cwps_jax.config import DataConfig, RunConfig
+from cwps_jax.data.task import TaskData
+from cwps_jax.learn import counted, learn_task, measured, train_task
 from cwps_jax.parallel import Parallel
 from cwps_jax.prepare import Prepared, load_task, model_maker, open_image_cache, prepare
 from cwps_jax.pretraining import pretrained_pool, stored_pool
 from cwps_jax.profiling import Profiler
+from cwps_jax.provenance import KEY, check_task, different_training, learned_with, versions
 from cwps_jax.report.costs import show_costs
 from cwps_jax.report.draws import draw_folders, together
 from cwps_jax.report.progress import RunProgress
-from cwps_jax.report.results import measure_pool, versions, write_json
+from cwps_jax.report.results import measure_pool, write_json
 from cwps_jax.report.table import show_results
 from cwps_jax.store.index import compared_name
 from cwps_jax.store.pool import Pool
@@ -65,13 +68,14 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
     """Pre-trains if need be, then learns one task after the other."""
     config, tasks = prepared.config, prepared.tasks
     pool = stored_pool(config, workdir)
+    told = {name: _learned_with(prepared, name, config.method) for name in tasks}
     if pool is not None:
         for name in set(pool.tasks) & set(tasks):
-            check_classes(pool, name, tasks[name])
+            check_task(name, pool.version(name).record, tasks[name], told[name])
     # Before anything is written: a file of weights that does not fit leaves no workdir behind.
     make_pool = pretrained_pool(prepared, workdir / "pool")
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", {"config": dataclasses.asdict(config), "versions": versions()})
+    _write_config(config, pool, workdir)
     source_epochs = config.source_epochs * (prepared.source is not None)
     epochs = source_epochs + sum(map(prepared.epochs, tasks))
     with RunProgress(workdir, epochs, console) as progress:
@@ -89,10 +93,14 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
             progress.skip(source_epochs)
         for name in tasks:
             if name in pool.tasks:
-                progress.say(f"{name} is in the pool already: skipped")
+                before = pool.version(name).record.get(KEY)
+                other = different_training(before, told[name]) if before else ""
+                how = f"; it was learned with other settings: {other}" if other else ""
+                progress.say(f"{name} is in the pool already: skipped{how}")
                 progress.skip(prepared.epochs(name))
                 continue
             _learn_task(prepared, name, pool, progress)
+            _write_config(config, pool, workdir)
             if prepared.cache:
                 prepared.cache.clear()  # the next task needs the room, and none comes back to these images
 
@@ -114,8 +122,13 @@ def _learn_task(prepared: Prepared, name: str, pool: Pool, progress: RunProgress
         record = measured(trained, variables, model, task, own, trainer)
         compared[method] = {**record, **counted(pool.layout, stored)}
         if config.keep_compared:
+            record[KEY] = _learned_with(prepared, name, method)
             pool.add_stored(kept, trained.method, stored, record, compared=True)
-    notes = {"training_images": len(task.train), "compared": compared}
+    notes = {
+        "training_images": len(task.train),
+        "compared": compared,
+        KEY: _learned_with(prepared, name, config.method),
+    }
     learned = learn_task(
         pool, name, model, task, config=settings, trainer=trainer, observe=observe, notes=notes
     )
@@ -130,15 +143,40 @@ def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console:
     results = measure_pool(
         pool,
         config.method,
-        functools.partial(load_task, config, cache=open_image_cache(config)),
+        functools.partial(_load_stored, config, pool),
         model_maker(config),
         Parallel(config.parallel),
-        config.batch_size,
+        tasks=config.tasks,
+        dtype=config.dtype,
         draw=number,
     )
     write_json(workdir / "results.json", results)
     _show(results, workdir, draw_report(pool, results, workdir / "report"), console)
     return results
+
+
+def _load_stored(config: RunConfig, pool: Pool, name: str) -> TaskData:
+    """Returns a stored task's data: as the config says where it has the task, else as it was learned."""
+    cache = open_image_cache(config)
+    images = pool.version(name).record.get(KEY, {}).get("images")
+    if name in config.tasks or not images:
+        return load_task(config, name, cache)
+    here = ("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in images.items()}
+    settings = DataConfig(**{**values, **{key: getattr(config, key) for key in here}})
+    seed = pool.version(name).record[KEY]["config"]["seed"]
+    return data.load(settings, name, seed=seed, cache=cache)
+
+
+def _learned_with(prepared: Prepared, name: str, method: str) -> dict[str, Any]:
+    return learned_with(prepared.tasks[name], prepared.settings[name][method], prepared.config.dtype)
+
+
+def _write_config(config: RunConfig, pool: Pool | None, workdir: pathlib.Path) -> None:
+    """Writes what this run was asked for, and what each task in the pool was learned with."""
+    stored = {name: pool.version(name).record.get(KEY) for name in pool.tasks} if pool else {}
+    values = {"config": dataclasses.asdict(config), "versions": versions(), "tasks": stored}
+    write_json(workdir / "config.json", values)
 
 
 def _show(

@@ -29,6 +29,7 @@ RANKS = {
     "data": 5,
     "store": 5,
     "train": 6,
+    "provenance": 6,
     "learn": 7,
     "serve": 8,
     "report": 8,

@@ -73,6 +73,7 @@ def test_results_keep_their_contract(finished):
     expected = {
         "format": whole, "method": text, "backbone": text, "backbone_parameters": whole,
         "pretrained": dict, "versions": dict, "rows": list, "totals": list, "forgetting": list,
+        "class_names": dict, "not_measured": list,
     }  # fmt: skip
     row = {
         "task": text, "method": text, "draw": whole, "seed": whole, "stored": bool, "version": (int, none),
@@ -85,6 +86,7 @@ def test_results_keep_their_contract(finished):
     forgetting = {
         "task": text, "method": text, "draw": whole, "accuracy_when_learned": float,
         "accuracy_at_end": float, "logits_sha256_when_learned": text, "logits_sha256_at_end": text,
+        "same_program": bool,
     }  # fmt: skip
     for contract, objects in (
         (expected, [results]),

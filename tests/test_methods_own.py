@@ -173,7 +173,7 @@ def test_its_results_are_rows_and_its_picture_is_drawn_as_ours_are(toy, pool, tm
     learn(pool, "cars", "finetune")
     opened = cwps.Pool.open(pool.folder)
     parallel = tiny().trainer.parallel
-    results = measure_pool(opened, "toy", lambda name: task(), lambda classes: tiny().model, parallel, 16)
+    results = measure_pool(opened, "toy", lambda name: task(), lambda classes: tiny().model, parallel)
     rows = {row["method"]: row for row in results["rows"]}
     assert [*rows] == ["toy", "finetune"] and rows["toy"]["params_ratio"] == 8 / 506
     assert rows["toy"]["accuracy"] == opened.version("birds").record["accuracy_when_learned"]

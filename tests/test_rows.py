@@ -15,7 +15,18 @@ from rich.console import Console
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods import METHODS
 from cwps_jax.report.draws import together
-from cwps_jax.report.rows import KEYS, ROW, Spread, make_row, names, read_results, spread, total, totals
+from cwps_jax.report.rows import (
+    ADDED,
+    KEYS,
+    ROW,
+    Spread,
+    make_row,
+    names,
+    read_results,
+    spread,
+    total,
+    totals,
+)
 from cwps_jax.report.table import show_results
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -99,7 +110,7 @@ def test_what_is_written_is_read(tmp_path):
 def test_a_run_of_format_1_becomes_rows_with_the_same_figures(name):
     old = json.loads((COMMITTED / f"{name}.json").read_text())
     new = read_results(COMMITTED / f"{name}.json")
-    assert set(new) == set(KEYS) and new["format"] == 2
+    assert set(new) == {*KEYS, *ADDED} and new["format"] == 2
     assert all(set(row) == set(ROW) for row in new["rows"])
     assert names(new["rows"], "task") == [task["name"] for task in old["tasks"]]
     assert names(new["rows"], "method") == ["cwps", "finetune", "probe"]

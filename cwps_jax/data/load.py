@@ -57,7 +57,8 @@ def load_task(
     note = f"{len(train.classes)} classes; " + ", ".join(map(_count, counted, counted.values()))
     if settings.shots:
         note += f"; {len(rows)} to train on, {settings.shots} a class drawn by seed {seed}"
-    return TaskData(train.split.take(rows), validation.split, test.split, len(train.classes), note)
+    splits = train.split.take(rows), validation.split, test.split
+    return TaskData(*splits, len(train.classes), note, train.classes, settings)
 
 
 def load_sources(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,11 @@ class Preparation:
     def group(self) -> int:
         """How many items have to be on one device together."""
         return 2 if self.mixup or self.cutmix else 1
+
+    @property
+    def evaluated_as(self) -> dict[str, Any]:
+        """What evaluation does to a batch, in the words of `DataConfig`."""
+        return {"pixel_mean": self.mean, "pixel_deviation": self.deviation}
 
     def normalise(self, images: jax.Array) -> jax.Array:
         """Returns `(images / 255 - mean) / deviation`, float32; the images as they are without a mean.

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -30,6 +30,8 @@ class Split(Protocol):
         threads: threads that read batches ahead; 0 where reading costs nothing.
         prefetch: batches that are ready ahead of the step.
         draws: random numbers that the augmentation of an item takes.
+        evaluated_as: what evaluation does to an image, on host and device; plain JSON.
+        fingerprint: SHA-256 of the images as they are stored and of all fields, in order.
     """
 
     @property
@@ -49,6 +51,12 @@ class Split(Protocol):
 
     @property
     def draws(self) -> int: ...
+
+    @property
+    def evaluated_as(self) -> Mapping[str, Any]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -104,6 +112,14 @@ class ArraySplit:
         images = self.fields["image"]
         return jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
 
+    @property
+    def evaluated_as(self) -> Mapping[str, Any]:
+        return self.preparation.evaluated_as
+
+    @property
+    def fingerprint(self) -> str:
+        return _fingerprint(self.fields)
+
     def read(self, rows: np.ndarray, draws: np.ndarray | None) -> Batch:
         return {name: array[rows] for name, array in self.fields.items()}
 
@@ -151,6 +167,14 @@ class ImageSplit:
     def draws(self) -> int:
         return self.transform.draws
 
+    @property
+    def evaluated_as(self) -> Mapping[str, Any]:
+        return {**self.transform.evaluated_as, **self.preparation.evaluated_as}
+
+    @property
+    def fingerprint(self) -> str:
+        return _fingerprint({**self.fields, "image": self.keys})
+
     def read(self, rows: np.ndarray, draws: np.ndarray | None) -> Batch:
         images = np.empty((len(rows), *self.image.shape), np.uint8)
         each = itertools.repeat(None, len(rows)) if draws is None else draws
@@ -195,6 +219,15 @@ class ImageSplit:
         return CwpsError(
             f"{where}: not a readable image any more ({error}); put back what was there, or run again"
         )
+
+
+def _fingerprint(fields: Arrays) -> str:
+    sha256 = hashlib.sha256()
+    # All but "classes", which is no data: it says how much of a padded head is real.
+    for name in sorted(fields.keys() - {"classes"}):
+        array = np.ascontiguousarray(fields[name])
+        sha256.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return sha256.hexdigest()
 
 
 def as_split(split: Split | Arrays) -> Split:

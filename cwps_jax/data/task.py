@@ -8,6 +8,7 @@ import numpy as np
 
 from cwps_jax.data.split import Arrays, Split, as_split
 from cwps_jax.errors import CwpsError
+from cwps_jax.settings import DataConfig
 
 VALIDATION_SHARE = 0.1
 
@@ -26,6 +27,8 @@ class TaskData:
         test: read once, at the end.
         classes: number of classes, or None where the task is not a classification.
         note: for the log, how the data came about.
+        class_names: names of the classes, whose positions are the labels; () where they have none.
+        images: by which the data were loaded; None for arrays.
     """
 
     train: Split
@@ -33,6 +36,8 @@ class TaskData:
     test: Split
     classes: int | None = None
     note: str = ""
+    class_names: tuple[str, ...] = ()
+    images: DataConfig | None = None
 
     def __init__(
         self,
@@ -41,7 +46,11 @@ class TaskData:
         test: Split | Arrays,
         classes: int | None = None,
         note: str = "",
+        class_names: Sequence[str] = (),
+        images: DataConfig | None = None,
     ) -> None:
+        if class_names and len(class_names) != classes:
+            raise CwpsError(f"{len(class_names)} class names for {classes} classes: give one for each")
         for name, given in (("train", train), ("validation", validation), ("test", test)):
             if isinstance(given, Mapping):
                 _check_arrays(given, name)
@@ -53,6 +62,8 @@ class TaskData:
             object.__setattr__(self, name, split)
         object.__setattr__(self, "classes", classes)
         object.__setattr__(self, "note", note)
+        object.__setattr__(self, "class_names", tuple(class_names))
+        object.__setattr__(self, "images", images)
 
     @classmethod
     def from_arrays(
@@ -62,6 +73,7 @@ class TaskData:
         *,
         validation: Arrays | None = None,
         classes: int | None = None,
+        class_names: Sequence[str] = (),
         item_ids: Sequence[bytes] | None = None,
     ) -> "TaskData":
         """Returns a task from a training and a test set.
@@ -72,6 +84,7 @@ class TaskData:
             validation: dict of arrays; by default a tenth of each class of `train` is set apart, chosen by
                 the hash of the item, so that it is the same in every run (METHOD, "Setting").
             classes: number of classes; None for anything but classification.
+            class_names: names of the classes.
             item_ids: what identifies each training item; by default the bytes of its image.
         """
         if validation is None:
@@ -80,7 +93,7 @@ class TaskData:
             held_out = held_out_items([hashlib.sha256(one).digest() for one in ids], groups, VALIDATION_SHARE)
             validation = {name: array[held_out] for name, array in train.items()}
             train = {name: array[~held_out] for name, array in train.items()}
-        return cls(train, validation, test, classes)
+        return cls(train, validation, test, classes, class_names=class_names)
 
 
 def held_out_items(digests: Sequence[bytes] | np.ndarray, groups: np.ndarray, share: float) -> np.ndarray:

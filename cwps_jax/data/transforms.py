@@ -73,6 +73,15 @@ class Transform:
         size = f"square {self.image_size}" if self.crop == "stretch" else f"{self.shorter_side}"
         return f"{size} {self.interpolation} {PIL.__version__}"
 
+    @property
+    def evaluated_as(self) -> dict[str, Any]:
+        """What evaluation does to an image, in the words of `DataConfig`."""
+        crop = "stretch" if self.crop == "stretch" else "center"
+        resize = self.image_size if crop == "stretch" else self.shorter_side
+        return {"image_size": self.image_size, "resize": resize, "crop": crop} | {
+            "interpolation": self.interpolation
+        }
+
     def stored(self, image: bytes | np.ndarray, box: Box | None = None) -> np.ndarray:
         """Returns what a cache keeps: all of the box, its shorter side at most `shorter_side`.
 

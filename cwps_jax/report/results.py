@@ -3,26 +3,27 @@
 docs/results.md is the contract.
 """
 
-import importlib.metadata
 import json
 import pathlib
-import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from cwps_jax.data.task import TaskData
+from cwps_jax.errors import CwpsError
 from cwps_jax.files import write_atomically
-from cwps_jax.learn import check_classes, outputs_sha256
+from cwps_jax.learn import outputs_sha256
 from cwps_jax.parallel import Parallel
+from cwps_jax.provenance import KEY, check_task, learned_with, same_program, versions
 from cwps_jax.report.rows import FORMAT, make_row, totals
+from cwps_jax.settings import TrainConfig
 from cwps_jax.store.index import compared_name
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import Predictor, measure
 from cwps_jax.train.objectives import accuracy
-from cwps_jax.version import __version__
+
+BATCH_SIZE = TrainConfig().batch_size  # of a task whose version does not tell its own
 
 
 def measure_pool(
@@ -31,7 +32,9 @@ def measure_pool(
     load: Callable[[str], TaskData],
     make_model: Callable[[int], nn.Module],
     parallel: Parallel,
-    batch_size: int,
+    *,
+    tasks: Sequence[str] = (),
+    dtype: str = "float32",
     draw: int = 0,
 ) -> dict[str, Any]:
     """Returns the contents of results.json, with every task evaluated from the pool.
@@ -42,15 +45,26 @@ def measure_pool(
         load: from a task's name to its data.
         make_model: from a number of classes to the plain model.
         parallel: how batches are spread over devices.
-        batch_size: images a batch.
+        tasks: whose data have to be there; another stored task without its data keeps its earlier numbers.
+        dtype: that the model computes in.
         draw: number of the run among several draws.
     """
-    rows, forgetting = [], []
+    rows, forgetting, not_measured = [], [], []
+    class_names: dict[str, Any] = {}
     predictors: dict[Any, Predictor] = {}
     for task in pool.tasks:
-        data = load(task)
-        check_classes(pool, task, data)
-        compared = pool.version(task).record.get("compared", {})
+        recorded = pool.version(task).record
+        class_names[task] = recorded.get(KEY, {}).get("class_names")
+        data: TaskData | None = None
+        try:
+            data = load(task)
+            check_task(task, recorded, data, learned_with(data, TrainConfig(), dtype))
+        except CwpsError as error:
+            if task in tasks:
+                raise
+            data = None
+            not_measured.append({"task": task, "draw": draw, "why": str(error)})
+        compared = recorded.get("compared", {})
         for name, other in ((task, ""), *((compared_name(task, other), other) for other in compared)):
             own = {"task": task, "method": other or pool.version(task).method, "draw": draw}
             if name not in pool:
@@ -58,11 +72,19 @@ def measure_pool(
                 reached = {"accuracy": measured["accuracy_when_learned"], "stored": False}
                 rows.append(make_row({**measured, **own, **reached}))
                 continue
+            record = pool.version(name).record
+            if data is None:
+                known = {**_stored(pool, name), **own, "accuracy": record["accuracy_when_learned"]}
+                rows.append(make_row(known))
+                continue
             kind = pool.method(name), data.classes
             if kind not in predictors:
                 predictors[kind] = Predictor(pool.model(name, make_model(data.classes or 0)), parallel)
+            told = record.get(KEY, {})
+            # As it was measured then: other sizes of batches may round otherwise.
+            batch_size = told.get("config", {}).get("batch_size", BATCH_SIZE)
             outputs = predictors[kind](pool.effective(name), data.test, batch_size)
-            at_end, record = measure(accuracy, outputs, data.test), pool.version(name).record
+            at_end = measure(accuracy, outputs, data.test)
             rows.append(make_row({**_stored(pool, name), **own, "accuracy": at_end}))
             forgetting.append(
                 {
@@ -71,6 +93,7 @@ def measure_pool(
                     "accuracy_at_end": at_end,
                     "logits_sha256_when_learned": record["logits_sha256_when_learned"],
                     "logits_sha256_at_end": outputs_sha256(outputs),
+                    "same_program": same_program(told, parallel.mode) if told else True,
                 }
             )
     return {
@@ -83,6 +106,8 @@ def measure_pool(
         "rows": rows,
         "totals": totals(rows),
         "forgetting": forgetting,
+        "class_names": class_names,
+        "not_measured": not_measured,
     }
 
 
@@ -99,17 +124,6 @@ def _stored(pool: Pool, name: str) -> dict[str, Any]:
         "bits": count.bits,
         "bytes": version.bytes,
         "relation": None if version.compared or not pool.shares_channels(name) else pool.relation(name),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of everything that the numbers depend on, and the device."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {
-        "cwps_jax": __version__,
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in packages},
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 
 

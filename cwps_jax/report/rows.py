@@ -15,6 +15,7 @@ KEYS = (
     *("format", "method", "backbone", "backbone_parameters", "pretrained", "versions"),
     *("rows", "totals", "forgetting"),
 )
+ADDED: dict[str, Any] = {"class_names": {}, "not_measured": []}  # that files of format 2 may lack
 ROW = (
     *("task", "method", "draw", "seed", "stored", "version"),
     *("accuracy", "validation_accuracy", "params_ratio", "parameters", "head_parameters"),
@@ -77,8 +78,13 @@ def total(results: Mapping[str, Any], method: str) -> Spread | None:
 def changed(results: Mapping[str, Any]) -> int:
     """Returns how many stored models' test logits changed in any bit after they were learned."""
     return sum(
-        one["logits_sha256_when_learned"] != one["logits_sha256_at_end"] for one in results["forgetting"]
+        one["logits_sha256_when_learned"] != one["logits_sha256_at_end"] for one in comparable(results)
     )
+
+
+def comparable(results: Mapping[str, Any]) -> Rows:
+    """Returns the entries of "forgetting" whose logits were computed by one program, then and at the end."""
+    return [one for one in results["forgetting"] if one.get("same_program", True)]
 
 
 def read_results(path: pathlib.Path) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def read_results(path: pathlib.Path) -> dict[str, Any]:
             raise CwpsError(
                 f"{path}: results of format {values['format']!r}; formats {FORMAT} and 1 are read"
             )
-        values = {key: values[key] for key in KEYS}
+        values = ADDED | {key: values[key] for key in (*KEYS, *(ADDED.keys() & values.keys()))}
         return values | {"rows": [{key: row[key] for key in ROW} for row in values["rows"]]}
     except FileNotFoundError as error:
         raise CwpsError(f"{path}: no such file") from error

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cwps_jax.report.costs import short
-from cwps_jax.report.rows import Rows, Spread, changed, names, spread, total
+from cwps_jax.report.rows import Rows, Spread, changed, comparable, names, spread, total
 
 _BESIDE = 3  # more methods than these get tables of their own
 
@@ -31,10 +31,25 @@ def show_results(results: Mapping[str, Any], console: Console) -> None:
         f"All {len(tasks)} tasks and the pre-trained model: {_times(total(results, method), 2)} the "
         f"backbone's {results['backbone_parameters']:,} parameters; a whole network a task is "
         f"{1 + len(tasks)}x.",
-        f"Forgetting: {changed(results)} of {len(results['forgetting'])} stored tasks changed any bit of "
+        f"Forgetting: {changed(results)} of {len(comparable(results))} stored tasks changed any bit of "
         "their test logits since they were learned.",
+        *_left_out(results),
     )
     console.print(*lines, sep="\n", highlight=False)
+
+
+def _left_out(results: Mapping[str, Any]) -> list[str]:
+    """Returns a line for what was not measured, or not compared to the bit."""
+    lines = [
+        f"{one['task']} was not measured: its accuracy is that of when it was learned ({one['why']})"
+        for one in results.get("not_measured", ())
+    ]
+    if others := len(results["forgetting"]) - len(comparable(results)):
+        lines.append(
+            f"{others} more were learned by other versions, on another device or spread otherwise: their "
+            "logits cannot be compared bit by bit, their accuracies are in results.json."
+        )
+    return lines
 
 
 def _tasks(title: str, rows: Rows, methods: Sequence[str], own: str) -> Table:

@@ -1,0 +1,141 @@
+"""What a task was learned with, stored beside it, and what of that is different now.
+
+A stored model answers for its classes, its images and their preparation. Where these differ, its accuracy is
+another quantity and not a sign of forgetting.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from cwps_jax import methods
+from cwps_jax.data.task import TaskData
+from cwps_jax.errors import CwpsError
+from cwps_jax.settings import TrainConfig
+from cwps_jax.version import __version__
+
+KEY = "learned_with"  # in a version's record
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+SHOWN = 3  # differences in one line
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of everything that the numbers depend on, and the device."""
+    return {
+        "cwps_jax": __version__,
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def learned_with(data: TaskData, config: TrainConfig, dtype: str = "float32") -> dict[str, Any]:
+    """Returns what a task is learned with: plain JSON.
+
+    Args:
+        data: the task's.
+        config: how it is learned.
+        dtype: that the model computes in.
+
+    Returns:
+        "config": the `TrainConfig`; "images": the `DataConfig` that loaded the data, None for arrays;
+        "class_names": None where there are none; "input": shape and type of one image; "preparation": what
+        evaluation does to an image; "fingerprints": SHA-256 of each split; "dtype"; "versions".
+    """
+    method = methods.resolve(config.method)
+    settings = {"name": method.name, **dataclasses.asdict(method)}
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    image = data.train.image
+    told = {
+        "config": {**dataclasses.asdict(dataclasses.replace(config, method="")), "method": settings},
+        "images": dataclasses.asdict(data.images) if data.images else None,
+        "class_names": data.class_names or None,
+        "input": {"shape": image.shape, "dtype": image.dtype.name},
+        "preparation": dict(data.test.evaluated_as),
+        "fingerprints": {name: split.fingerprint for name, split in splits.items()},
+        "dtype": dtype,
+        "versions": versions(),
+    }
+    return json.loads(json.dumps(told))
+
+
+def different_task(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns in what a stored model would be asked something else than it learned; "" for nothing.
+
+    That is another preparation of its images, other classes, or other test data.
+
+    Args:
+        before, now: see `learned_with`; what either does not tell is not compared.
+    """
+    keys = ("class_names", "input", "preparation", "dtype")
+    found = _differences(_only(before, keys), _only(now, keys))
+    if before["fingerprints"]["test"] != now["fingerprints"]["test"]:
+        found.append("the test data have other contents")
+    return _line(found)
+
+
+def different_training(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns in what a stored task was learned otherwise than it would be now; "" for nothing."""
+    keys = ("config",)
+    found = _differences(_only(before, keys), _only(now, keys))
+    for name in ("train", "validation"):
+        if before["fingerprints"][name] != now["fingerprints"][name]:
+            found.append(f"the {'training' if name == 'train' else name} data have other contents")
+    return _line(found)
+
+
+def same_program(before: Mapping[str, Any], parallel: str) -> bool:
+    """Whether outputs of now have to equal those of then to the bit: same versions, device and spreading.
+
+    Args:
+        before: see `learned_with`.
+        parallel: how batches are spread over devices now.
+    """
+    return before["versions"] == versions() and before["config"]["parallel"] == parallel
+
+
+def check_task(name: str, record: Mapping[str, Any], data: TaskData, now: Mapping[str, Any]) -> None:
+    """Raises CwpsError where a stored task is another than the data's.
+
+    Args:
+        name: of the task.
+        record: of its version.
+        data: of the task now.
+        now: see `learned_with`.
+    """
+    found = ""
+    if record.get("classes") != data.classes:
+        found = f"classes (was {record.get('classes')}, is {data.classes})"
+    elif KEY in record:  # a version of an earlier release does not tell
+        found = different_task(record[KEY], now)
+    if found:
+        raise CwpsError(
+            f"task {name!r} is stored, and was learned with something else: {found}; give it what it was "
+            "learned with, leave it out of config.tasks, or remove it from the pool to learn it anew"
+        )
+
+
+def _only(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: values[key] for key in keys if key in values}
+
+
+def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """Returns a text for each value that both have and that is different."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return [
+            text
+            for key in before
+            if key in now
+            for text in _differences(before[key], now[key], f"{where}.{key}" if where else key)
+        ]
+    return [] if before == now else [f"{where.removeprefix('preparation.')} (was {before!r}, is {now!r})"]
+
+
+def _line(found: list[str]) -> str:
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(found[:SHOWN]) + more
