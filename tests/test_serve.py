@@ -33,7 +33,7 @@ def results(pool, folder) -> dict:
     """What main writes to results.json."""
     load = lambda task: data.load(served.settings(folder / "DATA"), task.replace("earlier", "digits"))
     make_model = lambda classes: models.create("resnet8", classes)
-    return measure_pool(pool, "cwps", load, make_model, Parallel("jit"), served.CONFIG.batch_size)
+    return measure_pool(pool, "cwps", load, make_model, Parallel("jit"))
 
 
 def test_files(folder, task: str = "negative") -> list[str]:
@@ -138,7 +138,8 @@ def test_an_export_read_back_gives_the_same_logits_and_says_what_it_is(pool, fol
     assert json.loads(said["class_names"]) == list(served.CLASSES)
     preparation = json.loads(said["preparation"])
     assert preparation == {
-        "shape": [12, 12, 3], "mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225],
+        "shape": [12, 12, 3],
+        "pixel_mean": [0.485, 0.456, 0.406], "pixel_deviation": [0.229, 0.224, 0.225],
         "image_size": 12, "resize": 13, "crop": "center", "interpolation": "bilinear",
     }  # fmt: skip
     assert (said["task"], said["backbone"], said["format"]) == (f"{task}@1", "resnet8", "pt")
@@ -184,3 +185,13 @@ def test_what_is_no_image_or_not_there_is_named(pool, folder, tmp_path):
     ):
         with pytest.raises(cwps.CwpsError, match=told):
             cwps.export(pool, "negative", tmp_path / file)
+
+
+def test_recorded_data_that_are_other_data_now_are_refused(pool, folder):
+    file = folder / "DATA/digits/test/two/041.png"
+    content = file.read_bytes()
+    file.write_bytes((folder / "DATA/digits/test/two/042.png").read_bytes())
+    with pytest.raises(cwps.CwpsError, match="the test data have other contents"):
+        cwps.evaluate(pool, "digits")
+    file.write_bytes(content)
+    assert cwps.evaluate(pool, "digits").confusion.sum() == 45

@@ -10,11 +10,13 @@ import flax.linen as nn
 import numpy as np
 
 from cwps_jax import data as sources
+from cwps_jax import provenance
 from cwps_jax.data.split import Arrays, Split, as_split
 from cwps_jax.data.task import TaskData, check_labels
 from cwps_jax.errors import CwpsError
 from cwps_jax.serve.images import Path, class_folders, given_images
-from cwps_jax.serve.learned_with import LearnedWith, learned_with, task_model
+from cwps_jax.serve.learned_with import LearnedWith, learned_with, task_model, with_tuples
+from cwps_jax.settings import DataConfig, TrainConfig
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import Predictor, measure
 from cwps_jax.train.objectives import Objective, accuracy
@@ -143,9 +145,7 @@ def evaluate(
 
 def _labelled(known: LearnedWith, data: Path | TaskData | Split | Arrays | None) -> Split:
     if data is None:
-        if known.images is None:
-            raise CwpsError(f"{known.name} was learned from arrays given in Python; give its data here, too")
-        return sources.load(known.images, known.task, seed=known.config["seed"]).test
+        return _recorded(known)
     if isinstance(data, str | os.PathLike):
         return class_folders(known, pathlib.Path(data))
     if isinstance(data, TaskData):
@@ -156,11 +156,23 @@ def _labelled(known: LearnedWith, data: Path | TaskData | Split | Arrays | None)
     return as_split(data)
 
 
+def _recorded(known: LearnedWith) -> Split:
+    """Returns the test data that a task was learned with, if they are what they were."""
+    images = known.told["images"]
+    if images is None:
+        raise CwpsError(f"{known.name} was learned from arrays given in Python; give its data here, too")
+    settings = DataConfig(**with_tuples(images))
+    data = sources.load(settings, known.task, seed=known.told["config"]["seed"])
+    now = provenance.learned_with(data, TrainConfig(), known.told["dtype"])
+    provenance.check_task(known.task, known.record, data, now)
+    return data.test
+
+
 def _logits(
     pool: Pool, known: LearnedWith, split: Split, model: nn.Module | None, batch_size: int
 ) -> np.ndarray:
     # A batch is padded to its size: one image must not cost as much as 64, nor each number a compilation.
     fitting = 1 << (len(split) - 1).bit_length()
     predictor = Predictor(task_model(pool, known, model))
-    batch_size = batch_size or min(known.config["batch_size"], fitting)
+    batch_size = batch_size or min(known.told["config"]["batch_size"], fitting)
     return predictor(pool.effective(known.name), split, batch_size)

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-from typing import Any
 
 from cwps_jax import models
 from cwps_jax.errors import CwpsError
@@ -15,8 +14,8 @@ from cwps_jax.store.pool import Pool
 def export(pool: Pool, task: str, file: str | os.PathLike[str], *, keys: str | None = None) -> None:
     """Writes a task's network to a safetensors file in torchvision's or timm's key names.
 
-    The file's metadata has "task", "backbone", and, as JSON, "class_names" and "preparation": image size,
-    shorter side before the crop from the middle, crop, interpolation, mean and deviation.
+    The file's metadata has "task", "backbone", and, as JSON, "class_names" and "preparation": the shape of
+    an image, and what is done to it before, in the words of `DataConfig`.
 
     Args:
         pool: the stored models.
@@ -44,23 +43,10 @@ def export(pool: Pool, task: str, file: str | os.PathLike[str], *, keys: str | N
             f"{pool.folder}: {known.name} is stored by {pool.version(task).method}, which adds to its model: "
             "no plain backbone that others could load; export a task of another method"
         )
-    images = known.images
-    preparation: dict[str, Any] = {
-        "shape": known.shape,
-        "mean": known.preparation.mean,
-        "deviation": known.preparation.deviation,
-    }
-    if images is not None and known.transforms:
-        preparation |= {
-            "image_size": images.image_size,
-            "resize": images.shorter_side,
-            "crop": "stretch" if images.crop == "stretch" else "center",
-            "interpolation": images.interpolation,
-        }
     metadata = {
         "task": known.name,
         "backbone": pool.index.backbone,
         "class_names": json.dumps(known.class_names, ensure_ascii=False),
-        "preparation": json.dumps(preparation),
+        "preparation": json.dumps({"shape": known.shape, **known.told["preparation"]}),
     }
     save_backbone(path, pool.index.backbone, pool.effective(known.name), keys=keys, metadata=metadata)

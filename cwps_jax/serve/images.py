@@ -12,10 +12,9 @@ from cwps_jax.data.decode import Undecodable
 from cwps_jax.data.load import threads_of
 from cwps_jax.data.source import ArraySource, ImageSource, Record
 from cwps_jax.data.split import ArraySplit, ImageSplit, Split
-from cwps_jax.data.transforms import Transform
 from cwps_jax.errors import CwpsError
 from cwps_jax.serve.learned_with import LearnedWith
-from cwps_jax.settings import nearest
+from cwps_jax.settings import DataConfig, nearest
 
 Path = str | os.PathLike[str]
 
@@ -90,7 +89,7 @@ def given_images(known: LearnedWith, images: Path | Sequence[Path] | np.ndarray)
     """
     if isinstance(images, np.ndarray):
         labels = np.zeros(len(images), np.int32)
-        if known.transforms:
+        if known.transform:
             return _split(known, ArraySource(images, labels, known.class_names), labels)
         if images.shape[1:] != known.shape:
             raise CwpsError(
@@ -129,7 +128,7 @@ def class_folders(known: LearnedWith, folder: Path) -> Split:
 
 
 def _split(known: LearnedWith, source: ImageSource, labels: np.ndarray) -> Split:
-    if not known.transforms or known.images is None:
+    if known.transform is None:
         raise CwpsError(
             f"{known.name} was learned from arrays that go into its model as they are, not from image files; "
             "give arrays in Python, cwps.predict(pool, task, array)"
@@ -139,11 +138,10 @@ def _split(known: LearnedWith, source: ImageSource, labels: np.ndarray) -> Split
         np.arange(len(source)),
         np.zeros((len(source), 0), np.uint8),  # of the cache alone
         {"label": labels.astype(np.int32)},
-        Transform.of(known.images),
+        known.transform,
         known.preparation,
         None,
-        threads_of(known.images),
-        known.images.prefetch,
+        threads_of(DataConfig()),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a stored task was learned with, read from its record."""
+"""What a stored task was learned with, as its record says it: `cwps_jax.provenance` writes it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from cwps_jax import models
 from cwps_jax.data.preparation import Preparation
+from cwps_jax.data.transforms import Transform
 from cwps_jax.errors import CwpsError
-from cwps_jax.settings import DataConfig
+from cwps_jax.provenance import KEY
 from cwps_jax.store.pool import PRETRAINED, Pool
 
 
@@ -21,25 +22,25 @@ class LearnedWith:
     Attributes:
         name: "birds@1".
         task: "birds".
-        images: where its images came from and what was done to them; None for arrays given from Python.
         class_names: a name for each output, in their order; their numbers where the data had no names.
-        preparation: what is done to a batch on the device.
         shape: of one image as the model sees it, (height, width, channels).
-        config: how it was learned.
+        preparation: what is done to a batch on the device.
+        transform: what is done to an image on the host; None where images go into the model as they are.
+        record: of the version.
     """
 
     name: str
     task: str
-    images: DataConfig | None
     class_names: tuple[str, ...]
-    preparation: Preparation
     shape: tuple[int, ...]
-    config: Mapping[str, Any]
+    preparation: Preparation
+    transform: Transform | None
+    record: Mapping[str, Any]
 
     @property
-    def transforms(self) -> bool:
-        """Whether images are cut, resized and normalised, rather than taken as the model sees them."""
-        return self.images is not None and self.preparation.mean is not None
+    def told(self) -> Mapping[str, Any]:
+        """All that was recorded, see `cwps_jax.provenance.learned_with`."""
+        return self.record[KEY]
 
 
 def learned_with(pool: Pool, task: str) -> LearnedWith:
@@ -59,7 +60,7 @@ def learned_with(pool: Pool, task: str) -> LearnedWith:
             f"{', '.join(pool.tasks) or 'none yet'}"
         )
     version = pool.version(task)
-    known, classes = version.record.get("learned_with"), version.record.get("classes")
+    known, classes = version.record.get(KEY), version.record.get("classes")
     if known is None:
         raise CwpsError(
             f"{pool.folder}: {version.name} was stored without what it was learned with (image preparation, "
@@ -68,17 +69,20 @@ def learned_with(pool: Pool, task: str) -> LearnedWith:
     if classes is None:
         raise CwpsError(f"{pool.folder}: {version.name} is no classification; use pool.effective in Python")
     try:
-        images = known["images"] and DataConfig(**{key: _frozen(one) for key, one in known["images"].items()})
-        prepared = known["preparation"]
-        preparation = Preparation(_frozen(prepared["mean"]), _frozen(prepared["deviation"]))
+        prepared = with_tuples(known["preparation"])
+        transform = None
+        if "image_size" in prepared:
+            transform = Transform(
+                prepared["image_size"], prepared["resize"], prepared["interpolation"], prepared["crop"]
+            )
         return LearnedWith(
             version.name,
             version.task,
-            images,
             tuple(known["class_names"] or map(str, range(classes))),
-            preparation,
             tuple(known["input"]["shape"]),
-            known["config"],
+            Preparation(prepared["pixel_mean"], prepared["pixel_deviation"]),
+            transform,
+            version.record,
         )
     except (KeyError, TypeError) as error:
         raise CwpsError(
@@ -104,12 +108,11 @@ def task_model(pool: Pool, known: LearnedWith, model: nn.Module | None = None) -
             f"cwps.predict(pool, {known.task!r}, images, model=...)"
         )
     plain = model or models.create(
-        pool.index.backbone,
-        len(known.class_names),
-        dtype=jnp.dtype(known.config.get("dtype", "float32")),  # a run's alone; learn_task is given a model
+        pool.index.backbone, len(known.class_names), dtype=jnp.dtype(known.told["dtype"])
     )
     return pool.model(known.name, plain)
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings as they were before JSON made lists of their tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
