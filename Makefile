@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PARITY ?= .venv-parity
 
-.PHONY: demo demo-methods test test-slow lint format benchmark benchmark-gpu peers parity parity-fixtures build clean
+.PHONY: demo demo-methods test test-slow torture lint format benchmark benchmark-gpu peers parity parity-fixtures build clean
 
 # Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
@@ -20,6 +20,10 @@ test: $(VENV)/test
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# The long form of tests/test_writers.py: two writers at once, and a hundred that are killed. Minutes.
+torture: $(VENV)/test
+	JAX_PLATFORMS=cpu $(BIN)/python scripts/torture.py --out benchmarks/results/torture.json $(ARGS)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from cwps_jax.search.composite import Search, Source
 from cwps_jax.serve import Evaluation, Predictions, evaluate, export, predict
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import Pool
-from cwps_jax.train.objectives import accuracy, cross_entropy
+from cwps_jax.train.objectives import accuracy, cross_entropy, whole_split
 from cwps_jax.train.records import Progress
 from cwps_jax.train.trainer import Trainer
 from cwps_jax.version import __version__
@@ -63,4 +63,5 @@ __all__ = [
     "save_backbone",
     "sparsity",
     "temperature",
+    "whole_split",
 ]

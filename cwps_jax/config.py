@@ -45,6 +45,7 @@ class RunConfig(TrainConfig, DataConfig):
         settings: {name of a method: the method}; the keys ``config.<method>.<setting>`` of main's config.
         compare: names of methods that every task is trained by as well, for comparison.
         keep_compared: whether their models are stored in the pool too, as "<task>+<method>".
+        relearn: names of tasks that are learned anew although the pool has them, each as its next version.
         draws: independent runs with the seeds from `seed` on, each in a folder of its own in the workdir;
             results.json has the rows of all of them.
         least_steps: fewest training steps of a task; epochs are added where its data give fewer.
@@ -65,6 +66,7 @@ class RunConfig(TrainConfig, DataConfig):
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     compare: tuple[str, ...] = ("finetune", "probe")
     keep_compared: bool = False
+    relearn: tuple[str, ...] = ()
     draws: int = 1
     least_steps: int = 0
     compilation_cache: str = "~/.cache/cwps_jax"
@@ -86,6 +88,9 @@ class RunConfig(TrainConfig, DataConfig):
             raise CwpsError(
                 "config.source and config.weights are both empty: name a task to pre-train on, or a file"
             )
+        for name in self.relearn:
+            if name not in self.tasks:
+                raise CwpsError(f"config.relearn names {name!r}, which is not in config.tasks")
         for name in self.overrides:
             self.for_task(name)
 

@@ -5,6 +5,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+LFS_POINTER = b"version https://git-lfs"  # what Git leaves in a file's place where Git LFS is not installed
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:

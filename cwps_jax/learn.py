@@ -12,7 +12,7 @@ import numpy as np
 from cwps_jax import methods
 from cwps_jax.core.accounting import count_stored
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import Tree, flatten, map_with_path, merge, select
+from cwps_jax.core.trees import Tree, check_params, flatten, map_with_path, merge, select
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.method import Stored
@@ -25,7 +25,8 @@ from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
 from cwps_jax.tracing import trace_parameters
 from cwps_jax.train.evaluation import measure
-from cwps_jax.train.objectives import Objective, accuracy, cross_entropy
+from cwps_jax.train.meeting import check_given, check_meeting
+from cwps_jax.train.objectives import Metric, Objective, accuracy, cross_entropy
 from cwps_jax.train.records import Progress, Trained
 from cwps_jax.train.trainer import Trainer
 
@@ -63,11 +64,12 @@ def learn_task(
     data: TaskData,
     *,
     loss: Objective | None = None,
-    metric: Objective | None = None,
+    metric: Metric | None = None,
     config: TrainConfig = TrainConfig(),
     trainer: Trainer | None = None,
     observe: Observe = lambda progress: None,
     notes: Mapping[str, Any] | None = None,
+    relearn: bool = False,
 ) -> LearnedTask:
     """Learns a task in all its stages, measures it, and adds it to the pool.
 
@@ -78,12 +80,14 @@ def learn_task(
             a method may make of it.
         data: the task's data. Choices are made on validation data; the test data is read at the end.
         loss: (outputs, batch) to one loss per item, (batch,); cross-entropy by default.
-        metric: (outputs, batch) to one value per item, better when larger; accuracy by default.
+        metric: the same, better when larger, or one of a `whole_split`; accuracy by default.
         config: how to learn.
         trainer: shares compiled steps with other tasks, and brings its own loss and metric; its model may
             have a larger head, of which the leading outputs are used. By default one is made.
         observe: called once an epoch with a `Progress`.
         notes: plain JSON that is stored with the record.
+        relearn: whether a task that is there is learned anew, as its next version; nothing is taken from its
+            earlier ones, which stay as they are.
 
     Returns:
         What was learned; `pool.effective(name)` gives the same variables in any later process.
@@ -93,16 +97,17 @@ def learn_task(
             cannot be met, or the data does not fit.
         FloatingPointError: training diverged.
     """
+    check_given(data, config)
     check_task_name(name)
-    if name in pool.tasks:
-        raise CwpsError(f"task {name!r} is in the pool already; choose another name")
+    if name in pool.tasks and not relearn:
+        raise CwpsError(f"task {name!r} is in the pool already; choose another name, or relearn=True")
     if trainer is None:
         trainer = make_trainer(
             model, data, loss=loss or cross_entropy, metric=metric or accuracy, config=config
         )
     elif loss not in (None, trainer.loss) or metric not in (None, trainer.metric):
         raise CwpsError("the trainer was made for another loss or metric; give them to make_trainer alone")
-    trained, stored, variables = train_task(pool, model, data, config, trainer, observe)
+    trained, stored, variables = train_task(pool, model, data, config, trainer, observe, without=name)
     record = {
         **measured(trained, variables, model, data, config, trainer),
         KEY: learned_with(data, config),
@@ -127,8 +132,13 @@ def train_task(
     config: TrainConfig,
     trainer: Trainer,
     observe: Observe = lambda progress: None,
+    without: str | None = None,
 ) -> tuple[Trained, Stored, dict[str, Any]]:
     """Trains a task from the pre-trained model by the config's method and stores nothing.
+
+    Args:
+        pool, model, data, config, trainer, observe: see `learn_task`.
+        without: a task of the pool of which nothing is taken.
 
     Returns:
         What the trainer found, what there is to store of it, and the variables that these give, with the head
@@ -139,12 +149,13 @@ def train_task(
             f"config.parallel = {config.parallel!r}: the trainer was made for {trainer.parallel.mode!r}"
         )
     _check_same_backbone(pool, trainer)
+    check_meeting(trainer, model, data, config)
     method = methods.resolve(config.method)
     start = pool.effective(PRETRAINED)
     # The stored head is another task's: only its backbone is the start.
     backbone = select(start["params"], (*pool.layout.layer_paths, *pool.layout.private_paths))
     start = {**start, "params": merge(backbone, trainer.new_head(config.seed))}
-    trained = trainer.train(start, data.train, config, pool.pooled(method=method.name), observe)
+    trained = trainer.train(start, data.train, config, pool.pooled(without, method.name), observe)
     stored = method.store(trained.finished)
     cut = cut_to_model(stored.own["params"], model, image_shape(data))
     stored = dataclasses.replace(stored, own={**stored.own, "params": cut})
@@ -199,7 +210,7 @@ def make_trainer(
     data: TaskData,
     *,
     loss: Objective = cross_entropy,
-    metric: Objective = accuracy,
+    metric: Metric = accuracy,
     config: TrainConfig = TrainConfig(),
     profiler: Profiler | None = None,
 ) -> Trainer:
@@ -215,6 +226,7 @@ def make_trainer(
     Raises:
         CwpsError: the model has no channels to share, or no head.
     """
+    check_given(data, config)
     example = image_shape(data)
     layout = channel_layout(model, example, head=config.head, private=(*PRIVATE, *config.private))
     if not layout.layers:
@@ -245,6 +257,7 @@ def composite_parent(
         The parent, a nested dict of the layers' leaves, and {path of a kernel: `Source`}, whose `model`
         counts ``pool.pooled().names``.
     """
+    check_params(child, "composite_parent(child, pool): the child")
     return composite(pool.layout, child, pool.pooled().models, search)
 
 

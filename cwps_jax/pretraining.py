@@ -21,7 +21,7 @@ from cwps_jax.train.trainer import Trainer
 # What a model that is trained in the run does not depend on; all else is recorded and compared.
 IRRELEVANT = (
     *("method", "settings", "epochs", "budget", "norm_batches", "compare", "keep_compared"),  # of the tasks
-    *("tasks", "overrides", "weights", "shots", "draws", "least_steps"),
+    *("tasks", "overrides", "weights", "shots", "draws", "least_steps", "relearn"),
     *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
     *("parallel", "remat", "compilation_cache", "profile"),
 )

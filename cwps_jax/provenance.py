@@ -116,7 +116,7 @@ def check_task(name: str, record: Mapping[str, Any], data: TaskData, now: Mappin
     if found:
         raise CwpsError(
             f"task {name!r} is stored, and was learned with something else: {found}; give it what it was "
-            "learned with, leave it out of config.tasks, or remove it from the pool to learn it anew"
+            "learned with, leave it out of config.tasks, or learn it anew: config.relearn=({name!r},)"
         )
 
 

@@ -70,7 +70,7 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
     pool = stored_pool(config, workdir)
     told = {name: _learned_with(prepared, name, config.method) for name in tasks}
     if pool is not None:
-        for name in set(pool.tasks) & set(tasks):
+        for name in (set(pool.tasks) & set(tasks)) - set(config.relearn):
             check_task(name, pool.version(name).record, tasks[name], told[name])
     # Before anything is written: a file of weights that does not fit leaves no workdir behind.
     make_pool = pretrained_pool(prepared, workdir / "pool")
@@ -92,7 +92,7 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
         else:
             progress.skip(source_epochs)
         for name in tasks:
-            if name in pool.tasks:
+            if name in pool.tasks and name not in config.relearn:
                 before = pool.version(name).record.get(KEY)
                 other = different_training(before, told[name]) if before else ""
                 how = f"; it was learned with other settings: {other}" if other else ""
@@ -114,11 +114,11 @@ def _learn_task(prepared: Prepared, name: str, pool: Pool, progress: RunProgress
     compared = {}
     for method, own in others:
         kept = compared_name(name, method)
-        if kept in pool:  # of a run that was interrupted
+        if kept in pool and name not in pool.tasks:  # of a run that was interrupted
             progress.skip(own.epochs)
             compared[method] = dict(pool.version(kept).record)
             continue
-        trained, stored, variables = train_task(pool, model, task, own, trainer, observe)
+        trained, stored, variables = train_task(pool, model, task, own, trainer, observe, without=name)
         record = measured(trained, variables, model, task, own, trainer)
         compared[method] = {**record, **counted(pool.layout, stored)}
         if config.keep_compared:
@@ -130,7 +130,15 @@ def _learn_task(prepared: Prepared, name: str, pool: Pool, progress: RunProgress
         KEY: _learned_with(prepared, name, config.method),
     }
     learned = learn_task(
-        pool, name, model, task, config=settings, trainer=trainer, observe=observe, notes=notes
+        pool,
+        name,
+        model,
+        task,
+        config=settings,
+        trainer=trainer,
+        observe=observe,
+        notes=notes,
+        relearn=name in config.relearn,
     )
     beside = "".join(f", {method} {row['accuracy_when_learned']:.3f}" for method, row in compared.items())
     progress.say(f"{name}: accuracy {learned.metric:.3f}{beside}, keeps {learned.params_ratio:.3f}x")

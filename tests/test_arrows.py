@@ -36,14 +36,16 @@ RANKS = {
     "prepare": 8,
     "pretraining": 9,
     "run": 10,
+    "pool": 10,
     "main": 11,
-    "pool": 11,
 }
 IMPURE = {"concurrent", "io", "multiprocessing", "os", "pathlib", "threading"}  # pure functions need none
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
 def room_of(path):
+    if path.name == "__main__.py":  # a program, whichever room's folder it lies in
+        return "main"
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

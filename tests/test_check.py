@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cwps_jax import data
-from cwps_jax.config import DataConfig
+from cwps_jax import data, load_backbone, save_backbone
+from cwps_jax.config import DataConfig, RunConfig
 from cwps_jax.data.check import TaskReport, check_task
 from cwps_jax.data.source import Opener, Record
 from cwps_jax.errors import CwpsError
@@ -161,6 +161,13 @@ def two_labels(splits: Splits) -> None:
         splits["test"].change(row, image=splits["train"].records[2].image)
 
 
+def another_order(splits: Splits) -> None:
+    splits["test"].classes = CLASSES[::-1]
+    for row, record in enumerate(splits["test"].records):
+        splits["test"].change(row, label=2 - record.label)
+    splits["test"].copy(0, source=splits["train"])  # of the same class by its name
+
+
 def other_classes(splits: Splits) -> None:
     splits["test"].classes = ("cat", "dog", "fox")
 
@@ -199,7 +206,8 @@ def other_classes(splits: Splits) -> None:
                 ("warning", "1 image of more than one class: train/2 (emu) = test/1 (dog)"),
             ],
         ),
-        (other_classes, [("problem", "test: 3 classes where train has 3, or in another order: emu, fox")]),
+        (another_order, [("warning", "test: 1 of 15 images also in train: test/0 = train/0")]),
+        (other_classes, [("problem", "test has other classes than the training data: 'fox' is not among")]),
     ],
 )  # fmt: skip
 def test_each_fault_is_found_and_named_and_nothing_else(splits, break_it, findings):
@@ -333,8 +341,56 @@ def test_the_command_finds_tells_and_ends_with_a_status(tmp_path):
     broken.write_bytes(whole)
     test_image = tmp_path / "data" / "photo" / "test" / "class [0]" / "0.png"
     test_image.write_bytes((tmp_path / "data" / "photo" / "train" / "class [0]" / "0.png").read_bytes())
-    done = check_from_the_command_line(tmp_path, ("photo", "sketch"))
+    (tmp_path / "data" / "photo" / "valid").mkdir()
+    save_backbone(tmp_path / "w.safetensors", "resnet20_cifar", load_backbone("resnet20_cifar")[1])
+    done = check_from_the_command_line(
+        tmp_path, ("photo", "sketch"), f"--config.weights={tmp_path / 'w.safetensors'}"
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    *_, warning, verdict = done.stdout.splitlines()
+    *_, warning, unused, verdict = done.stdout.splitlines()
     assert warning.startswith("warning: photo: test: 1 of 10 images also in train: ")
-    assert str(test_image) in warning and verdict == "ok, 1 warning"
+    expected = "warning: photo: split 'valid' is not used; config.validation_split=valid uses it"
+    assert str(test_image) in warning and unused == expected and verdict == "ok, 2 warnings"
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"weights": "nowhere.safetensors"}, "no such weights file"),
+        ({"backbone": "resnet9"}, "backbone 'resnet9' is not known"),
+        ({"budget": 0.001}, "norms and other private parameters alone cost"),
+        ({"head": "haed"}, "haed"),
+        ({"epochs": 2}, "epochs = 2"),
+    ],
+)
+def test_what_stops_the_run_beside_its_data_is_found_by_the_same_preparation(values, line):
+    from cwps_jax.data.__main__ import check
+
+    own = {"tasks": ("negative",), "source": "digits", "cache_dir": "", **values}
+    (*_, found) = check(RunConfig(**own))
+    (finding,) = found.findings
+    assert found.task == "the run" and finding.stops and line in finding.text
+
+
+def test_no_image_to_validate_on_is_a_problem(splits):
+    splits["train"].records = splits["train"].records[:3]
+    findings = checked(splits, batch_size=3).findings
+    texts = [one.text for one in findings if one.stops]
+    assert any("train: no class has a second image to validate on" in text for text in texts)
+    splits["validation"] = Stored("validation", [Record(png(9000 + i), i % 3) for i in range(3)])
+    assert told(checked(splits, batch_size=3)) == []
+
+
+def test_splits_that_no_key_uses_are_named_with_the_key_that_would(splits):
+    for name in ("valid", "Test", "extra"):
+        splits[name] = Stored(name, [])
+    assert told(checked(splits)) == [
+        ("warning", f"split {name!r} is not used; {key} uses it")
+        for name, key in {
+            "valid": "config.validation_split=valid",
+            "Test": "config.test_split=Test",
+            "extra": "config.train_split=train+extra or config.validation_split=extra",
+        }.items()
+    ]
+    used = dataclasses.replace(SETTINGS, validation_split="test", test_split="train")
+    assert "'test'" not in str(told(checked(splits, used)))

@@ -6,7 +6,13 @@ import pytest
 from cwps_jax import data
 from cwps_jax.config import DataConfig
 from cwps_jax.data import digits
-from cwps_jax.data.pipeline import ahead, evaluation_batches, steps_per_epoch, training_batches
+from cwps_jax.data.pipeline import (
+    ahead,
+    evaluation_batches,
+    rows_of_step,
+    steps_per_epoch,
+    training_batches,
+)
 from cwps_jax.data.split import ArraySplit
 from cwps_jax.data.task import TaskData, held_out_items
 from cwps_jax.errors import CwpsError
@@ -116,6 +122,13 @@ def test_a_batch_depends_on_seed_and_step_alone():
         np.testing.assert_array_equal(one["image"], other["image"])
     elsewhere = next(training_batches(split, 8, seed=4, start=0, stop=1))
     assert not np.array_equal(whole[0]["image"], elsewhere["image"])
+
+
+@pytest.mark.parametrize("step", [0, 5, 6, 15])
+def test_the_items_of_a_step_are_those_of_its_batch(step):
+    split = ArraySplit({"image": np.arange(50)})
+    (batch,) = training_batches(split, 8, 3, step, step + 1)
+    np.testing.assert_array_equal(rows_of_step(split, 8, 3, step), batch["image"])
 
 
 def test_an_epoch_has_no_item_twice_and_epochs_differ():

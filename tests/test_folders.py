@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import threading
+import unicodedata
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,16 @@ def pack(path: pathlib.Path, contents: dict[str, bytes], **options) -> None:
             member = zipfile.ZipInfo(name.removesuffix("*"))
             member.compress_type = options.get("compression", zipfile.ZIP_STORED)
             archive.writestr(member, content)
+
+
+def test_a_class_is_the_same_in_both_spellings_of_its_accent(tmp_path):
+    for split, form in (("train", "NFC"), ("test", "NFD")):
+        for label in ("caf\u00e9", "cab"):
+            write(tmp_path, {f"t/{split}/{unicodedata.normalize(form, label)}/0.png": b"x"})
+    settings = DataConfig(data="folders", data_dir=str(tmp_path))
+    train, test = (folders.open_split(settings, "t", split) for split in ("train", "test"))
+    assert train.classes == test.classes == ("cab", "caf\u00e9")
+    assert [test[index] for index in range(2)] == [(b"x", 0, None, None), (b"x", 1, None, None)]
 
 
 @pytest.fixture

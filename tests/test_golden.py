@@ -1,4 +1,4 @@
-"""A pool of format 2, written by the code before, stays readable, and can be searched and added to."""
+"""Pools of earlier formats, written by the code of their time, stay readable, searched and added to."""
 
 import dataclasses
 import json
@@ -45,6 +45,30 @@ def assert_same_bits(ours: dict, theirs: dict) -> None:
     for path, leaf in ours.items():
         one, other = np.asarray(leaf), np.asarray(theirs[path])
         assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes()), path
+
+
+def test_a_pool_of_format_3_has_models_of_many_methods_the_same_to_the_bit(tiny_model, tmp_path):
+    """It is read where it lies, and again after it was written to, which keeps its folders' names."""
+    wanted = load_file(GOLDEN / "pool_format_3.safetensors")
+    index = json.loads((GOLDEN / "pool_format_3" / "index.json").read_text())
+    assert index["format"] == 3
+    names = ("pretrained", *(version["task"] for version in index["versions"]))
+    changed = cwps.Pool.open(shutil.copytree(GOLDEN / "pool_format_3", tmp_path / "pool"))
+    assert {changed.version(name).method for name in names[1:]} >= {"cwps", "packnet", "atlas", "piggyback"}
+    before = files_of(changed.folder)
+    changed.rename("masked", "renamed")
+    changed.rename("renamed", "masked")
+    changed.copy("a", changed, "again")
+    assert json.loads((changed.folder / "index.json").read_text())["format"] == 4
+    assert before.items() <= files_of(changed.folder).items()
+    for pool in (cwps.Pool.open(GOLDEN / "pool_format_3"), changed, cwps.Pool.open(changed.folder)):
+        assert pool.verify() == []
+        for name in names:
+            variables = pool.effective(name)
+            assert_same_bits(variables, variables_of(wanted, name))
+            logits = jax.jit(pool.model(name, tiny_model).apply)(variables, wanted["images"])
+            np.testing.assert_allclose(logits, wanted[f"{name}/logits"], rtol=1e-5, atol=1e-5)
+    assert_same_bits(changed.effective("again"), variables_of(wanted, "a"))
 
 
 def test_it_holds_what_the_test_names():
@@ -112,7 +136,7 @@ def test_a_new_task_is_added_and_the_old_versions_stay(pool, golden, tiny_model)
     probed = cwps.learn_task(pool, "head", tiny_model, data, config=probe, trainer=trainer)
     assert before.items() <= files_of(pool.folder).items()
     index = json.loads((pool.folder / "index.json").read_text())
-    assert index["format"] == 3
+    assert index["format"] == 4
     for was, now in zip(old, index["versions"], strict=False):
         assert was.items() <= now.items()
         assert (now["method"], now["settings"], now["uses"], now["compared"]) == ("cwps", {}, [], False)

@@ -58,9 +58,13 @@ def test_a_loss_and_metric_of_ones_own(guide):
     assert names["pool"].effective("questions")["params"]["head"]["bias"].shape == (3,)
 
 
+def test_a_metric_over_a_whole_split(guide):
+    assert 0.9 < after_block_with("measured", guide)["measured"].metric < 1
+
+
 def test_what_it_says_of_a_reopened_pool(guide):
     names = after_block_with("stored", guide)
-    assert names["pool"].tasks == ("by_hand", "negative", "questions")
+    assert names["pool"].tasks == ("by_hand", "negative", "questions", "by_f1")
     assert names["accuracy"](names["stored"], names["negative"]) > 0.9
 
 

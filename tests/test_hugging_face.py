@@ -1,5 +1,6 @@
 """Data sets of the `datasets` package: made here, saved in each way there is, and read back."""
 
+import dataclasses
 import io
 import pathlib
 import socket
@@ -11,7 +12,10 @@ import pytest
 from PIL import Image
 
 from cwps_jax.config import DataConfig
+from cwps_jax.data.check import check_task
 from cwps_jax.data.hugging_face import open_split, split_names
+from cwps_jax.data.load import load_task
+from cwps_jax.data.source import Opener
 from cwps_jax.errors import CwpsError
 
 datasets = pytest.importorskip("datasets")
@@ -110,14 +114,37 @@ def test_labels_that_are_text_are_numbered_by_the_training_data(tmp_path):
         "test": rows("test", labels=["tit"], label=text),
     }
     config = save(datasets.DatasetDict(data), tmp_path / "birds", "saved")
-    for split, labels in {"train": [2, 0, 1, 2], "test": [1, 1, 1, 1]}.items():
-        source = open_split(config, "", split)
-        assert list(source.classes) == ["auk", "tit", "wren"]
-        assert [source[index].label for index in range(4)] == labels
+    task = loaded(config)
+    assert classes_of(task.train) >= {"auk", "tit"} and classes_of(task.test) == {"tit"}
     data["test"] = rows("test", labels=["tit", "emu"], label=text)
-    source = open_split(save(datasets.DatasetDict(data), tmp_path / "more", "saved"), "", "test")
-    with pytest.raises(CwpsError, match="test, row 1: class 'emu' is not in the training data"):
-        source[1]
+    with pytest.raises(CwpsError, match=r"t: test has other classes than the training data: 'emu' is not am"):
+        loaded(save(datasets.DatasetDict(data), tmp_path / "more", "saved"))
+
+
+def loaded(config):
+    small = dataclasses.replace(config, image_size=8, cache="none", cache_dir="")
+    return load_task(Opener(open_split, split_names), small, "t")
+
+
+def classes_of(split, names=("auk", "tit", "wren")):
+    return {names[label] for label in split.fields["label"].tolist()}
+
+
+def test_a_test_split_that_lists_the_classes_in_another_order_has_the_right_labels(tmp_path):
+    """The same images with the same names, numbered otherwise: nothing else would be an accuracy."""
+    other = datasets.ClassLabel(names=["tit", "wren", "auk"])
+    labels = [other.str2int(CLASSES.int2str(position % 3)) for position in range(SIZES["test"])]
+    data = datasets.DatasetDict({"train": rows("train"), "test": rows("test", labels=labels, label=other)})
+    config = save(data, tmp_path / "birds", "saved")
+    expected = [position % 3 for position in range(SIZES["test"])]
+    assert loaded(config).test.fields["label"].tolist() == expected
+    report = check_task(
+        dataclasses.replace(config, cache_dir=""), "t", Opener(open_split, split_names), batch_size=2
+    )
+    assert not [one for one in report.findings if one.stops]
+    assert next(one for one in report.splits if one.role == "test").largest == ("wren", 2)
+    with pytest.raises(CwpsError, match="train and test cannot be joined, they differ in label"):
+        open_split(config, "", "train+test")
 
 
 def test_labels_that_are_numbers(tmp_path):
@@ -127,10 +154,30 @@ def test_labels_that_are_numbers(tmp_path):
         "test": rows("test", labels=[0], label=number),
     }
     config = save(datasets.DatasetDict(data), tmp_path / "birds", "parquet")
-    for split in SIZES:
-        assert list(open_split(config, "", split).classes) == ["0", "1", "2", "3"]
     source = open_split(config, "", "train")
-    assert [source[index].label for index in range(4)] == [3, 0, 1, 3]
+    assert list(source.classes) == ["0", "1", "3"]
+    assert [source[index].label for index in range(4)] == [2, 0, 1, 2]
+
+
+def test_numbers_that_start_at_one_keep_their_names_in_numeric_order_and_the_note_says_so(tmp_path):
+    number = datasets.Value("int32")
+    data = {
+        "train": rows("train", labels=[10, 9, 1], label=number),
+        "test": rows("test", labels=[9, 1], label=number),
+    }
+    config = save(datasets.DatasetDict(data), tmp_path / "birds", "saved")
+    task = loaded(config)
+    assert task.classes == 3 and task.test.fields["label"].tolist() == [1, 0, 1, 0, 1]
+    assert "3 classes; labels are stored as 3 numbers from 1 to 10, the order of the classes; " in task.note
+    data["test"] = rows("test", labels=[9, 2], label=number)
+    with pytest.raises(CwpsError, match="'2' is not among its 3 "):
+        loaded(save(datasets.DatasetDict(data), tmp_path / "two", "saved"))
+    data["train"] = rows("train", labels=[0, -1], label=number)
+    with pytest.raises(CwpsError, match="the number -1 there, which marks images without a label"):
+        loaded(save(datasets.DatasetDict(data), tmp_path / "negative", "saved"))
+    data["train"] = rows("train", labels=range(100, 112), label=number)
+    with pytest.raises(CwpsError, match="another value there for each of its 12 images; name a column of cl"):
+        loaded(save(datasets.DatasetDict(data), tmp_path / "identifiers", "saved"))
 
 
 def test_another_label_and_another_image(tmp_path):
@@ -217,7 +264,6 @@ def test_a_name_on_the_hub_with_a_configuration(monkeypatch, tmp_path):
             r"no such column, only image \(Image\), label \(ClassLabel\), weight",
         ),
         ({"label": "weight"}, "train", "has float32 there, not classes, numbers or text"),
-        ({"label": "number"}, "train", "numbers up to 1000000 there for 12 images"),
         ({"box": True}, "train", "config.box: .* is not known to have bounding boxes"),
         ({"dataset": ""}, "train", "config.dataset is empty"),
         ({"dataset": "owner/name"}, "train", "cannot be loaded: Couldn't reach 'owner/name' on the Hub"),
@@ -226,7 +272,7 @@ def test_a_name_on_the_hub_with_a_configuration(monkeypatch, tmp_path):
     ],
 )
 def test_refusals_are_one_clear_line(tmp_path, values, split, line):
-    others = {"weight": (0.5, datasets.Value("float32")), "number": (1_000_000, datasets.Value("int64"))}
+    others = {"weight": (0.5, datasets.Value("float32"))}
     config = save(both(**others), tmp_path / "birds", "saved")
     with pytest.raises(CwpsError, match=line) as caught:
         open_split(settings(**{"dataset": config.dataset, **values}), "", split)

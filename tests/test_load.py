@@ -9,6 +9,7 @@ from PIL import Image
 
 from cwps_jax.config import DataConfig
 from cwps_jax.data.cache import open_cache
+from cwps_jax.data.check import check_task
 from cwps_jax.data.load import load_sources, load_task
 from cwps_jax.data.scan import scan
 from cwps_jax.data.source import ArraySource, Opener, Record
@@ -144,7 +145,7 @@ def test_labels_that_are_no_class_are_refused(splits, label):
 
 def test_other_classes_and_empty_splits_are_refused(splits):
     other = files("test", 6, classes=("cat", "dog", "eel"))
-    with pytest.raises(CwpsError, match="t: test has other classes than the training data.*'eel', 'elk'"):
+    with pytest.raises(CwpsError, match="t: test has other classes than the training data: 'eel' is"):
         load_task(opener(**{**splits, "test": other}), SETTINGS, "t")
     with pytest.raises(CwpsError, match="test: split 'test' of task 't' is empty"):
         load_task(opener(**{**splits, "test": files("test", 0)}), SETTINGS, "t")
@@ -218,3 +219,58 @@ def test_a_box_is_part_of_what_the_cache_knows_an_image_by(splits, tmp_path):
     boxed.box = (0.5, 0.0, 0.5, 1.0)
     with pytest.raises(CwpsError, match=r"test/0\.png: .*its box \(0\.5, 0\.0, 0\.5, 1\.0\) is none"):
         load_task(opener(train=train, test=boxed), SETTINGS, "t")
+
+
+def deep(bits, seed, count=12, kind="PNG"):
+    """Returns grey images of 16 bits whose values use `bits` of them, and the same in 8 bits."""
+    rng = np.random.default_rng(seed)
+    contents, shown = [], []
+    for _ in range(count):
+        levels = rng.integers(0, 2**bits, (8, 8), dtype=np.uint16)
+        levels[0, 0] = 2**bits - 1
+        buffer = io.BytesIO()
+        Image.fromarray(levels).save(buffer, kind)
+        contents.append(buffer.getvalue())
+        shown.append((levels >> (bits - 8)).astype(np.uint8))
+    return contents, np.stack(shown)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_images_of_16_bits_are_scaled_by_what_they_use_or_refused(bits, kind):
+    """In training, in evaluation and through the cache alike."""
+    (train, shown), (test, _) = deep(bits, 0, 60, kind), deep(10, 1, kind=kind)
+    labels = [n % 3 for n in range(60)]
+    sources = opener(train=FileSource("train", train, labels), test=FileSource("test", test, labels[:12]))
+    if bits < 16:
+        line = rf"t: its 16-bit images have values up to {2**bits - 1:,} only: set config.image_bits={bits} "
+        with pytest.raises(CwpsError, match=line):
+            load_task(sources, SETTINGS, "t")
+    if bits == 8:
+        with pytest.raises(CwpsError, match="values up to 1,023, more than 8 bits hold: set .*image_bits=10"):
+            load_task(sources, dataclasses.replace(SETTINGS, image_bits=8), "t")
+    else:
+        for cache in (None, open_cache("memory", "", 10**9)):
+            chosen = dataclasses.replace(SETTINGS, image_bits=bits if bits < 16 else 0)
+            task = load_task(sources, chosen, "t", cache=cache)
+            expected = np.repeat(shown[task.train.items][..., None], 3, axis=3)
+            for draws in (None, np.zeros((len(task.train), task.train.draws))):
+                np.testing.assert_array_equal(
+                    task.train.read(np.arange(len(task.train)), draws)["image"], expected
+                )
+
+
+def test_images_that_are_all_one_value_are_refused(splits):
+    dark = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(dark, "PNG")
+    splits["train"].contents = [dark.getvalue()] * 60
+    with pytest.raises(CwpsError, match="every pixel of its 60 training images has the value 0 of 0 to 255"):
+        load_task(opener(**splits), dataclasses.replace(SETTINGS, image_bits=16), "t")
+    report = check_task(SETTINGS, "t", opener(**splits), batch_size=8)
+    assert [one.kind for one in report.findings if one.stops] == ["value range"]
+
+
+def test_a_git_lfs_pointer_is_called_so(splits):
+    splits["test"].contents[1] = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    with pytest.raises(CwpsError, match=r"test/1.png: .*a Git-LFS pointer, not the image itself; run `git "):
+        load_task(opener(**splits), SETTINGS, "t")

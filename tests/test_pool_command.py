@@ -180,7 +180,8 @@ def test_what_is_wrong_is_one_line_and_status_2(folder, arguments, told, monkeyp
     monkeypatch.chdir(folder)
     if not pathlib.Path("damaged").exists():
         shutil.copytree("pool", "damaged")
-        (stored,) = pathlib.Path("damaged/tasks/negative@1/own").glob("arrays/float32/0")
+        version = cwps.Pool.open("damaged").version("negative")
+        stored = pathlib.Path("damaged/tasks", version.folder, "own/arrays/float32/0")
         content = bytearray(stored.read_bytes())
         content[len(content) // 2] ^= 1
         stored.write_bytes(content)
@@ -200,4 +201,7 @@ def test_what_is_wrong_is_one_line_and_status_2(folder, arguments, told, monkeyp
 def test_a_wrong_task_from_the_shell(folder):
     done = shell(folder, "predict", "pool", "negativ", "x.png")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "cwps-pool: pool: no task 'negativ' in this pool; did you mean 'negative'?\n"
+    assert (
+        done.stderr
+        == "cwps-pool: pool: no task 'negativ' in this pool; did you mean 'negative'? it has pretrained, digits, negative, earlier\n"
+    )

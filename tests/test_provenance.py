@@ -162,3 +162,26 @@ def test_forgetting_counts_the_same_program_alone(config, workdir, monkeypatch, 
     assert [one["same_program"] for one in other["forgetting"]] == [False]
     said = " ".join(capsys.readouterr().out.split())
     assert "Forgetting: 0 of 0 stored tasks" in said and "1 more were learned by other versions" in said
+
+
+def test_a_task_is_learned_anew_as_its_next_version(config, workdir):
+    """With what was refused otherwise; of its first version nothing is taken, and nothing is changed."""
+    forget_the_source(workdir)
+    first = Pool.open(workdir / "pool")
+    before = first.effective("birds@1")["params"]["head"]["bias"].tobytes()
+    other = config(overrides={"birds": {"crop": "stretch"}}, relearn=("birds",))
+    run.learn(other, workdir, CONSOLE)
+    pool = Pool.open(workdir / "pool")
+    assert [one.name for one in pool.index.versions] == ["birds@1", "birds@2"]
+    assert pool.version("birds").record[KEY]["preparation"]["crop"] == "stretch"
+    assert pool.version("birds@1") == first.version("birds")
+    assert pool.effective("birds@1")["params"]["head"]["bias"].tobytes() == before
+    owners = {int(one) for owner, _ in pool.ownership(pool.version("birds")).values() for one in owner}
+    assert owners == {0, 2}
+    results = run.finish(other, workdir, CONSOLE)
+    assert [row["version"] for row in results["rows"]] == [2]
+
+
+def test_what_is_to_be_learned_anew_has_to_be_among_the_tasks(config):
+    with pytest.raises(CwpsError, match="config.relearn names 'cars', which is not in config.tasks"):
+        config(relearn=("cars",))

@@ -140,7 +140,7 @@ def test_an_export_read_back_gives_the_same_logits_and_says_what_it_is(pool, fol
     assert preparation == {
         "shape": [12, 12, 3],
         "pixel_mean": [0.485, 0.456, 0.406], "pixel_deviation": [0.229, 0.224, 0.225],
-        "image_size": 12, "resize": 13, "crop": "center", "interpolation": "bilinear",
+        "image_size": 12, "resize": 13, "crop": "center", "interpolation": "bilinear", "image_bits": 0,
     }  # fmt: skip
     assert (said["task"], said["backbone"], said["format"]) == (f"{task}@1", "resnet8", "pt")
     head = pool.effective(task)["params"]["head"]

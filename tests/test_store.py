@@ -238,19 +238,6 @@ def test_what_is_stored_after_a_removal_is_read_as_it_is(pool, tiny_variables, m
             one.effective("a@1")
 
 
-def test_two_writers_do_not_lose_each_others_tasks(pool, tiny_variables, moved):
-    other = Pool.open(pool.folder)
-    add_task(pool, "a", tiny_variables, moved, 1)
-    with pytest.raises(CwpsError, match="another process has changed this pool"):
-        add_task(other, "b", tiny_variables, moved, 2)
-    add_task(pool, "c", tiny_variables, moved, 3)
-    stale = Pool.open(pool.folder)
-    add_task(pool, "d", tiny_variables, moved, 4)
-    with pytest.raises(CwpsError, match="another process has changed this pool"):
-        stale.remove("c")
-    assert Pool.open(pool.folder).tasks == ("a", "c", "d")
-
-
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 99}'])
 def test_an_index_that_is_none_is_refused(pool, content):
     (pool.folder / "index.json").write_text(content)
@@ -331,8 +318,10 @@ def test_a_pool_of_an_earlier_release_is_searched_alike(search, pool, tiny_varia
     path = pool.folder / "index.json"
     index = json.loads(path.read_text())
     index["format"] = 2
+    del index["next_id"]
     for version in index["versions"]:
-        del version["sketch_sha256"]
+        for key in ("sketch_sha256", "folder", "ratio"):
+            del version[key]
         shutil.rmtree(pool.folder / "tasks" / f"{version['task']}@{version['version']}" / "sketch")
     path.write_text(json.dumps(index))
     old = Pool.open(pool.folder)
@@ -430,4 +419,4 @@ def test_budgets_of_one_soft_run_nest(tiny_layout):
 
 
 def test_the_index_says_its_format(pool):
-    assert json.loads((pool.folder / "index.json").read_text())["format"] == 3
+    assert json.loads((pool.folder / "index.json").read_text())["format"] == 4

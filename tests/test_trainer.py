@@ -14,7 +14,7 @@ from stored_models import whole_models
 
 from cwps_jax import TrainConfig, Trainer, channel_layout, methods
 from cwps_jax.core.accounting import count
-from cwps_jax.core.trees import flatten
+from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.learn import counted
 from cwps_jax.methods.method import Pooled
 from cwps_jax.parallel import Parallel
@@ -217,10 +217,24 @@ def test_fine_tuning_and_warm_up_are_one_program(train, trained, recording, tiny
     assert counted(tiny_layout, tuned.method.store(tuned.finished))["params_ratio"] == 1.0
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(train, split):
-    broken = {**split, "image": np.full_like(split["image"], np.nan)}
-    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1; lower"):
-        train(data=broken)
+def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_image_or_else_the_rate(train, split):
+    images = split["image"].copy()
+    images[29] = np.inf
+    with pytest.raises(FloatingPointError, match="the 'image' of training item 29 has a value that is inf"):
+        train(data={**split, "image": images})
+    with pytest.raises(FloatingPointError, match="the loss is .* images and labels are finite: lower"):
+        train(learning_rate=1e30)
+
+
+@pytest.mark.parametrize("method", ["finetune", CWPS], ids=["finetune", "cwps"])
+def test_what_is_not_finite_after_training_is_never_given_back(train, split, tiny_variables, method):
+    """One pixel that is no number may leave a CPU's loss finite: what was trained is looked at itself."""
+    broken = unflatten({**flatten(tiny_variables), "batch_stats/norm/mean": np.full(6, np.nan, np.float32)})
+    if method == "finetune":  # its training never reads these statistics
+        with pytest.raises(FloatingPointError, match="^batch_stats/norm/mean is not finite after training"):
+            train(broken, method=method, epochs=1)
+    else:
+        train(broken, epochs=3)  # estimated anew
 
 
 def test_norm_statistics_are_estimated_anew_for_the_hard_stage(train, tiny_variables, split):

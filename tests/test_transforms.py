@@ -102,7 +102,7 @@ def test_large_jpegs_are_decoded_smaller_and_look_the_same(monkeypatch):
     monkeypatch.setattr(
         decode,
         "to_rgb",
-        lambda image, reduction=1: (reductions.append(reduction), to_rgb(image, reduction))[1],
+        lambda image, reduction=1, bits=16: (reductions.append(reduction), to_rgb(image, reduction, bits))[1],
     )
     image = Image.fromarray(places(1203, 901))
     data = encoded(image, "JPEG", quality=95, subsampling=0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cwps_jax.core.channels import gates_by_leaf
-from cwps_jax.core.trees import Tree, flatten, unflatten
+from cwps_jax.core.trees import Tree, check_params, flatten, unflatten
 from cwps_jax.errors import CwpsError
 
 
@@ -37,8 +37,16 @@ def mix(parent: Tree, child: Tree, gates: Tree) -> dict[str, Any]:
         >>> mix(parent, child, {"kernel": jnp.array([[True, False, True]])})["kernel"][0].tolist()
         [1.0, 0.0, 1.0]
     """
+    for name, tree in (("parent", parent), ("child", child), ("gates", gates)):
+        check_params(tree, f"mix(parent, child, gates): {name}")
     parents = flatten(parent)
     effective = flatten(child)
+    if effective.keys() < parents.keys():
+        lacking = min(parents.keys() - effective.keys())
+        raise CwpsError(
+            f"mix(parent, child, gates): the child has no {lacking}, which the parent has; a child is the "
+            "whole tree: are the two in the other order?"
+        )
     for path, gate in gates_by_leaf(gates, child).items():
         if path not in parents:
             raise CwpsError(f"{path}: the parent has no such leaf")

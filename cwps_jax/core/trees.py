@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from cwps_jax.errors import CwpsError
+
 Tree = Mapping[str, Any]
 Flat = dict[str, Any]
 
@@ -48,3 +50,11 @@ def merge(*trees: Tree) -> dict[str, Any]:
 def map_with_path(function: Callable[[str, Any], Any], tree: Tree) -> dict[str, Any]:
     """Returns the tree with `function(path, leaf)` for every leaf."""
     return unflatten({path: function(path, leaf) for path, leaf in flatten(tree).items()})
+
+
+def check_params(tree: Any, what: str) -> None:
+    """Raises CwpsError unless this is a nested dict of parameters: not a whole model's variables."""
+    if not isinstance(tree, Mapping):
+        raise CwpsError(f"{what} is a {type(tree).__name__}: give a nested dict of parameters")
+    if isinstance(tree.get("params"), Mapping):
+        raise CwpsError(f"{what} is whole variables, {sorted(tree)}: give variables['params']")

@@ -1,6 +1,7 @@
 """Looks through every image of a run before it starts: ``python -m cwps_jax.data configs/pacs.py``.
 
-Prints a row for each split of each task, a line for each finding, and "ok" or the number of problems. Exit
+Prints a row for each split of each task, a line for each finding, and "ok" or the number of problems. Data
+without a problem are prepared as the run will do it, so that wrong weights or settings are found too. Exit
 status: 0 where the run can start, 1 where it cannot, 2 for a wrong config.
 """
 
@@ -18,8 +19,10 @@ from rich.table import Table
 
 from cwps_jax import command_line, data
 from cwps_jax.config import RunConfig
-from cwps_jax.data.check import SplitReport, TaskReport, check_task
+from cwps_jax.data.check import Finding, SplitReport, TaskReport, check_task
 from cwps_jax.errors import CwpsError
+from cwps_jax.prepare import prepare
+from cwps_jax.pretraining import load_weights
 
 _JSON = flags.DEFINE_string("json", None, "File that gets all that was found, too.")
 
@@ -41,7 +44,10 @@ def main(config: RunConfig) -> int:
 
 
 def check(config: RunConfig) -> list[TaskReport]:
-    """Returns what is found in the data of all tasks, those for pre-training first; shows how far it is."""
+    """Returns what is found in the data of all tasks, those for pre-training first; shows how far it is.
+
+    Where nothing stops the data, the run itself is prepared up to its first step, as the run will do it.
+    """
     tasks = config.tasks if config.weights else (config.source, *config.tasks)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     terminal = Console(stderr=True)
@@ -60,7 +66,20 @@ def check(config: RunConfig) -> list[TaskReport]:
             own = config.for_task(task)
             opener = data.opener(own.images)
             reports.append(check_task(own.images, task, opener, batch_size=own.batch_size, observe=observe))
+    if not any(finding.stops for report in reports for finding in report.findings):
+        reports += _prepared(config)
     return reports
+
+
+def _prepared(config: RunConfig) -> list[TaskReport]:
+    """Returns what stops the run before its first step, beside the data."""
+    try:
+        prepared = prepare(config, None, None)
+        if config.weights:
+            load_weights(config, prepared.trainer)
+    except CwpsError as error:
+        return [TaskReport("the run", (), (Finding("cannot start", True, str(error)),))]
+    return []
 
 
 def show(reports: Sequence[TaskReport], counts: dict[str, int], console: Console) -> None:

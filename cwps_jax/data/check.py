@@ -2,14 +2,17 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 
 import numpy as np
 
+from cwps_jax.data.classes import by_name
 from cwps_jax.data.load import split_roles, threads_of
 from cwps_jax.data.scan import Scan, scan
 from cwps_jax.data.source import ImageSource, Opener
+from cwps_jax.data.split_names import key_of
 from cwps_jax.data.task import VALIDATION_SHARE, held_out_items
+from cwps_jax.data.value_range import check_values
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import DataConfig
 
@@ -84,19 +87,26 @@ class _Images:
 
     split: str
     source: ImageSource
+    classes: Sequence[str]
     found: Scan
     rows: np.ndarray
 
+    def renumbered(self, train: "_Images", role: str) -> "_Images":
+        """Returns the images with labels by the training classes' numbers. Raises CwpsError for others."""
+        labels = by_name(self.found.labels, self.classes, train.classes, role)
+        found = dataclasses.replace(self.found, labels=labels)
+        return dataclasses.replace(self, classes=train.classes, found=found)
+
     def counts(self) -> np.ndarray:
         """Returns how many images each class has."""
-        return np.bincount(self.found.labels[self.rows], minlength=len(self.source.classes))
+        return np.bincount(self.found.labels[self.rows], minlength=len(self.classes))
 
     def by_content(self) -> dict[bytes, int]:
         """Returns {content's hash: the first row that has it}."""
         return {self.found.digests[row].tobytes(): row for row in self.rows[::-1].tolist()}
 
     def labelled(self, row: int) -> str:
-        return f"{self.source.describe(row)} ({self.source.classes[self.found.labels[row]]})"
+        return f"{self.source.describe(row)} ({self.classes[self.found.labels[row]]})"
 
 
 def check_task(
@@ -126,7 +136,8 @@ def check_task(
     for role, name in zip(ROLES, names, strict=True):
         try:
             if name:
-                read[role] = _read(opener.open_split(settings, task, name), name, settings, observe)
+                images = _read(opener.open_split(settings, task, name), name, settings, observe)
+                read[role] = images.renumbered(read.get("train", images), role)
         except CwpsError as error:
             if (finding := _unread(error)) not in findings:
                 findings.append(finding)
@@ -135,15 +146,17 @@ def check_task(
         used["train"], used["validation"] = _hold_out(read["train"])
     for role, images in read.items():
         findings += _broken(role, images, settings.unreadable == "refuse")
-        findings += _other_classes(role, images, read.get("train", images))
     for role, images in used.items():
         findings += _missing_classes(role, images, used.get("train", images))
     if "train" in read:
-        findings += _too_few(used["train"], settings, batch_size)
+        has_validation = bool(names[1]) or len(used["validation"].rows) > 0
+        findings += _too_few(used["train"], has_validation, settings, batch_size)
         findings += _repeated(read["train"])
+        findings += _values(read, settings, task)
     for one, other in itertools.combinations(read, 2):
         findings += _shared(one, read[one], other, read[other])
     findings += _several_labels(read.values())
+    findings += _unused(opener.split_names(settings, task), names)
     splits = tuple(_report(role, used[role]) for role in ROLES if role in used)
     return TaskReport(task, splits, tuple(sorted(findings, key=lambda one: not one.stops)))
 
@@ -165,7 +178,7 @@ def _read(source: ImageSource, split: str, settings: DataConfig, observe: Observ
     usable[list(found.unreadable)] = False
     if not usable.any():
         raise CwpsError(f"{source.name}: none of its {len(source)} images can be used")
-    return _Images(split, source, found, np.flatnonzero(usable))
+    return _Images(split, source, source.classes, found, np.flatnonzero(usable))
 
 
 def _hold_out(train: _Images) -> tuple[_Images, _Images]:
@@ -187,7 +200,7 @@ def _broken(role: str, images: _Images, refused: bool) -> Iterator[Finding]:
         items = tuple(f"{source.describe(row)} ({why})" for row, why in found.unreadable.items())
         what = "cannot be decoded" + ("" if refused else " and will be skipped")
         yield Finding("unreadable", refused, f"{role}: {_count(items, 'image')} {what}", items)
-    classes = len(source.classes)
+    classes = len(images.classes)
     wrong = np.flatnonzero((found.labels < 0) | (found.labels >= classes)).tolist()
     if wrong:
         items = tuple(f"{source.describe(row)} (label {found.labels[row]})" for row in wrong)
@@ -195,26 +208,21 @@ def _broken(role: str, images: _Images, refused: bool) -> Iterator[Finding]:
         yield Finding("label out of range", True, text, items)
 
 
-def _other_classes(role: str, images: _Images, train: _Images) -> Iterator[Finding]:
-    classes, expected = list(images.source.classes), list(train.source.classes)
-    if classes != expected:
-        items = tuple(sorted(set(classes) ^ set(expected)))
-        text = f"{role}: {len(classes)} classes where train has {len(expected)}, or in another order"
-        yield Finding("other classes", True, text, items)
-
-
 def _missing_classes(role: str, images: _Images, train: _Images) -> Iterator[Finding]:
     absent = images.counts() == 0
-    if images is not train and train.source.classes == images.source.classes:
+    if images is not train:
         absent &= train.counts() > 0  # those that train lacks too are told of once
-    missing = tuple(images.source.classes[label] for label in np.flatnonzero(absent).tolist())
+    missing = tuple(images.classes[label] for label in np.flatnonzero(absent).tolist())
     if missing:
         text = f"{role}: {_count(missing, 'class', 'classes')} without an image"
         yield Finding("class without images", False, text, missing)
 
 
-def _too_few(train: _Images, settings: DataConfig, batch_size: int) -> Iterator[Finding]:
+def _too_few(train: _Images, validation: bool, settings: DataConfig, batch_size: int) -> Iterator[Finding]:
     counts, images = train.counts(), len(train.rows)
+    if not validation:
+        text = "train: no class has a second image to validate on"
+        yield Finding("no validation", True, f"{text}; add some, or name config.validation_split")
     if not settings.shots and images < batch_size:
         yield Finding(
             "fewer than a batch",
@@ -223,7 +231,7 @@ def _too_few(train: _Images, settings: DataConfig, batch_size: int) -> Iterator[
         )
     few = np.flatnonzero((counts > 0) & (counts < settings.shots)).tolist()
     if few:
-        items = tuple(f"{train.source.classes[label]} ({counts[label]})" for label in few)
+        items = tuple(f"{train.classes[label]} ({counts[label]})" for label in few)
         text = f"train: config.shots = {settings.shots}: {_count(items, 'class', 'classes')} with fewer"
         yield Finding("fewer than shots", True, f"{text} images beside those for validation", items)
 
@@ -259,12 +267,27 @@ def _several_labels(read: Iterable[_Images]) -> Iterator[Finding]:
         yield Finding("several labels", False, f"{_count(items, 'image')} of more than one class", items)
 
 
+def _values(read: Mapping[str, _Images], settings: DataConfig, task: str) -> Iterator[Finding]:
+    others = [images.found.values for role, images in read.items() if role != "train"]
+    try:
+        check_values(read["train"].found.values, others, settings.image_bits, task)
+    except CwpsError as error:
+        yield Finding("value range", True, str(error))
+
+
+def _unused(there: Sequence[str], used: Sequence[str]) -> Iterator[Finding]:
+    parts = {part.partition("[")[0] for name in used for part in name.split("+")}
+    for split in there:
+        if split not in parts:
+            yield Finding("unused split", False, f"split {split!r} is not used; {key_of(split)} uses it")
+
+
 def _same(images: _Images, row: int, other: _Images, same: int) -> str:
     return f"{images.source.describe(row)} = {other.source.describe(same)}"
 
 
 def _report(role: str, images: _Images) -> SplitReport:
-    counts, classes = images.counts(), images.source.classes
+    counts, classes = images.counts(), images.classes
     smallest, largest = int(counts.argmin()), int(counts.argmax())
     return SplitReport(
         role,

@@ -18,6 +18,8 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 
+from cwps_jax.files import LFS_POINTER
+
 MAX_PIXELS = 50_000_000
 
 _Result = TypeVar("_Result")
@@ -68,6 +70,8 @@ def open_image(content: bytes) -> Image.Image:
     if not content:
         raise Undecodable("the file is empty")
     opener = next((opener for starts, opener in _FORMATS if content.startswith(starts)), None)
+    if content.startswith(LFS_POINTER):
+        raise Undecodable("a Git-LFS pointer, not the image itself; run `git lfs pull` where it is from")
     if opener is None:
         raise Undecodable("not a JPEG, PNG, GIF, WEBP, BMP, TIFF or PPM file")
     image = _attempt(lambda: opener(io.BytesIO(content)), opener.format)
@@ -97,17 +101,18 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
-def to_rgb(image: Image.Image, reduction: int = 1) -> Image.Image:
+def to_rgb(image: Image.Image, reduction: int = 1, bits: int = 16) -> Image.Image:
     """Returns the decoded image in mode "RGB", turned upright as its EXIF orientation says.
 
     The first frame of an animation, the first picture of a file of several. Colours are converted as Pillow's
     `convert("RGB")` does it, and as ImageNet's loaders expect: transparency is dropped, not laid on a ground.
-    Grey of 16 bits is scaled to 8, where Pillow would cut it off at 255.
+    Grey of more than 8 bits is scaled to 8, where Pillow would cut it off at 255.
 
     Args:
         image: from `open_image`.
         reduction: 1, 2, 4 or 8: JPEG is decoded at that fraction of its size (rounded up), which is faster;
             other formats keep theirs.
+        bits: how many a grey image of more than 8 uses; what is above is white.
 
     Raises:
         Undecodable: the image is truncated or broken, or its pixels are floating-point numbers.
@@ -120,12 +125,26 @@ def to_rgb(image: Image.Image, reduction: int = 1) -> Image.Image:
         raise Undecodable("its pixels are floating-point numbers of no known range; store them as 8 bits")
     picture = image
     if image.mode.startswith("I"):
-        picture = Image.fromarray(np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8))
+        picture = Image.fromarray(np.clip(np.asarray(image) // 2 ** (bits - 8), 0, 255).astype(np.uint8))
     if picture.mode != "RGB":
         picture.info.pop("transparency", None)  # Pillow would warn that it is lost
         picture = picture.convert("RGB")
     turn = _TURNS.get(_orientation(image))
     return picture if turn is None else picture.transpose(turn)
+
+
+def values(image: Image.Image) -> tuple[int, int, int]:
+    """Returns how many bits the pixels of a decoded image are stored with, and their lowest and highest.
+
+    Args:
+        image: from `open_image`, after `to_rgb`: 16 or, for all others, 8 bits.
+    """
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        return 16, int(pixels.min()), int(pixels.max())
+    bands = image.getextrema()
+    each = bands if isinstance(bands[0], tuple) else (bands,)
+    return 8, int(min(band[0] for band in each)), int(max(band[1] for band in each))
 
 
 def _attempt(action: Callable[[], _Result], kind: str | None) -> _Result:

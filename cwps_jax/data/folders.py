@@ -17,9 +17,11 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from cwps_jax.data.classes import same_name
 from cwps_jax.data.places import Folder, Place, open_archive
 from cwps_jax.data.source import Record
 from cwps_jax.data.split_lists import ListedSplits, SplitList
+from cwps_jax.data.split_names import key_of
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import DataConfig
 
@@ -47,12 +49,14 @@ class FolderSource:
         name: for messages.
         classes: names of the classes.
         images: in their order.
+        note: how numbers in lists were read.
     """
 
     place: Place
     name: str
     classes: Sequence[str]
     images: Sequence[Image]
+    note: str = ""
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -73,7 +77,7 @@ class FolderSource:
 
 
 def split_names(settings: DataConfig, task: str) -> tuple[str, ...]:
-    """Returns the splits that a task has, of `SPLITS` and those that the config names.
+    """Returns the splits that a task has: its folders, or the lists of `SPLITS` and of what the config names.
 
     Raises:
         CwpsError: the folder or the task is not there, or the task is there twice.
@@ -116,19 +120,20 @@ def open_split(settings: DataConfig, task: str, split: str) -> FolderSource:
     if empty:
         folder = place.describe(f"{task}/{parts[0]}/{classes[empty[0]]}")
         raise CwpsError(f"{folder}: empty class, it has no image; add some or remove the folder")
-    return FolderSource(place, f"{place.describe(task)}/{split}", tuple(classes), images)
+    return FolderSource(place, f"{place.describe(task)}/{split}", tuple(classes), images, layout.note)
 
 
 class _FolderSplits:
     """The splits of a task `<task>/<split>/<class>/<file>`, with the methods of `ListedSplits`."""
 
+    note = ""
+
     def __init__(self, place: Place, task: str, splits: Sequence[str]) -> None:
         self._place, self._task, self.splits = place, task, tuple(splits)
 
     def classes(self, training: Sequence[str]) -> list[str]:
-        return sorted(
-            {name for split in training for name in self._place.listing(f"{self._task}/{split}").folders}
-        )
+        folders = (self._place.listing(f"{self._task}/{split}").folders for split in training)
+        return sorted({same_name(name) for names in folders for name in names})
 
     def items(self, split: str) -> Iterator[tuple[str, str, str]]:
         for label in self._place.listing(f"{self._task}/{split}").folders:
@@ -140,7 +145,7 @@ class _FolderSplits:
                     "images lie in <task>/<split>/<class>/<file>"
                 )
             for file, stamp in found.files.items():
-                yield f"{folder}/{file}", stamp, label
+                yield f"{folder}/{file}", stamp, same_name(label)
 
 
 def _layout(settings: DataConfig, task: str, place: Place) -> _FolderSplits | ListedSplits:
@@ -160,7 +165,11 @@ def _layout(settings: DataConfig, task: str, place: Place) -> _FolderSplits | Li
             lists[name] = SplitList(place.describe(inner), place.read(inner), "")
     if lists:
         return ListedSplits(place, task, lists)
-    return _FolderSplits(place, task, [name for name in names if name in top.folders])
+    known = {name.casefold() for name in names}
+    # Without any that is called like a split, they are class folders, whose lists are missing.
+    are_splits = any(name.casefold() in known for name in top.folders)
+    in_order = dict.fromkeys((*(name for name in names if name in top.folders), *top.folders))
+    return _FolderSplits(place, task, tuple(in_order) if are_splits else ())
 
 
 def _root(settings: DataConfig) -> Folder:
@@ -188,7 +197,16 @@ def _place(settings: DataConfig, task: str) -> Place:
     return found[0]
 
 
+def _use(splits: Sequence[str], wanted: str) -> str:
+    """Returns the key that names a split of another spelling, such as "Test" for "test"; "" without one."""
+    purpose = key_of(wanted).partition("=")[0]
+    keys = [key for key in map(key_of, splits) if key.startswith(f"{purpose}=")]
+    return f"; set {keys[0]}" if keys else ""
+
+
 def _missing(place: Place, task: str, split: str, splits: Sequence[str]) -> str:
     if splits:
-        return f"{place.describe(task)} has no split {split!r}; it has {', '.join(splits)}"
+        return (
+            f"{place.describe(task)} has no split {split!r}; it has {', '.join(splits)}{_use(splits, split)}"
+        )
     return f"{place.describe(task)} has neither splits nor lists of them; {_WHERE}"

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cwps_jax.data.classes import not_from_zero
 from cwps_jax.data.source import Record
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import DataConfig
@@ -23,7 +24,8 @@ class HuggingFaceSource:
         fingerprint: the package's own; "" where images are files beside the data set.
         rows: the package's own random access, with images undecoded.
         image, label: names of the columns that are read.
-        numbers: {label as it is stored: its number} of labels that are stored as text, else None.
+        numbers: {label as it is stored: its number}; None for stored positions in `classes`.
+        note: how labels that are numbers were read.
     """
 
     name: str
@@ -32,7 +34,8 @@ class HuggingFaceSource:
     rows: Sequence[Mapping[str, Any]]
     image: str
     label: str
-    numbers: Mapping[str, int] | None
+    numbers: Mapping[Any, int] | None
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,8 +47,6 @@ class HuggingFaceSource:
             missing = self.image if image is None else self.label
             raise CwpsError(f"{self.describe(index)}: {missing!r} is empty; fill it or remove the row")
         if self.numbers is not None:
-            if label not in self.numbers:
-                raise CwpsError(f"{self.describe(index)}: class {label!r} is not in the training data")
             label = self.numbers[label]
         content = image["bytes"]
         if content is None:
@@ -79,14 +80,13 @@ def open_split(settings: DataConfig, task: str, split: str) -> HuggingFaceSource
         raise CwpsError(f"config.label = {label!r}: {name} has no such column, only {_list(chosen)}")
     if settings.box:
         raise CwpsError(f"config.box: {name} is not known to have bounding boxes; set it to False")
-    train = chosen if split == settings.train_split else _joined(name, splits, settings.train_split)
-    classes, numbers = _classes(name, train, label)
+    classes, numbers, note = _classes(name, chosen, label, training=split == settings.train_split)
     from datasets import Image
 
     rows = chosen.select_columns([image, label]).cast_column(image, Image(decode=False))
     # Files beside the data set may change without its knowing.
     fingerprint = "" if _names_files(rows, image) else f"{rows._fingerprint} {classes}"
-    return HuggingFaceSource(f"{name} {split}", classes, fingerprint, rows, image, label, numbers)
+    return HuggingFaceSource(f"{name} {split}", classes, fingerprint, rows, image, label, numbers, note)
 
 
 def split_names(settings: DataConfig, task: str) -> tuple[str, ...]:
@@ -129,7 +129,15 @@ def _joined(name: str, splits: Mapping[str, Any], split: str) -> Any:
     for part in parts:
         if part not in splits:
             raise CwpsError(f"config.dataset = {name!r}: no split {part!r}; it has {', '.join(splits)}")
-    return concatenate_datasets([splits[part] for part in parts])
+    first, *others = (splits[part] for part in parts)
+    for part, other in zip(parts[1:], others, strict=True):
+        if other.features != first.features:
+            differing = [key for key in first.features if other.features.get(key) != first.features[key]]
+            raise CwpsError(
+                f"config.dataset = {name!r}: {parts[0]} and {part} cannot be joined, they differ in "
+                f"{', '.join(differing or other.features)}, such as the order of classes; name one of them"
+            )
+    return concatenate_datasets([first, *others])
 
 
 def _list(rows: Any) -> str:
@@ -154,27 +162,32 @@ def _image_column(name: str, rows: Any) -> str:
     return images[0]
 
 
-def _classes(name: str, train: Any, label: str) -> tuple[Sequence[str], Mapping[str, int] | None]:
-    """Returns the names of the classes, and the number of each label that is text."""
+def _classes(
+    name: str, rows: Any, label: str, training: bool
+) -> tuple[Sequence[str], Mapping[Any, int] | None, str]:
+    """Returns the names of a split's own classes, the number of each label, and what to say of them."""
     from datasets import ClassLabel
 
-    feature = train.features[label]
+    feature = rows.features[label]
     if isinstance(feature, ClassLabel):
-        return feature.names, None
+        return feature.names, None, ""
     kind = _type(feature)
     text = kind in ("string", "large_string")
     if not text and not kind.startswith(("int", "uint")):
         raise CwpsError(f"config.label = {label!r}: {name} has {kind} there, not classes, numbers or text")
-    found = sorted(one for one in train.unique(label) if one is not None)
-    if text:
-        return found, {one: number for number, one in enumerate(found)}
-    highest = found[-1] if found else 0
-    if highest >= len(train):
+    found = sorted(one for one in rows.unique(label) if one is not None)
+    if not text and found and found[0] < 0:
         raise CwpsError(
-            f"config.label = {label!r}: {name} has numbers up to {highest} there for {len(train)} images; "
-            "name a column of classes from 0"
+            f"config.label = {label!r}: {name} has the number {found[0]} there, which marks images without a "
+            "label; take a split that has labels, or remove these rows"
         )
-    return [str(number) for number in range(highest + 1)], None
+    if training and len(found) == len(rows) > 1:
+        raise CwpsError(
+            f"config.label = {label!r}: {name} has another value there for each of its {len(rows)} images; "
+            "name a column of classes"
+        )
+    numbers = {one: number for number, one in enumerate(found)}
+    return [str(one) for one in found], numbers, "" if text else not_from_zero(found)
 
 
 def _names_files(rows: Any, image: str) -> bool:

@@ -1,5 +1,6 @@
 """From a `DataConfig` to a task's `TaskData`: sources, the pass over them, validation, few-shot draw."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -7,13 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cwps_jax.data.arrays_check import check_labels
 from cwps_jax.data.cache import PixelCache
+from cwps_jax.data.classes import by_name
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.scan import Scan, scan
 from cwps_jax.data.source import ImageSource, Opener
 from cwps_jax.data.split import ArraySplit, ImageSplit, Split
-from cwps_jax.data.task import VALIDATION_SHARE, TaskData, check_labels, held_out_items
+from cwps_jax.data.task import VALIDATION_SHARE, TaskData, held_out_items
 from cwps_jax.data.transforms import Transform
+from cwps_jax.data.value_range import check_values
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import DataConfig
 
@@ -38,23 +42,24 @@ def load_task(
     """
     train_name, validation_name, test_name = split_roles(settings, opener.split_names(settings, task))
     read = functools.partial(_read, opener, settings, task, cache)
-    train, test = read(train_name), read(test_name)
+    train = read(train_name)
+    test = read(test_name, train.classes)
     counted = {train_name: train, test_name: test}
     labels = train.split.fields["label"]
     if validation_name:
-        validation = counted[validation_name] = read(validation_name)
+        validation = counted[validation_name] = read(validation_name, train.classes)
         rows = np.arange(len(labels))
     else:
         held_out = held_out_items(train.digests, labels, VALIDATION_SHARE)
         validation = train._replace(split=train.split.take(np.flatnonzero(held_out)))
         rows = np.flatnonzero(~held_out)
-    for other, name in ((validation, validation_name), (test, test_name)):
-        _check_classes(train.classes, other.classes, f"{task}: {name}")
+    others = [one.values for one in counted.values() if one is not train]
+    check_values(train.values, others, settings.image_bits, task)
     if settings.shots:
         drawn = draw_shots(train.digests[rows], labels[rows], settings.shots, seed)
         _check_shots(labels[rows], labels[rows[drawn]], settings.shots, task, train.classes)
         rows = rows[drawn]
-    note = f"{len(train.classes)} classes; " + ", ".join(map(_count, counted, counted.values()))
+    note = f"{len(train.classes)} classes; {train.note}" + ", ".join(map(_count, counted, counted.values()))
     if settings.shots:
         note += f"; {len(rows)} to train on, {settings.shots} a class drawn by seed {seed}"
     splits = train.split.take(rows), validation.split, test.split
@@ -116,12 +121,14 @@ def threads_of(settings: DataConfig) -> int:
 
 
 class _Found(NamedTuple):
-    """A split with all that can be decoded of it, how much cannot, each item's hash, and the classes."""
+    """A split with all that can be decoded of it, how much cannot, hashes, classes, note, pixel values."""
 
     split: Split
     unreadable: int
     digests: np.ndarray
     classes: Sequence[str]
+    note: str
+    values: np.ndarray
 
 
 def _count(name: str, found: _Found) -> str:
@@ -129,7 +136,15 @@ def _count(name: str, found: _Found) -> str:
     return f"{name} {len(found.split):,} images{skipped}"
 
 
-def _read(opener: Opener, settings: DataConfig, task: str, cache: PixelCache | None, name: str) -> _Found:
+def _read(
+    opener: Opener,
+    settings: DataConfig,
+    task: str,
+    cache: PixelCache | None,
+    name: str,
+    training: Sequence[str] | None = None,
+) -> _Found:
+    """Returns a split, its labels as numbers of the training classes where it is not the training split."""
     source = opener.open_split(settings, task, name)
     if not len(source):
         raise CwpsError(f"{source.name}: split {name!r} of task {task!r} is empty")
@@ -146,8 +161,12 @@ def _read(opener: Opener, settings: DataConfig, task: str, cache: PixelCache | N
     items = np.setdiff1d(np.arange(len(source)), list(found.unreadable))
     if not len(items):
         raise CwpsError(f"{source.name}: none of its {len(source)} images can be decoded")
+    if training is not None:
+        labels = by_name(found.labels, source.classes, training, f"{task}: {name}")
+        found = dataclasses.replace(found, labels=labels)
     split = _split(source, found, items, settings, cache)
-    return _Found(split, len(found.unreadable), found.digests[items], source.classes)
+    note = f"{text}; " if (text := getattr(source, "note", "")) else ""
+    return _Found(split, len(found.unreadable), found.digests[items], source.classes, note, found.values)
 
 
 def _split(
@@ -187,15 +206,6 @@ def _check_untouched(settings: DataConfig, source: ImageSource) -> None:
                 f"config.{key} = {getattr(settings, key)!r}: the images of {source.name} go into the model "
                 "as they are; leave it at its default"
             )
-
-
-def _check_classes(train: Sequence[str], other: Sequence[str], where: str) -> None:
-    if list(train) != list(other):
-        differing = sorted(set(train) ^ set(other)) or list(other)
-        raise CwpsError(
-            f"{where} has other classes than the training data: {len(other)} instead of {len(train)} "
-            f"({', '.join(map(repr, differing[:3]))}...)"
-        )
 
 
 def _check_shots(

@@ -69,6 +69,12 @@ def training_batches(
     return _read_ahead(batches[start:stop], split)
 
 
+def rows_of_step(split: Split, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Returns which items `training_batches` gives in a step, over all processes."""
+    epoch, place = divmod(step, steps_per_epoch(split, batch_size))
+    return _permutation(seed, epoch, len(split))[place * batch_size : (place + 1) * batch_size]
+
+
 def evaluation_batches(split: Split, batch_size: int) -> Iterator[tuple[Batch, int]]:
     """Yields every item once, in order, with how many of the batch are real: the last one is padded."""
     import grain

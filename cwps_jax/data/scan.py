@@ -6,19 +6,21 @@ import json
 import pathlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from cwps_jax.data.decode import Undecodable, open_image, to_rgb
+from cwps_jax.data.decode import Undecodable, open_image, to_rgb, values
 from cwps_jax.data.source import Box, ImageSource
 from cwps_jax.errors import CwpsError
 from cwps_jax.files import write_atomically
 
-FORMAT = 3
+FORMAT = 4
 CHUNK = 1024  # items that are read ahead at most
 NO_BOX = (float("nan"),) * 4
+NO_VALUES = (0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +32,23 @@ class Scan:
         digests: (n, 32) uint8, the SHA-256 of each item's content, or of its identity where it has one.
         boxes: (n, 4) float64, the box of each item; NaN where it has none.
         unreadable: {index: why its image cannot be read and decoded}.
+        values: (n, 3) int64, of each image the bits that its pixels are stored with, their lowest and their
+            highest value; zeros where it has none that were looked at.
     """
 
     labels: np.ndarray
     digests: np.ndarray
     boxes: np.ndarray
     unreadable: dict[int, str]
+    values: np.ndarray
+
+
+class _Looked(NamedTuple):
+    label: int
+    digest: bytes
+    box: Box
+    why: str
+    values: tuple[int, int, int]
 
 
 def scan(
@@ -60,35 +73,40 @@ def scan(
         if remembered.is_file():
             return _load(remembered)
 
-    def look(index: int) -> tuple[int, bytes, Box, str]:
+    def look(index: int) -> _Looked:
         try:
             record = source[index]
         except CwpsError as error:  # such as a broken place in an archive: as bad as a broken image
-            return 0, bytes(32), NO_BOX, str(error)
+            return _Looked(0, bytes(32), NO_BOX, str(error), NO_VALUES)
         content = record.image if isinstance(record.image, bytes) else record.image.tobytes()
-        why = ""
+        why, found = "", NO_VALUES
         left, top, right, bottom = box = record.box or NO_BOX
         if record.box and not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             why = f"its box {tuple(map(float, box))} is none, as shares from the left and top"
         if isinstance(record.image, bytes):
             try:
-                to_rgb(open_image(record.image))
+                image = open_image(record.image)
+                picture = to_rgb(image)
+                found = values(image if image.mode.startswith("I") else picture)
             except Undecodable as error:
                 why = str(error)
+        elif record.image.dtype == np.uint8 and record.image.size:
+            found = 8, int(record.image.min()), int(record.image.max())
         digest = hashlib.sha256(record.identity if record.identity is not None else content).digest()
-        return record.label, digest, box, why
+        return _Looked(record.label, digest, box, why, found)
 
-    looked: list[tuple[int, bytes, Box, str]] = []
+    looked: list[_Looked] = []
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(source), CHUNK):
             chunk = range(start, min(start + CHUNK, len(source)))
             looked += pool.map(look, chunk)
             observe(len(chunk))
     found = Scan(
-        np.array([label for label, *_ in looked], np.int64),
-        np.frombuffer(b"".join(digest for _, digest, *_ in looked), np.uint8).reshape(-1, 32),
-        np.array([box for _, _, box, _ in looked], np.float64).reshape(-1, 4),
-        {index: why for index, (*_, why) in enumerate(looked) if why},
+        np.array([one.label for one in looked], np.int64),
+        np.frombuffer(b"".join(one.digest for one in looked), np.uint8).reshape(-1, 32),
+        np.array([one.box for one in looked], np.float64).reshape(-1, 4),
+        {index: one.why for index, one in enumerate(looked) if one.why},
+        np.array([one.values for one in looked], np.int64).reshape(-1, 3),
     )
     if remembered:
         _save(remembered, found)
@@ -97,7 +115,7 @@ def scan(
 
 def _save(path: pathlib.Path, found: Scan) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {"labels": found.labels, "digests": found.digests, "boxes": found.boxes}
+    arrays = {"labels": found.labels, "digests": found.digests, "boxes": found.boxes, "values": found.values}
     write_atomically(path, save(arrays, {"unreadable": json.dumps(list(found.unreadable.items()))}))
 
 
@@ -105,7 +123,7 @@ def _load(path: pathlib.Path) -> Scan:
     try:
         with safe_open(path, "numpy") as stored:
             unreadable = dict(json.loads(stored.metadata()["unreadable"]))
-            labels, digests, boxes = map(stored.get_tensor, ("labels", "digests", "boxes"))
-            return Scan(labels, digests, boxes, unreadable)
+            labels, digests, boxes, ranges = map(stored.get_tensor, ("labels", "digests", "boxes", "values"))
+            return Scan(labels, digests, boxes, unreadable, ranges)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CwpsError(f"{path}: cannot be read ({error}); remove it, and the data is read anew") from error

@@ -33,8 +33,11 @@ class ImageSource(Protocol):
 
     Attributes:
         name: what a user knows it by, such as "DATA/photo/train", for messages.
-        classes: names of the classes; their positions are the labels.
+        classes: names of the classes; their positions are the labels. Each split of a task may have its own
+            list: a task goes by the names.
         fingerprint: changes whenever what is stored may have changed; "" for what is not to be remembered.
+
+    A source may have a ``note`` too, a text for the log: how its labels were read.
     """
 
     @property

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from cwps_jax.data.places import Listing, Place
+from cwps_jax.data.classes import not_from_zero, same_name
+from cwps_jax.data.places import Place
 from cwps_jax.errors import CwpsError
 
 _NO_NAMES = ("", ".", "..")
@@ -49,13 +50,16 @@ class ListedSplits:
         self._lines: dict[str, list[_Line]] = {}
         self._numbers: dict[str, int] = {}
         self._numbered: dict[int, str] = {}
-        self.splits = tuple(lists)
+        self.splits, self.note = tuple(lists), ""
 
     def classes(self, training: Sequence[str]) -> list[str]:
         """Returns the classes of the training splits in the order of their numbers, or else by name."""
         names = {line.label for split in training for line in self._parsed(split)}
-        in_order = [self._numbered.get(number, "") for number in range(len(names))]
-        return in_order if set(in_order) == names else sorted(names)
+        numbers = sorted(self._numbers[name] for name in names if name in self._numbers)
+        if len(numbers) < len(names):
+            return sorted(names)
+        self.note = not_from_zero(numbers)
+        return [self._numbered[number] for number in numbers]
 
     def items(self, split: str) -> Iterator[tuple[str, str, str]]:
         """Yields path, stamp and class of each image of a split, in the order of its list.
@@ -63,15 +67,17 @@ class ListedSplits:
         Raises:
             CwpsError: a line is wrong, or its file is not there.
         """
-        present = set(self._place.listing(self._task).folders)
-        found: dict[str, Listing] = {}
+        present = {same_name(name): name for name in self._place.listing(self._task).folders}
+        found: dict[str, dict[str, tuple[str, str]]] = {}
         for where, label, file in self._parsed(split):
-            folder = f"{self._task}/{label}"
+            folder = f"{self._task}/{present.get(label, label)}"
             if label in present and label not in found:
-                found[label] = self._place.listing(folder)
-            if label not in present or file not in found[label].files:
+                files = self._place.listing(folder).files
+                found[label] = {same_name(name): (name, stamp) for name, stamp in files.items()}
+            if label not in present or same_name(file) not in found[label]:
                 raise CwpsError(f"{where}: there is no file {self._place.describe(f'{folder}/{file}')}")
-            yield f"{folder}/{file}", found[label].files[file], label
+            name, stamp = found[label][same_name(file)]
+            yield f"{folder}/{name}", stamp, label
 
     def _parsed(self, split: str) -> list[_Line]:
         if split not in self._lines:
@@ -91,6 +97,7 @@ class ListedSplits:
             match = _LINE.fullmatch(line.strip())
             path, number = match.groups() if match else (line, None)
             label, _, file = path.removeprefix(listed.start).partition("/")
+            label = same_name(label)
             plain = "/" not in file and "\\" not in path and label not in _NO_NAMES and file not in _NO_NAMES
             if not plain or not path.startswith(listed.start):
                 raise CwpsError(f"{where}: {path!r} is not {listed.start}<class>/<file>")

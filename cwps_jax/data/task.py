@@ -2,11 +2,12 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from cwps_jax.data.split import Arrays, Split, as_split
+from cwps_jax.data.arrays_check import check_labels, check_same_images, checked_arrays, checked_split
+from cwps_jax.data.split import Arrays, Split
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import DataConfig
 
@@ -17,9 +18,9 @@ VALIDATION_SHARE = 0.1
 class TaskData:
     """The data of one task.
 
-    A split is a dict of arrays with a common leading axis, of which "image" is the model's input and every
-    other entry (usually "label") is for the loss and the metric; or another `Split`, such as images that
-    are decoded when they are needed.
+    A split is a dict of arrays or lists with a common leading axis, of which "image" is the model's input and
+    every other entry (usually "label") is for the loss and the metric; or another `Split`, such as images
+    that are decoded when they are needed. What cannot be trained on is refused here, see `arrays_check`.
 
     Attributes:
         train: what is trained on.
@@ -52,14 +53,8 @@ class TaskData:
         if class_names and len(class_names) != classes:
             raise CwpsError(f"{len(class_names)} class names for {classes} classes: give one for each")
         for name, given in (("train", train), ("validation", validation), ("test", test)):
-            if isinstance(given, Mapping):
-                _check_arrays(given, name)
-            split = as_split(given)
-            if not len(split):
-                raise CwpsError(f"{name} data is empty")
-            if classes is not None:
-                check_labels(split.fields, classes, name)
-            object.__setattr__(self, name, split)
+            object.__setattr__(self, name, checked_split(given, name, classes))
+        check_same_images({"train": self.train, "validation": self.validation, "test": self.test})
         object.__setattr__(self, "classes", classes)
         object.__setattr__(self, "note", note)
         object.__setattr__(self, "class_names", tuple(class_names))
@@ -88,6 +83,9 @@ class TaskData:
             item_ids: what identifies each training item; by default the bytes of its image.
         """
         if validation is None:
+            train = checked_arrays(train, "train", classes)
+            if classes is not None:
+                check_labels(train, classes, "train")
             ids = item_ids if item_ids is not None else [image.tobytes() for image in train["image"]]
             groups = train["label"] if classes is not None else np.zeros(len(ids), np.int32)
             held_out = held_out_items([hashlib.sha256(one).digest() for one in ids], groups, VALIDATION_SHARE)
@@ -113,28 +111,3 @@ def held_out_items(digests: Sequence[bytes] | np.ndarray, groups: np.ndarray, sh
         count = min(max(1, round(share * len(members))), len(members) - 1)
         held_out[members[np.argsort(rank[members], kind="stable")[:count]]] = True
     return held_out
-
-
-def _check_arrays(arrays: Arrays, split: str) -> None:
-    if "image" not in arrays:
-        raise CwpsError(f"{split} data has no 'image', only {sorted(arrays)}")
-    sizes = {name: len(array) for name, array in arrays.items()}
-    if len(set(sizes.values())) != 1:
-        raise CwpsError(f"{split} data has arrays of different lengths: {sizes}")
-
-
-def check_labels(fields: Arrays, classes: int, split: str) -> None:
-    """Raises CwpsError unless there are labels, and all are classes.
-
-    On the host: integer cross-entropy takes -1 for the last class and returns NaN for a label too high.
-    """
-    labels = fields.get("label")
-    if labels is None:
-        raise CwpsError(f"{split} data has no 'label', only {sorted(fields)}")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise CwpsError(f"{split} labels are {labels.dtype}: must be whole numbers from 0 to {classes - 1}")
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(wrong):
-        raise CwpsError(
-            f"{split} label {labels[wrong[0]]} of item {wrong[0]}: must be from 0 to {classes - 1}"
-        )

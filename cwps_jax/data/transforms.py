@@ -61,6 +61,7 @@ class Transform:
     color_jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     randaugment_layers: int = 0
     randaugment_magnitude: float = 9.0
+    image_bits: int = 0
 
     @classmethod
     def of(cls, settings: DataConfig) -> "Transform":
@@ -71,7 +72,8 @@ class Transform:
     def stored_as(self) -> str:
         """What the pixels of `stored` depend on besides the image and its box."""
         size = f"square {self.image_size}" if self.crop == "stretch" else f"{self.shorter_side}"
-        return f"{size} {self.interpolation} {PIL.__version__}"
+        bits = f" {self.image_bits} bits" if self.image_bits else ""
+        return f"{size} {self.interpolation} {PIL.__version__}{bits}"
 
     @property
     def evaluated_as(self) -> dict[str, Any]:
@@ -79,7 +81,8 @@ class Transform:
         crop = "stretch" if self.crop == "stretch" else "center"
         resize = self.image_size if crop == "stretch" else self.shorter_side
         return {"image_size": self.image_size, "resize": resize, "crop": crop} | {
-            "interpolation": self.interpolation
+            "interpolation": self.interpolation,
+            "image_bits": self.image_bits,
         }
 
     def stored(self, image: bytes | np.ndarray, box: Box | None = None) -> np.ndarray:
@@ -139,7 +142,7 @@ class Transform:
                 return pixels
             picture = Image.fromarray(pixels)
         else:
-            picture = _decoded(opened, part, (2 * size[0], 2 * size[1]))
+            picture = _decoded(opened, part, (2 * size[0], 2 * size[1]), self.image_bits or 16)
         return np.asarray(picture.resize(size, RESAMPLING[self.interpolation]))
 
     def _random_resized(self, image: bytes | np.ndarray, box: Box | None, draws: np.ndarray) -> np.ndarray:
@@ -151,7 +154,7 @@ class Transform:
         if isinstance(opened, np.ndarray):
             pixels = _cut(opened, part)
         else:
-            pixels = np.asarray(_decoded(opened, part, size))
+            pixels = np.asarray(_decoded(opened, part, size, self.image_bits or 16))
         opencv = _opencv()
         method = {"bilinear": opencv.INTER_LINEAR, "bicubic": opencv.INTER_CUBIC}[self.interpolation]
         if min(pixels.shape[:2]) >= 2 * self.image_size:  # or most pixels would have no part in the result
@@ -202,11 +205,12 @@ def _opened(image: bytes | np.ndarray) -> Image.Image | np.ndarray:
     return pixels
 
 
-def _decoded(opened: Image.Image, part: Part, needed: tuple[int, int]) -> Image.Image:
+def _decoded(opened: Image.Image, part: Part, needed: tuple[int, int], bits: int) -> Image.Image:
     """Returns a part of an image file, of at least the needed size if it has that, else of its own."""
     width, height = decode.upright_size(opened)  # before it is decoded, at what may be another size
     fits = min(part.width / needed[0], part.height / needed[1])
-    picture = decode.to_rgb(opened, next((reduction for reduction in (8, 4, 2) if reduction <= fits), 1))
+    reduction = next((one for one in (8, 4, 2) if one <= fits), 1)
+    picture = decode.to_rgb(opened, reduction, bits)
     across, down = picture.width / width, picture.height / height
     left, top = int(part.left * across), int(part.top * down)
     right = max(left + 1, round((part.left + part.width) * across))

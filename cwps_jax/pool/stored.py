@@ -14,7 +14,8 @@ from cwps_jax.pool.output import print_json, print_line, print_table
 from cwps_jax.report.owners import channel_owners, layers_in_order
 from cwps_jax.report.table import borrowed_from
 from cwps_jax.search.models import model_rows
-from cwps_jax.store.pool import PRETRAINED, Pool
+from cwps_jax.store.pool import Pool
+from cwps_jax.store.trees import OWN, PRETRAINED, TASKS
 
 VERBS = ("list", "show", "diff")
 _OWN_PLACE = ("learned_with", "compared")  # of a record: shown elsewhere
@@ -102,12 +103,12 @@ def settings_of(pool: Pool, task: str) -> dict[str, Any]:
 def _row(pool: Pool, task: str) -> dict[str, Any]:
     version = pool.version(task)
     # A stored folder is never changed: its time is when the task was stored here.
-    stored = (pool.folder / "tasks" / version.name / "own").stat().st_mtime
+    stored = (pool.folder / TASKS / version.folder / OWN).stat().st_mtime
     return {
         "task": version.task,
         "method": version.method,
         "accuracy": version.record.get("accuracy_when_learned"),
-        "kept": pool.count(task).ratio,
+        "kept": pool.count(task).ratio if version.ratio is None else version.ratio,
         "bytes": version.bytes,
         "from": pool.relation(task) if pool.shares_channels(task) else None,
         "stored": datetime.datetime.fromtimestamp(int(stored)).astimezone().isoformat(),

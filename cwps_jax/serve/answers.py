@@ -15,11 +15,11 @@ from cwps_jax.data.split import Arrays, Split, as_split
 from cwps_jax.data.task import TaskData, check_labels
 from cwps_jax.errors import CwpsError
 from cwps_jax.serve.images import Path, class_folders, given_images
-from cwps_jax.serve.learned_with import LearnedWith, learned_with, task_model, with_tuples
+from cwps_jax.serve.learned_with import LearnedWith, learned_with, task_model
 from cwps_jax.settings import DataConfig, TrainConfig
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import Predictor, measure
-from cwps_jax.train.objectives import Objective, accuracy
+from cwps_jax.train.objectives import Metric, accuracy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def evaluate(
     task: str,
     data: Path | TaskData | Split | Arrays | None = None,
     *,
-    metric: Objective = accuracy,
+    metric: Metric = accuracy,
     model: nn.Module | None = None,
     batch_size: int = 0,
 ) -> Evaluation:
@@ -126,7 +126,8 @@ def evaluate(
         data: a folder of class folders, <class>/<file>, by the names of the task's classes; a `TaskData`, of
             which the test split counts, a split, or a dict of arrays with "image" and "label"; None for the
             test data that the task was learned with.
-        metric: (outputs, batch) to one value per item, (batch,); accuracy by default.
+        metric: (outputs, batch) to one value per item, (batch,), or one of a `whole_split`; accuracy by
+            default.
         model, batch_size: see `predict`.
 
     Raises:
@@ -161,7 +162,7 @@ def _recorded(known: LearnedWith) -> Split:
     images = known.told["images"]
     if images is None:
         raise CwpsError(f"{known.name} was learned from arrays given in Python; give its data here, too")
-    settings = DataConfig(**with_tuples(images))
+    settings = DataConfig(**images)
     data = sources.load(settings, known.task, seed=known.told["config"]["seed"])
     now = provenance.learned_with(data, TrainConfig(), known.told["dtype"])
     provenance.check_task(known.task, known.record, data, now)

@@ -69,18 +69,25 @@ def learned_with(pool: Pool, task: str) -> LearnedWith:
     if classes is None:
         raise CwpsError(f"{pool.folder}: {version.name} is no classification; use pool.effective in Python")
     try:
-        prepared = with_tuples(known["preparation"])
+        prepared = known["preparation"]
+        mean, deviation = (
+            prepared[key] and tuple(prepared[key]) for key in ("pixel_mean", "pixel_deviation")
+        )
         transform = None
         if "image_size" in prepared:
             transform = Transform(
-                prepared["image_size"], prepared["resize"], prepared["interpolation"], prepared["crop"]
+                prepared["image_size"],
+                prepared["resize"],
+                prepared["interpolation"],
+                prepared["crop"],
+                image_bits=prepared["image_bits"],
             )
         return LearnedWith(
             version.name,
             version.task,
             tuple(known["class_names"] or map(str, range(classes))),
             tuple(known["input"]["shape"]),
-            Preparation(prepared["pixel_mean"], prepared["pixel_deviation"]),
+            Preparation(mean, deviation),
             transform,
             version.record,
         )
@@ -111,8 +118,3 @@ def task_model(pool: Pool, known: LearnedWith, model: nn.Module | None = None) -
         pool.index.backbone, len(known.class_names), dtype=jnp.dtype(known.told["dtype"])
     )
     return pool.model(known.name, plain)
-
-
-def with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings as they were before JSON made lists of their tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -9,19 +10,39 @@ from typing import Any, Literal
 
 from cwps_jax.errors import CwpsError
 
+LONGEST = 100  # characters of a value in an error: some are whole functions
+
 
 def check_types(config: Any, where: str = "config.") -> None:
     """Raises CwpsError for the first field whose value does not have the field's type.
 
+    What NumPy, JAX and notebooks give becomes plain Python first: one number of theirs a number, and where a
+    tuple is wanted, a list or an array a tuple.
+
     Args:
-        config: a dataclass.
+        config: a dataclass, frozen or not; its fields are set.
         where: what stands before a field's name in the error.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
+        given, hint = getattr(config, field.name), hints[field.name]
+        value = _plain(given, hint)
+        if value is not given:
+            object.__setattr__(config, field.name, value)
         if not _has_type(value, hint):
-            raise CwpsError(f"{where}{field.name} = {value!r}: must be {_describe(hint)}")
+            told = reprlib.repr(value) if len(repr(value)) > LONGEST else repr(value)
+            raise CwpsError(f"{where}{field.name} = {told}: must be {_describe(hint)}")
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    if hint is Any:
+        return value
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:
+            return tuple(_plain(one, typing.get_args(hint)[0]) for one in value)
+    elif hasattr(value, "dtype") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    return value
 
 
 def _has_type(value: Any, hint: Any) -> bool:
@@ -29,7 +50,7 @@ def _has_type(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if origin is Literal:
-        return value in arguments
+        return any(type(value) is type(one) and value == one for one in arguments)
     if origin in (types.UnionType, typing.Union):
         return any(_has_type(value, one) for one in arguments)
     if origin is tuple:

@@ -25,6 +25,8 @@ class DataConfig:
         label: name of the label among a record's fields.
         box: whether images are cut to the bounding box that the data set gives.
         unreadable: what is done about images that cannot be decoded: "refuse", or "skip" and count them.
+        image_bits: how many bits grey images of 16 bits use, such as 12 for values up to 4095, which is white
+            then. 0 for 16, which is refused where no training image has such values. Of no other images.
         shots: training images a class of each task, drawn by the seed (few-shot); 0 for all.
         image_size: side of the images in pixels; 0 for that of embedded data or, for other data, of the
             backbone's published weights.
@@ -59,6 +61,7 @@ class DataConfig:
     label: str = "label"
     box: bool = False
     unreadable: Literal["refuse", "skip"] = "refuse"
+    image_bits: int = 0
     shots: int = 0
     image_size: int = 0
     resize: int = 0
@@ -83,6 +86,8 @@ class DataConfig:
         check_types(self)
         at_least(self, shots=0, image_size=0, resize=0, randaugment_layers=0, mixup=0, cutmix=0)
         at_least(self, cache_gigabytes=0, reader_threads=0, prefetch=1)
+        if self.image_bits and not 8 <= self.image_bits <= 31:
+            raise CwpsError(f"config.image_bits = {self.image_bits}: must be from 8 to 31, or 0 for 16")
         if len(self.crop_area) != 2 or not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
             raise CwpsError(
                 f"config.crop_area = {self.crop_area}: must be the smallest and the largest share, in (0, 1]"

@@ -1,8 +1,10 @@
 """`Contents`: what a pool holds, as it is read: models, and who stores each of their channels."""
 
 import dataclasses
+import difflib
 import functools
 import pathlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,9 +20,12 @@ from cwps_jax.methods import channels
 from cwps_jax.methods.channels import Ownership
 from cwps_jax.methods.method import Method, Pooled, Stored
 from cwps_jax.search.models import StoredModels
-from cwps_jax.settings import nearest
+from cwps_jax.store.damage import Damage, damaged
 from cwps_jax.store.index import Index, Version
+from cwps_jax.store.listing import listed
 from cwps_jax.store.trees import PRETRAINED, Trees
+
+NAMED = 20  # tasks that an error names
 
 
 class Contents:
@@ -56,6 +61,26 @@ class Contents:
     def __contains__(self, task: object) -> bool:
         return task in self.index.by_name
 
+    def __len__(self) -> int:
+        """How many tasks it holds."""
+        return len(self.tasks)
+
+    def __bool__(self) -> bool:
+        """A pool is one, even while it holds no task."""
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the tasks, oldest first."""
+        return iter(self.tasks)
+
+    def __repr__(self) -> str:
+        """A table of the newest tasks, which reads no tree."""
+        return listed(self.folder, self.index, [self.index.by_name[task] for task in self.tasks])
+
+    def verify(self) -> list[Damage]:
+        """Looks at every file and every owner, and returns what is damaged and which versions need it."""
+        return damaged(self._trees)
+
     def version(self, task: str) -> Version:
         """Returns a task's newest version, or the one named "task@n".
 
@@ -63,9 +88,7 @@ class Contents:
             CwpsError: it is not in the pool.
         """
         if task not in self.index.by_name:
-            near = nearest(task, self.index.by_name)
-            known = f"did you mean {near!r}?" if near else f"it has {', '.join((PRETRAINED, *self.tasks))}"
-            raise CwpsError(f"{self.folder}: no task {task!r} in this pool; {known}")
+            raise CwpsError(f"{self.folder}: no task {task!r} in this pool; {self._known(task)}")
         return self.index.by_name[task]
 
     def effective(self, task: str) -> dict[str, Any]:
@@ -176,6 +199,12 @@ class Contents:
                 if version.method == method
             },
         )
+
+    def _known(self, task: str) -> str:
+        near = difflib.get_close_matches(task, [PRETRAINED, *self.index.by_name], 1)
+        last = self.tasks[-NAMED:]
+        more = f" and {len(self) - NAMED} older ones" if len(self) > NAMED else ""
+        return f"{f'did you mean {near[0]!r}? ' if near else ''}it has {', '.join((PRETRAINED, *last))}{more}"
 
     def _models(self, names: tuple[str, ...]) -> StoredModels:
         # Two threads: one waits for files; more would wait for Python's lock.

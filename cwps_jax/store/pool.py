@@ -4,18 +4,19 @@
 
     pool/
       index.json            what there is; replaced atomically, after everything it names is written
+      .lock                 whoever holds it writes: `cwps_jax.store.lock`
       pretrained/           the shared tree: the pre-trained model, whole
-      tasks/birds@1/        the trees of a version:
+      tasks/birds@1/        the trees of a version, by the name that it had when it was stored:
         own/                  all that is its own but rows, in its method's form: see `methods.channels`
         rows/                 what later versions borrow, where the method has such
         sketch/               the same in 8 bits, what a search looks at first: `cwps_jax.search.sketch`
 
-What is written is never changed. How a tree is stored: `cwps_jax.store.arrays`.
+What is written is never changed. How a tree is stored: `cwps_jax.store.arrays`; how the folder is changed by
+several processes, of which any may be killed: `cwps_jax.store.writing`.
 """
 
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,12 +29,13 @@ from cwps_jax.methods.method import Method, Stored
 from cwps_jax.search.composite import Source
 from cwps_jax.settings import check_task_name
 from cwps_jax.store import arrays
-from cwps_jax.store.contents import Contents
 from cwps_jax.store.index import Index, Version
-from cwps_jax.store.trees import OWN, PRETRAINED, ROWS, SKETCH, Trees
+from cwps_jax.store.lifecycle import Lifecycle
+from cwps_jax.store.trees import PRETRAINED, owners
+from cwps_jax.store.writing import partial, placed, writing
 
 
-class Pool(Contents):
+class Pool(Lifecycle):
     """The models stored in one folder. Open one with `Pool.open`, make one with `Pool.create`."""
 
     @classmethod
@@ -59,8 +61,6 @@ class Pool(Contents):
             CwpsError: there is a pool already, or the variables are not those of the layout.
         """
         folder = pathlib.Path(folder)
-        if (folder / "index.json").exists():
-            raise CwpsError(f"{folder}: there is a pool already; open it, or name another folder")
         shapes = {path: tuple(leaf.shape) for path, leaf in flatten(variables["params"]).items()}
         head = tuple((path, shapes.pop(path)) for path in layout.head_paths if path in shapes)
         wanted = layout.backbone_shapes
@@ -71,8 +71,13 @@ class Pool(Contents):
                 "the layout; give the layout of this very model"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        sha256 = arrays.save(folder / PRETRAINED, variables)
-        Index(backbone, dataclasses.replace(layout, head=head), sha256, dict(record or {})).write(folder)
+        with writing(folder):
+            if (folder / "index.json").exists():
+                raise CwpsError(f"{folder}: there is a pool already; open it, or name another folder")
+            with partial(folder) as new:
+                sha256 = arrays.save(new, variables)
+                placed(new, folder / PRETRAINED)
+            Index(backbone, dataclasses.replace(layout, head=head), sha256, dict(record or {})).write(folder)
         return cls.open(folder)
 
     @classmethod
@@ -129,6 +134,9 @@ class Pool(Contents):
     ) -> Version:
         """Stores a new version of a task. No file of an earlier one is touched.
 
+        Other processes may have changed the pool since it was opened or last written here: other tasks of
+        theirs stay, and are seen from now on.
+
         Args:
             task: its name.
             method: by which it is restored.
@@ -138,63 +146,59 @@ class Pool(Contents):
 
         Raises:
             CwpsError: a name that cannot be a task's, a method that is not registered, the name of a compared
-                model for a task or the other way round, or the pool on disk is not the one that was opened.
+                model for a task or the other way round; another process has stored this task since, or has
+                removed what it is restored from; or it writes, and does not end.
         """
         check_task_name(task)
         if methods.find(method.name) is not type(method):
             raise CwpsError(f"method {method.name!r} is registered for another class than {type(method)}")
-        if any(one.task == task and one.compared != compared for one in self.index.versions):
-            raise CwpsError(f"{self.folder}: {task!r} is a task here and a compared model; rename the task")
-        self._check_unchanged()
-        number = 1 + max((one.version for one in self.index.versions if one.task == task), default=0)
-        trees = {OWN: stored.own, **({ROWS: stored.rows} if stored.rows else {})}
-        size = arrays.payload_bytes(trees)
-        if stored.rows and not compared:  # nobody searches what is no task
-            trees[SKETCH] = self._trees.sketched(flatten(stored.own), stored.rows)
-        folder = self.folder / "tasks" / f"{task}@{number}"
-        sha256 = {name: arrays.save(folder / name, tree) for name, tree in trees.items()}
-        version = Version(
-            self.index.next_id,
-            task,
-            number,
-            sha256.get(ROWS, ""),
-            sha256[OWN],
-            size,
-            dict(record),
-            method.name,
-            dataclasses.asdict(method),
-            tuple(self.version(name).id for name in stored.uses),
-            compared,
-            sha256.get(SKETCH, ""),
-        )
-        self._replace_index((*self.index.versions, version))
+        uses = tuple(self.version(name).id for name in stored.uses)
+        with self._turn() as index:
+            self._check_current(index, task, method, {*uses, *owners(flatten(stored.own))} - {0}, compared)
+            number = 1 + max((one.version for one in index.versions if one.task == task), default=0)
+            version = Version(
+                index.next_id,
+                task,
+                number,
+                "",
+                "",
+                0,
+                dict(record),
+                method.name,
+                dataclasses.asdict(method),
+                uses,
+                compared,
+            )
+            version = self._written(index, version, stored)
+            self._replace_index(index, (*index.versions, version))
         return version
 
-    def remove(self, task: str) -> None:
-        """Removes a task's newest version, or the one named "task@n", with its files.
-
-        Raises:
-            CwpsError: not in the pool, other versions borrow its rows or are restored from it, or the pool on
-                disk is not the one that was opened.
-        """
-        version = self.version(task)
-        self._check_unchanged()
-        dependants = [one.name for one in self.index.versions if version.id in self._trees.needs(one)]
-        if dependants:
+    def _check_current(
+        self, index: Index, task: str, method: Method, needed: set[int], compared: bool
+    ) -> None:
+        """Raises CwpsError where what others have done since forbids to store a task."""
+        if any(one.task == task and one.compared != compared for one in index.versions):
+            raise CwpsError(f"{self.folder}: {task!r} is a task here and a compared model; rename the task")
+        new = [one for one in index.versions if one.id not in self.index.by_id]
+        known = {one.id for one in self.index.versions if one.task == task}
+        theirs = [one.name for one in index.versions if one.task == task and one.id not in known]
+        if theirs:
             raise CwpsError(
-                f"{self.folder}: {version.name} cannot be removed: {', '.join(dependants)} "
-                f"{'are' if len(dependants) > 1 else 'is'} restored from it; remove "
-                f"{'those' if len(dependants) > 1 else 'that'} first"
+                f"{self.folder}: another process has stored {theirs[-1]} since this pool was opened; nothing "
+                "was written: choose another name, or open the pool again to add a version"
             )
-        self._replace_index(tuple(one for one in self.index.versions if one is not version))
-        shutil.rmtree(self.folder / "tasks" / version.name)
-        # A later version may get its number, by which what has been read is remembered.
-        self._trees, self._ownerships, self._pooled = Trees(self.folder, self.index), {}, None
-
-    def _check_unchanged(self) -> None:
-        if Index.read(self.folder) != self.index:
-            raise CwpsError(f"{self.folder}: another process has changed this pool; open it again")
-
-    def _replace_index(self, versions: tuple[Version, ...]) -> None:
-        dataclasses.replace(self.index, versions=versions).write(self.folder)
-        self._trees.index = Index.read(self.folder)
+        gone = [
+            self.index.by_id[one].name if one in self.index.by_id else f"version number {one}"
+            for one in sorted(needed - index.by_id.keys())
+        ]
+        if gone:
+            raise CwpsError(
+                f"{self.folder}: {task!r} is restored from {', '.join(gone)}, removed by another process "
+                "since this pool was opened; open it again and learn the task anew"
+            )
+        mine = [one.name for one in new if one.method == method.name] if method.uses_own_tasks else []
+        if mine:
+            raise CwpsError(
+                f"{self.folder}: another process has stored {', '.join(mine)} since this pool was opened, "
+                f"and {method.name} builds on all of its tasks; open it again and learn {task!r} anew"
+            )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cwps_jax.core.trees import Tree, flatten, unflatten
+from cwps_jax.errors import CwpsError
 from cwps_jax.methods.channels import unpack_bits
 from cwps_jax.methods.method import Method, Restoring
 from cwps_jax.search.models import model_rows
@@ -16,6 +17,7 @@ from cwps_jax.store import arrays
 from cwps_jax.store.index import Index, Version
 
 PRETRAINED = "pretrained"
+TASKS = "tasks"  # the folder of the versions' folders
 ROWS, SKETCH, OWN = "rows", "sketch", "own"  # the folders of a version's trees
 
 
@@ -39,8 +41,7 @@ class Trees:
         version = self.index.by_id[identity]
         if not version.rows_sha256:
             return {}
-        folder = self.folder / "tasks" / version.name / ROWS
-        return self._once((version.id, ROWS), lambda: arrays.load(folder, version.rows_sha256))
+        return self._once((version.id, ROWS), lambda: self._load(version, ROWS, version.rows_sha256))
 
     def sketch(self, identity: int) -> Mapping[str, np.ndarray]:
         """Returns the sketch of an owner's rows; it is made here where an earlier release wrote none."""
@@ -49,7 +50,7 @@ class Trees:
         def read() -> Mapping[str, np.ndarray]:
             if not version.sketch_sha256:
                 return self.sketched(self.own(version), self.rows(identity))
-            return arrays.load(self.folder / "tasks" / version.name / SKETCH, version.sketch_sha256)
+            return self._load(version, SKETCH, version.sketch_sha256)
 
         return self._once((identity, SKETCH), read)
 
@@ -71,8 +72,7 @@ class Trees:
 
     def own(self, version: Version) -> arrays.Leaves:
         """Returns all that is a version's own but its rows."""
-        folder = self.folder / "tasks" / version.name / OWN
-        return self._once((version.id, OWN), lambda: arrays.load(folder, version.own_sha256))
+        return self._once((version.id, OWN), lambda: self._load(version, OWN, version.own_sha256))
 
     def shared(self) -> dict[str, Any]:
         """Returns the pre-trained model's variables."""
@@ -85,8 +85,11 @@ class Trees:
 
     def needs(self, version: Version) -> set[int]:
         """Returns the numbers of the other versions that one is restored from."""
-        owners = (leaf for path, leaf in self.own(version).items() if path.startswith("owner/"))
-        return {*version.uses, *(int(one) for owner in owners for one in np.unique(owner))} - {0, version.id}
+        return {*version.uses, *self.owners(version)}
+
+    def owners(self, version: Version) -> set[int]:
+        """Returns the numbers of the other versions whose rows one borrows."""
+        return owners(self.own(version)) - {0, version.id}
 
     def restored(
         self,
@@ -120,6 +123,17 @@ class Trees:
         other = {key: tree for key, tree in self.shared().items() if key != "params"}
         return {**other, **unflatten(view.under("other")), **method.restore(view)}
 
+    def _load(self, version: Version, tree: str, sha256: str) -> arrays.Leaves:
+        try:
+            return arrays.load(self.folder / TASKS / version.folder / tree, sha256)
+        except (CwpsError, FileNotFoundError) as error:
+            # Damage, unless another process has removed it since.
+            if version.id in Index.read(self.folder).by_id:
+                raise
+            raise CwpsError(
+                f"{self.folder}: {version.name} was removed after this pool was opened; open it again"
+            ) from error
+
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         """Returns what `make` gave for this key first; two threads at once may both make it."""
         return self._loaded[key] if key in self._loaded else self._loaded.setdefault(key, make())
@@ -127,3 +141,9 @@ class Trees:
 
 def _params(effective: Callable[[str], Tree], name: str) -> Tree:
     return effective(name)["params"]
+
+
+def owners(own: Mapping[str, np.ndarray]) -> set[int]:
+    """Returns the numbers of the owners that a version's own tree, flat, names."""
+    named = (leaf for path, leaf in own.items() if path.startswith("owner/"))
+    return {int(one) for leaf in named for one in np.unique(leaf)}

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from cwps_jax.core.trees import Tree
-from cwps_jax.data.pipeline import ahead, steps_per_epoch, training_batches
+from cwps_jax.data.arrays_check import not_finite
+from cwps_jax.data.pipeline import ahead, rows_of_step, steps_per_epoch, training_batches
 from cwps_jax.data.split import Batch, Split
 from cwps_jax.parallel import Parallel
 from cwps_jax.settings import TrainConfig
@@ -39,7 +40,7 @@ def run_epoch(
         epoch: its number, counted from the task's beginning.
 
     Raises:
-        FloatingPointError: the mean of the epoch's losses is not finite.
+        FloatingPointError: the mean of the epoch's losses is not finite; the batch is looked at first.
     """
     began = time.perf_counter()
     steps = steps_per_epoch(split, config.batch_size)
@@ -58,9 +59,9 @@ def run_epoch(
         "lambda_": float(rows[-1]["lambda"]),
     }
     if not np.isfinite(measured["loss"]):
-        raise FloatingPointError(
-            f"the loss is {measured['loss']} in epoch {epoch + 1}; lower config.learning_rate"
-        )
+        first = next(place for place, row in enumerate(rows) if not np.isfinite(row["loss"]))
+        where = f"the loss is {rows[first]['loss']} in epoch {epoch + 1}, step {first + 1}"
+        raise FloatingPointError(f"{where}{_why(split, config, epoch * steps + first)}")
     return state, measured, time.perf_counter() - began
 
 
@@ -92,6 +93,16 @@ def mean_statistics(
         ]
     )
     return jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float32), *found)
+
+
+def _why(split: Split, config: TrainConfig, step: int) -> str:
+    """Returns what makes the loss of a step not finite: an item of its batch, or else the rate."""
+    rows = rows_of_step(split, config.batch_size, config.seed, step)
+    for name, values in split.read(rows, None).items():
+        found = not_finite(values)
+        if found:
+            return f": the {name!r} of training item {rows[found[0]]} has a value that is {found[1]}; mend it"
+    return "; its images and labels are finite: lower config.learning_rate"
 
 
 def _batches(

@@ -11,8 +11,9 @@ from cwps_jax.core.trees import Tree
 from cwps_jax.data.pipeline import ahead, evaluation_batches
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
+from cwps_jax.errors import CwpsError
 from cwps_jax.parallel import Compiled, Parallel
-from cwps_jax.train.objectives import Objective
+from cwps_jax.train.objectives import Metric, WholeSplit
 from cwps_jax.train.step import apply_model
 
 # Items that a metric sees at once, whatever the split's length: splits of all lengths share its program.
@@ -65,10 +66,26 @@ class Predictor:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def measure(metric: Objective, outputs: Any, split: Split | Arrays) -> float:
-    """Returns the mean of a metric over a split, from the outputs of a `Predictor`."""
-    program = jax.jit(metric)
+def measure(metric: Metric, outputs: Any, split: Split | Arrays) -> float:
+    """Returns a metric of a split, from the outputs of a `Predictor`: its mean, or that of all items at once.
+
+    Args:
+        metric: of one item, or of a `whole_split`.
+        outputs: (items, ...), or a tree of such.
+        split: the items.
+
+    Raises:
+        CwpsError: a metric of a whole split gives more than one number.
+    """
     items = jax.tree.map(np.asarray, (outputs, dict(as_split(split).fields)))
+    if isinstance(metric, WholeSplit):
+        value = np.asarray(metric.function(*items))
+        if value.ndim or value.dtype.kind not in "biuf":
+            raise CwpsError(
+                f"the metric of a whole split gives {value.shape} {value.dtype}: must be one number"
+            )
+        return float(value)
+    program = jax.jit(metric)
     count = len(jax.tree.leaves(items)[0])
 
     def part(first: int) -> np.ndarray:

@@ -1,16 +1,56 @@
 """Losses and metrics of classification. Yours may be any function of the same form."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cwps_jax.errors import CwpsError
 
 # (outputs, batch) -> one value per item, (batch,). A metric is better when it is larger.
 Objective = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeSplit:
+    """A metric over a whole split, which no mean over items gives; see `whole_split`.
+
+    Attributes:
+        function: (outputs, fields) of all items, in NumPy, to one number.
+    """
+
+    function: Callable[[Any, Mapping[str, np.ndarray]], float]
+
+    def per_item(self, outputs: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """Returns what stands for it while training: not a number, (batch,)."""
+        return jnp.full(len(jax.tree.leaves(outputs)[0]), jnp.nan)
+
+
+Metric = Objective | WholeSplit
+
+
+def whole_split(function: Callable[[Any, Mapping[str, np.ndarray]], float]) -> WholeSplit:
+    """Marks a metric that is computed once, of all outputs of a split: F1, mean average precision, mean IoU.
+
+    It runs in NumPy on the host, after training, on validation and on test data, so it may be scikit-learn's.
+    No batch has it, so `Progress.metric` is not a number (nan) while training.
+
+    Args:
+        function: (outputs, fields) to one number, better when larger: the model's outputs, (items, ...) or a
+            tree of such, and the split's fields, such as "label", (items, ...), as NumPy arrays.
+
+    Example:
+        >>> import numpy as np
+        >>> recall = whole_split(lambda outputs, fields: np.mean(outputs[fields["label"] == 1, 0] > 0))
+        >>> float(recall.function(np.array([[2.0], [-1.0], [3.0]]), {"label": np.array([1, 1, 0])}))
+        0.5
+    """
+    return WholeSplit(function)
 
 
 def mask_padding(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -14,7 +14,7 @@ class Progress:
         method, stage: which.
         epoch, epochs: number of the epoch, from 1, and how many the task has.
         last_of_stage: whether the stage ends with it.
-        loss, metric: means over the epoch's batches, on training data.
+        loss, metric: means over the epoch's batches, on training data; a metric of a `whole_split` is nan.
         private: share of the backbone that the task would keep now (params_ratio).
         lambda_: weight of the sparsity penalty.
         seconds_per_epoch: the median of this stage so far.

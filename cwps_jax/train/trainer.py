@@ -14,7 +14,7 @@ import numpy as np
 
 from cwps_jax import methods
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import Tree, select
+from cwps_jax.core.trees import Tree, flatten, select
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
@@ -27,7 +27,7 @@ from cwps_jax.settings import TrainConfig
 from cwps_jax.tracing import mode
 from cwps_jax.train.epochs import mean_statistics, run_epoch
 from cwps_jax.train.evaluation import Predictor
-from cwps_jax.train.objectives import Objective, accuracy, cross_entropy, smoothed
+from cwps_jax.train.objectives import Metric, Objective, WholeSplit, accuracy, cross_entropy, smoothed
 from cwps_jax.train.records import Progress, Trained
 from cwps_jax.train.state import TrainState, begun_state, make_plan, start_state
 from cwps_jax.train.step import at_the_end, make_norm_step, make_step
@@ -44,7 +44,8 @@ class Trainer:
         model: a Linen model with its head.
         layout: its layout.
         example: shape and type of a batch of one image.
-        loss, metric: functions of (outputs, batch) to one value per item; a metric is better when larger.
+        loss, metric: functions of (outputs, batch) to one value per item; a metric is better when larger, and
+            may be one of a `whole_split`.
         parallel: how steps are spread over devices.
         profiler: looks at a few steps of every stage.
     """
@@ -56,7 +57,7 @@ class Trainer:
         example: jax.ShapeDtypeStruct,
         *,
         loss: Objective = cross_entropy,
-        metric: Objective = accuracy,
+        metric: Metric = accuracy,
         parallel: Parallel | None = None,
         profiler: Profiler | None = None,
     ) -> None:
@@ -91,7 +92,7 @@ class Trainer:
         Raises:
             CwpsError: there is not one batch of images, the devices do not divide it, or the method cannot
                 serve this backbone.
-            FloatingPointError: the loss is not finite at the end of an epoch.
+            FloatingPointError: the loss is not finite at the end of an epoch, or what was trained at the end.
         """
         began = time.perf_counter()
         split = as_split(split)
@@ -142,6 +143,7 @@ class Trainer:
         final = state.average or {"own": state.own, "other": state.other}
         moment = dataclasses.replace(moment, own=final["own"])
         params = jax.device_get(self._finish(stages[-1])(moment.own, moment.frozen).params)
+        _check_finite({"params": params, **final["other"], "own": moment.own})
         gates = moment.frozen.get("gates", {})
         return Trained(
             finished=Finished(moment, params, gates, final["other"]),
@@ -246,6 +248,7 @@ class Trainer:
             id(self.model_of(method)),  # a user's module need not be hashable
         )
         loss = smoothed(self.loss, config.label_smoothing)
+        metric = self.metric.per_item if isinstance(self.metric, WholeSplit) else self.metric
         return self._compiled(
             key,
             lambda: self.parallel.compile(
@@ -253,7 +256,7 @@ class Trainer:
                     stage,
                     self.model_of(method),
                     loss,
-                    self.metric,
+                    metric,
                     self.parallel.axis_name,
                     preparation,
                 ),
@@ -270,6 +273,16 @@ class Trainer:
         if key not in self._steps:
             self._steps[key] = build()
         return self._steps[key]
+
+
+def _check_finite(trees: Tree) -> None:
+    """Raises FloatingPointError for the first leaf with a value that is not finite."""
+    for path, leaf in flatten(trees).items():
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
+            raise FloatingPointError(
+                f"{path} is not finite after training, though the loss is: nothing of it can be stored; look "
+                "for images with huge values, or lower config.learning_rate"
+            )
 
 
 def _peak_memory(steps: list[Compiled]) -> int | None:

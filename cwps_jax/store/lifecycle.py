@@ -1,0 +1,191 @@
+"""The life of a stored task after it is learned: removed, renamed, copied to another pool, compacted."""
+
+import dataclasses
+import shutil
+
+from cwps_jax.core.trees import unflatten
+from cwps_jax.errors import CwpsError
+from cwps_jax.methods.method import Stored
+from cwps_jax.settings import check_task_name
+from cwps_jax.store.index import Index, Version
+from cwps_jax.store.rehoming import closure, stored_anew, with_owners, without_owner
+from cwps_jax.store.trees import TASKS
+from cwps_jax.store.writing import Writable
+
+
+class Lifecycle(Writable):
+    """A pool's contents, and how stored tasks are moved about."""
+
+    def remove(self, task: str, rehome: bool = False) -> None:
+        """Removes a task's newest version, or the one named "task@n", with its files.
+
+        Args:
+            task: its name.
+            rehome: whether versions that borrow its rows get these, where each row goes to the oldest that
+                has it and the others borrow it from there. They are stored anew under their names, and their
+                variables stay the same to the bit; their files and their numbers in the pool are new.
+
+        Raises:
+            CwpsError: not in the pool, or another version by now; others are restored from it and `rehome` is
+                false, or they are restored from its whole model.
+        """
+        known = self.index.by_name.get(task)
+        with self._turn() as index:
+            self._see(index)
+            version = self.version(task)
+            if known and known.id != version.id:
+                raise CwpsError(
+                    f"{self.folder}: {task!r} is {version.name} now, which another process has stored; "
+                    "nothing was removed: ask again"
+                )
+            dependants = [one for one in index.versions if version.id in self._trees.needs(one)]
+            names, are = ", ".join(one.name for one in dependants), "are" if len(dependants) > 1 else "is"
+            if dependants and not rehome:
+                raise CwpsError(
+                    f"{self.folder}: {version.name} cannot be removed: {names} {are} restored from it; "
+                    f"remove {'those' if len(dependants) > 1 else 'that'} first, or rehome its rows"
+                )
+            whole = [one.name for one in dependants if version.id in one.uses]
+            if whole:
+                raise CwpsError(
+                    f"{self.folder}: {version.name} cannot be removed: its rows are not enough for "
+                    f"{', '.join(whole)}, restored from its whole model; remove what needs it first"
+                )
+            left = self._rehomed(index, version) if dependants else index.versions
+            self._replace_index(index, tuple(one for one in left if one.id != version.id))
+
+    def rename(self, old: str, new: str) -> None:
+        """Renames a task with all its versions, and with compared methods' models of it; no file is touched.
+
+        Args:
+            old: the task's name.
+            new: what it shall be.
+
+        Raises:
+            CwpsError: no such task, a name that cannot be a task's, or one that is taken.
+        """
+        check_task_name(new)
+        with self._turn() as index:
+            self._see(index)
+            if old not in self.tasks:
+                self.version(old)  # says that there is none, unless it is a version's name
+                raise CwpsError(f"{self.folder}: {old!r} is one version; rename its task, with all of them")
+            names = {old: new}
+            for one in index.versions:
+                if one.compared and one.task.startswith(f"{old}+"):
+                    names[one.task] = new + one.task.removeprefix(old)
+            taken = {one.task for one in index.versions} & {*names.values()}
+            if taken:
+                raise CwpsError(f"{self.folder}: {min(taken)!r} is in this pool already; choose another name")
+            self._replace_index(
+                index,
+                tuple(dataclasses.replace(one, task=names.get(one.task, one.task)) for one in index.versions),
+            )
+
+    def copy(self, task: str, to: "Lifecycle", name: str | None = None) -> Version:
+        """Copies a task's newest version, or the one named "task@n", into another pool.
+
+        Rows that it borrows become its own there, unless the other pool has the very version that stores
+        them. Its variables are the same to the bit.
+
+        Args:
+            task: its name.
+            to: a pool of the same pre-trained model.
+            name: its name there; the same by default.
+
+        Returns:
+            The new version.
+
+        Raises:
+            CwpsError: not in the pool; another pre-trained model; a name that is taken there; a task that is
+                restored from whole other tasks; a stored tree is damaged.
+        """
+        version, name = self.version(task), self.version(task).task if name is None else name
+        check_task_name(name)
+        if (self.index.pretrained_sha256, self.layout) != (to.index.pretrained_sha256, to.layout):
+            raise CwpsError(
+                f"{to.folder}: its pre-trained model is not that of {self.folder}; copy {version.name} into "
+                "a pool that was made with the same weights and private leaves"
+            )
+        if version.uses:
+            names = ", ".join(self.index.by_id[one].name for one in version.uses)
+            raise CwpsError(f"{self.folder}: {version.name} needs {names} as a whole; learn it there instead")
+        method = self.method(version.name)
+        own = self._trees.own(version)
+        with to._turn() as index:
+            if any(one.task == name for one in index.versions):
+                raise CwpsError(f"{to.folder}: {name!r} is in this pool already; give the copy another name")
+            stored = Stored(unflatten(own))
+            if version.rows_sha256:
+                there = {one.rows_sha256: one.id for one in index.versions if not one.compared}
+                known = {
+                    one.id: there[one.rows_sha256]
+                    for one in self.index.versions
+                    if one.id != version.id and one.rows_sha256 in there
+                }
+                before, rows = self.ownership(version), self._trees.rows(version.id)
+                after = with_owners(before, {0: 0, **known})
+                stored = stored_anew(self.layout, own, rows, before, after, self._trees.rows)
+            new = dataclasses.replace(
+                version, id=index.next_id, task=name, version=1, settings=dataclasses.asdict(method)
+            )
+            to._replace_index(index, (*index.versions, to._written(index, new, stored)))
+            return to.version(name)
+
+    def compact(self, older: bool = False) -> tuple[str, ...]:
+        """Removes what nobody refers to: folders that writers which were killed have left.
+
+        Args:
+            older: whether to remove versions too that are not their task's newest, and that no other version
+                is restored from.
+
+        Returns:
+            What was removed: names of folders, and of versions.
+        """
+        with self._turn() as index:
+            self._see(index)
+            kept = self._without_older(index) if older else index.versions
+            gone = [one.name for one in index.versions if one not in kept]
+            if gone:
+                self._replace_index(index, kept)
+            folders = {one.folder for one in kept}
+            tasks = self.folder / TASKS
+            left = [one for one in tasks.iterdir() if one.name not in folders] if tasks.is_dir() else []
+            for folder in left:
+                shutil.rmtree(folder)
+            return (*gone, *sorted(f"{TASKS}/{folder.name}" for folder in left))
+
+    def _without_older(self, index: Index) -> tuple[Version, ...]:
+        needed = {one.id: self._trees.needs(one) for one in index.versions}
+        newest = {one.task: one.id for one in index.versions}
+        kept, more = set(newest.values()), {*newest.values()}
+        while more := set().union(*(needed[one] for one in more)) - kept:
+            kept |= more
+        return tuple(one for one in index.versions if one.id in kept)
+
+    def _rehomed(self, index: Index, gone: Version) -> tuple[Version, ...]:
+        """Writes the versions that borrow rows of one that goes, or of one of these; returns all versions."""
+        versions = {one.id: one for one in index.versions}
+        needed = {one.id: self._trees.owners(one) for one in index.versions}
+        borrowing = closure(needed, [gone.id])
+        ordered = [one for one in index.versions if one.id in borrowing]
+        numbers = {one.id: index.next_id + place for place, one in enumerate(ordered)}
+        ownerships = {one.id: self.ownership(one) for one in ordered}
+        places = without_owner(self.layout, gone.id, numbers, ownerships)
+        for one in ordered:
+            stored = stored_anew(
+                self.layout,
+                self._trees.own(one),
+                self._trees.rows(one.id),
+                ownerships[one.id],
+                places[one.id],
+                self._trees.rows,
+            )
+            new = dataclasses.replace(one, id=numbers[one.id])
+            versions[one.id] = self._written(index, new, stored)
+        return tuple(
+            dataclasses.replace(one, uses=tuple(numbers.get(used, used) for used in one.uses))
+            if numbers.keys() & {*one.uses}
+            else one
+            for one in versions.values()
+        )

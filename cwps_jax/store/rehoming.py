@@ -1,0 +1,122 @@
+"""Rows that move from one owner to another: what is stored anew, so that models stay the same to the bit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cwps_jax.core.channels import Layer, Layout
+from cwps_jax.core.trees import unflatten
+from cwps_jax.methods.channels import Ownership, pack_bits, smallest
+from cwps_jax.methods.method import Stored
+from cwps_jax.search.models import Rows, looked_up
+
+
+class Channels(NamedTuple):
+    """One layer of a version: which of its channels it stores itself, and who stores each of the others."""
+
+    is_open: np.ndarray
+    owner: np.ndarray
+    row: np.ndarray
+
+
+def stored_anew(
+    layout: Layout,
+    own: Mapping[str, np.ndarray],
+    rows: Rows,
+    before: Ownership,
+    after: Mapping[str, Channels],
+    read: Callable[[int], Rows],
+) -> Stored:
+    """Returns what there is to store of a version of the same model that has other rows of its own.
+
+    Args:
+        layout: the backbone's.
+        own: {path: array}, what is stored of it now but for its rows.
+        rows: its rows now.
+        before: where its channels are now.
+        after: {path of a kernel: where they will be}.
+        read: an owner's number to its rows.
+    """
+    changed, new = dict(own), {}
+    for layer in layout.layers:
+        is_open, owner, row = after[layer.path]
+        changed[f"masks/{layer.path}"] = pack_bits(is_open)
+        changed[f"owner/{layer.path}"] = smallest(owner[~is_open])
+        changed[f"row/{layer.path}"] = smallest(row[~is_open])
+        who, where = (one[is_open] for one in before[layer.path])
+        for leaf in layer.leaves:
+            new[leaf] = looked_up(leaf, who, where, read) if len(who) else rows[leaf][:0]
+    return Stored(unflatten(changed), new)
+
+
+def without_owner(
+    layout: Layout, gone: int, numbers: Mapping[int, int], ownerships: Mapping[int, Ownership]
+) -> dict[int, dict[str, Channels]]:
+    """Returns where versions' channels will be when an owner is gone: the oldest that needs a row has it.
+
+    Args:
+        layout: the backbone's.
+        gone: the owner's number.
+        numbers: {number of each version that borrows from it, or from one that does: its new number}, oldest
+            first.
+        ownerships: the same versions' channels as they are.
+    """
+    found: dict[int, dict[str, Channels]] = {old: {} for old in numbers}
+    for layer in layout.layers:
+        for old, channels in _layer(layer, gone, numbers, ownerships).items():
+            found[old][layer.path] = channels
+    return found
+
+
+def _layer(
+    layer: Layer, gone: int, numbers: Mapping[int, int], ownerships: Mapping[int, Ownership]
+) -> dict[int, Channels]:
+    before = {old: ownerships[old][layer.path] for old in numbers}
+    is_open = {old: owner == old for old, (owner, _) in before.items()}
+    home: dict[int, tuple[int, int]] = {}  # a row that moves: who has it then, at which channel
+    for old, (owner, row) in before.items():
+        for channel in np.flatnonzero(owner == gone):
+            is_open[old][channel] = home.setdefault(int(row[channel]), (old, int(channel)))[0] == old
+    place = {old: np.cumsum(mask) - 1 for old, mask in is_open.items()}
+    after = {}
+    for old, (owner, row) in before.items():
+        new_owner, new_row = owner.astype(np.int64), row.astype(np.int64)
+        for channel in np.flatnonzero(~is_open[old]):
+            holder, at = int(owner[channel]), -1
+            if holder == gone:
+                holder, at = home[int(row[channel])]
+            elif holder in numbers:
+                at = int(np.flatnonzero(before[holder][0] == holder)[row[channel]])
+            if at >= 0:
+                new_owner[channel], new_row[channel] = numbers[holder], place[holder][at]
+        after[old] = Channels(is_open[old], new_owner, new_row)
+    return after
+
+
+def with_owners(before: Ownership, known: Mapping[int, int]) -> dict[str, Channels]:
+    """Returns where a version's channels will be in another pool: whose owner is not there is its own.
+
+    Args:
+        before: where they are now.
+        known: {an owner's number here: its number there}; 0 is the pre-trained model in both.
+    """
+    after = {}
+    for path, (owner, row) in before.items():
+        is_open = ~np.isin(owner, [*known])
+        there = np.array([known.get(int(one), 0) for one in owner], np.int64)
+        after[path] = Channels(is_open, there, row.astype(np.int64))
+    return after
+
+
+def closure(needed: Mapping[int, set[int]], first: Sequence[int]) -> set[int]:
+    """Returns the numbers of the versions that need one of some, or one that does.
+
+    Args:
+        needed: {a version's number: those that it needs}.
+        first: those that it begins with, which are not returned unless they need each other.
+    """
+    found: set[int] = set()
+    while more := {one for one, its in needed.items() if its & {*first, *found}} - found:
+        found |= more
+    return found

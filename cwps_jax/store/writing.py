@@ -1,0 +1,132 @@
+"""`Writable`: how a pool's folder is changed, so that nobody ever sees, or leaves, a half of a change.
+
+A writer waits for its turn, reads the index again, writes new trees into a folder of its own, gives that its
+name, replaces the index, and removes what the index names no more. Until the index is replaced nothing has
+happened, and after it everything has: what a writer that was killed leaves is named by no index, and the next
+writer or `Pool.compact` removes it.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from cwps_jax.core import accounting
+from cwps_jax.core.trees import Tree, flatten
+from cwps_jax.errors import CwpsError
+from cwps_jax.methods.method import Stored
+from cwps_jax.store import arrays
+from cwps_jax.store.contents import Contents
+from cwps_jax.store.index import Index, Version
+from cwps_jax.store.lock import locked
+from cwps_jax.store.trees import OWN, ROWS, SKETCH, TASKS, Trees
+
+PARTIAL = ".partial-"  # begins the names of folders that are being written
+
+
+class Writable(Contents):
+    """A pool's contents, and what every change of them does."""
+
+    def refresh(self) -> None:
+        """Reads the index again: what other processes have stored, removed or renamed is seen from now on.
+
+        Raises:
+            CwpsError: there is another pool in this folder now.
+        """
+        self._see(self._fresh())
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[Index]:
+        """Gives the index as it is on the disk, which no other process changes while the block runs."""
+        with writing(self.folder):
+            yield self._fresh()
+
+    def _fresh(self) -> Index:
+        index = Index.read(self.folder)
+        if index.pretrained_sha256 != self.index.pretrained_sha256:
+            raise CwpsError(f"{self.folder}: another pool is in this folder now; open it again")
+        return index
+
+    def _see(self, index: Index) -> None:
+        """Goes on from another index. Numbers are never given again: what has been read stays true."""
+        if self.index.by_id.keys() - index.by_id.keys():
+            # Files that are removed stay on the disk as long as they are mapped.
+            self._trees, self._ownerships, self._pooled = Trees(self.folder, index), {}, None
+        self._trees.index = index
+
+    def _written(self, index: Index, version: Version, stored: Stored) -> Version:
+        """Writes a version's trees into its folder, and returns it with that folder and all hashes.
+
+        Args:
+            index: what the pool holds.
+            version: what is known of it; its trees' hashes, bytes and ratio are not.
+            stored: its trees.
+        """
+        trees: dict[str, Tree] = {OWN: stored.own, **({ROWS: stored.rows} if stored.rows else {})}
+        size = arrays.payload_bytes(trees)
+        own = flatten(stored.own)
+        if stored.rows and not version.compared:  # nobody searches what is no task
+            trees[SKETCH] = self._trees.sketched(own, stored.rows)
+        taken = {one.folder for one in index.versions}
+        folder = version.name if version.name not in taken else f"{version.name}.{version.id}"
+        with partial(self.folder / TASKS) as new:
+            sha256 = {name: arrays.save(new / name, tree) for name, tree in trees.items()}
+            placed(new, self.folder / TASKS / folder)
+        return dataclasses.replace(
+            version,
+            rows_sha256=sha256.get(ROWS, ""),
+            own_sha256=sha256[OWN],
+            sketch_sha256=sha256.get(SKETCH, ""),
+            bytes=size,
+            folder=folder,
+            ratio=accounting.count_stored(self.layout, own, stored.rows).ratio,
+        )
+
+    def _replace_index(self, index: Index, versions: tuple[Version, ...]) -> None:
+        """Replaces the index by one of other versions, and removes the folders of those that are gone."""
+        next_id = max((index.next_id, *(1 + version.id for version in versions)))
+        new = dataclasses.replace(index, versions=versions, next_id=next_id)
+        new.write(self.folder)
+        self._see(Index.read(self.folder))
+        for folder in {one.folder for one in index.versions} - {one.folder for one in versions}:
+            shutil.rmtree(self.folder / TASKS / folder)
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """Waits for the turn to write a pool's folder, and holds it while its block runs.
+
+    Raises:
+        CwpsError: another process has its turn for too long, or the folder cannot be locked.
+    """
+    with locked(folder / ".lock", "this pool is being written"):
+        # Whoever wrote these is dead: it had this lock.
+        for place, name in ((folder, f"{PARTIAL}*"), (folder / TASKS, f"{PARTIAL}*")):
+            for left in place.glob(name):
+                shutil.rmtree(left)
+        for file in folder.glob(".index.json.*"):
+            file.unlink()
+        yield
+
+
+@contextlib.contextmanager
+def partial(within: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives the path of a folder to be written and `placed`; what is not placed is removed."""
+    within.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{os.getpid()}-", dir=within) as name:
+        yield pathlib.Path(name) / "new"
+
+
+def placed(new: pathlib.Path, folder: pathlib.Path) -> None:
+    """Gives a folder that is written its name, under which there may be what a dead writer has left."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    new.rename(folder)
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # the name is on the disk before an index refers to it
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,174 @@
+"""Where a task's data, model, loss and metric meet: what does not fit is refused before the first step."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from cwps_jax.core.trees import flatten
+from cwps_jax.data.arrays_check import check_labels
+from cwps_jax.data.split import Split
+from cwps_jax.data.task import TaskData
+from cwps_jax.errors import CwpsError
+from cwps_jax.settings import TrainConfig
+from cwps_jax.tracing import mode
+from cwps_jax.train.evaluation import ITEMS, measure
+from cwps_jax.train.objectives import WholeSplit, accuracy, cross_entropy, smoothed
+from cwps_jax.train.trainer import Trainer
+
+# What JAX, NumPy and optax raise where shapes or names do not fit.
+MISFITS = (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError)
+
+
+def check_given(data: Any, config: Any) -> None:
+    """Raises CwpsError unless these are a `TaskData` and a `TrainConfig`."""
+    if not isinstance(data, TaskData):
+        raise CwpsError(
+            f"data is a {type(data).__name__}: give a TaskData, as by "
+            "cwps.TaskData.from_arrays({'image': ..., 'label': ...}, test, classes=...)"
+        )
+    if not isinstance(config, TrainConfig):
+        raise CwpsError(f"config is a {type(config).__name__}: give cwps.TrainConfig(...)")
+
+
+def check_meeting(trainer: Trainer, model: nn.Module, data: TaskData, config: TrainConfig) -> None:
+    """Raises CwpsError unless a trainer can learn a task with a model; nothing is computed but shapes.
+
+    A metric over a whole split alone is tried, on random outputs.
+
+    Args:
+        trainer: by which the task is trained; it has the loss and the metric.
+        model: the task's own, whose head may be smaller than the trainer's.
+        data: the task's.
+        config: the task's.
+    """
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    outputs = _outputs(trainer, model, data, ITEMS)
+    if trainer.loss is cross_entropy or trainer.metric is accuracy:
+        _check_classes(outputs, data, splits)
+    count = config.batch_size
+    trained, batch = _outputs(trainer, trainer.model, data, count), _batch(data.train, count)
+    _check_values("loss", smoothed(trainer.loss, config.label_smoothing), trained, batch, count)
+    if isinstance(trainer.metric, WholeSplit):
+        for split in (data.validation, data.test):
+            _try(trainer.metric, outputs, split)
+        return
+    _check_values("metric", trainer.metric, trained, batch, count)
+    for split in (data.validation, data.test):
+        _check_values("metric", trainer.metric, outputs, _batch(split, ITEMS, image=False), ITEMS)
+
+
+def _outputs(trainer: Trainer, model: nn.Module, data: TaskData, count: int) -> Any:
+    """Returns the shapes of a model's outputs for so many images of the task, one array or a tree of them."""
+    image = data.train.image
+
+    def look() -> tuple[Any, nn.Module]:
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+        images = jax.ShapeDtypeStruct((count, *image.shape), image.dtype)
+        outputs, variables = jax.eval_shape(
+            lambda images: model.init_with_output(keys, images, **mode(model, train=False)), images
+        )
+        _check_same_model(trainer, nn.meta.unbox(variables)["params"])
+        for leaf in jax.tree.leaves(outputs):
+            if leaf.shape[:1] != (count,):
+                hint = "; add a channel axis by images[..., None]" if len(image.shape) == 2 else ""
+                raise CwpsError(
+                    f"the model gives outputs {leaf.shape} for images {images.shape}: must be one an image, "
+                    f"({count}, ...){hint}"
+                )
+        return outputs, model  # kept, so that no other one gets its id
+
+    return trainer.network.remembered(("outputs", id(model), image.shape, image.dtype, count), look)[0]
+
+
+def _check_same_model(trainer: Trainer, params: Any) -> None:
+    ours = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
+    backbone, head = trainer.layout.backbone_shapes, dict(trainer.layout.head)
+    theirs = {**backbone, **head}
+    for path in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(path), theirs.get(path)
+        if one == other:
+            continue
+        smaller = one and other and len(one) == len(other) and all(map(int.__le__, one, other))
+        if not (path in head and smaller):
+            raise CwpsError(
+                f"the trainer was made for another model, or for images of another size: {path} is "
+                f"{other or 'none'} there and {one or 'none'} here; make one by make_trainer"
+            )
+
+
+def _check_classes(outputs: Any, data: TaskData, splits: Mapping[str, Split]) -> None:
+    shapes = [leaf.shape for leaf in jax.tree.leaves(outputs)]
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        raise CwpsError(
+            f"the model gives outputs {', '.join(map(str, shapes))} for {ITEMS} images: the default loss and "
+            "metric take (images, classes); give a loss and a metric of your own"
+        )
+    count = shapes[0][1]
+    if (data.classes or 0) > count:
+        raise CwpsError(
+            f"the model has {count} outputs, the data {data.classes} classes: give the model's head as many"
+        )
+    for name, split in splits.items():
+        check_labels(split.fields, count, name)
+
+
+def _batch(split: Split, count: int, *, image: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
+    fields = {name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in split.fields.items()}
+    one = {**fields, "image": split.image} if image else fields
+    return {
+        name: jax.ShapeDtypeStruct((count, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
+        for name, leaf in one.items()
+    }
+
+
+def _check_values(what: str, function: Callable[..., Any], outputs: Any, batch: Any, count: int) -> None:
+    try:
+        values = jax.eval_shape(function, outputs, batch)
+    except MISFITS as error:
+        marked = "; mark one in NumPy by cwps.whole_split" if what == "metric" else ""
+        raise CwpsError(
+            f"the {what} cannot be computed of outputs {_told(outputs)} and a batch of {_told(batch)}: "
+            f"{_one_line(error)}{marked}"
+        ) from error
+    shape = getattr(values, "shape", None)
+    if shape == (count,):
+        return
+    remedy = "take the mean over all axes but the first"
+    if shape == ():
+        remedy = "leave the mean over the batch to the trainer"
+    elif shape == (count, count):
+        remedy = f"({count}, 1) and ({count},) were combined: give both one shape, as by outputs[:, 0]"
+    came = type(values).__name__ if shape is None else shape
+    raise CwpsError(
+        f"the {what} gives {came} for {count} items: must be one value an item, ({count},); {remedy}"
+    )
+
+
+def _try(metric: WholeSplit, outputs: Any, split: Split) -> None:
+    rng = np.random.default_rng(0)
+    drawn = jax.tree.map(lambda leaf: rng.standard_normal((len(split), *leaf.shape[1:]), np.float32), outputs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes that random outputs happen to miss
+            measure(metric, drawn, split)
+    except CwpsError:
+        raise
+    except MISFITS as error:
+        raise CwpsError(
+            f"the metric cannot be computed of outputs {_told(drawn)} and {_told(dict(split.fields))}: "
+            f"{_one_line(error)}"
+        ) from error
+
+
+def _told(tree: Any) -> str:
+    if isinstance(tree, Mapping):
+        return ", ".join(f"{name} {_told(leaf)}" for name, leaf in tree.items())
+    return ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
