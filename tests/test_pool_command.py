@@ -205,3 +205,33 @@ def test_a_wrong_task_from_the_shell(folder):
         done.stderr
         == "cwps-pool: pool: no task 'negativ' in this pool; did you mean 'negative'? it has pretrained, digits, negative, earlier\n"
     )
+
+
+def test_a_tasks_life_from_the_shell(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    shutil.copytree("pool", "living")
+    shutil.copytree("pool", "other")
+
+    def tell(*arguments: str) -> str:
+        command.main(arguments)
+        return capsys.readouterr().out
+
+    wanted = cwps.predict(cwps.Pool.open("pool"), "negative", "DATA/negative/test").logits
+    assert "3 tasks are as they were stored" in tell("verify", "living")
+    assert json.loads(tell("verify", "living", "--json")) == []
+    assert tell("rename", "living", "negative", "dark") == "negative: now dark\n"
+    assert json.loads(tell("copy", "living", "dark", "other", "copied", "--json"))["copied"] == "copied@1"
+    with pytest.raises(cwps.CwpsError, match="cannot be removed"):
+        tell("remove", "living", "digits")
+    assert tell("remove", "living", "digits", "--rehome") == "digits@1: removed\n"
+    assert set(json.loads(tell("compact", "living", "--json"))) == {"removed"}
+    assert cwps.Pool.open("living").tasks == ("dark", "earlier")
+    for pool, task in (("living", "dark"), ("other", "copied")):
+        again = cwps.predict(cwps.Pool.open(pool), task, "DATA/negative/test").logits
+        assert (again == wanted).all()
+    version = cwps.Pool.open("other").version("copied")
+    stored = pathlib.Path("other/tasks", version.folder, "own/arrays/float32/0")
+    stored.write_bytes(stored.read_bytes()[:-1] + b"?")
+    with pytest.raises(cwps.CwpsError, match="1 damaged"):
+        command.main(["verify", "other"])
+    assert "needed by copied@1" in capsys.readouterr().out

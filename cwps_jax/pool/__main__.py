@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cwps_jax.errors import CwpsError
-from cwps_jax.pool import answers, stored
+from cwps_jax.pool import answers, changes, stored
 from cwps_jax.settings import nearest
 from cwps_jax.store import Pool
 
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     whole = _Parser(prog="cwps-pool", description="What a pool holds, and what its tasks answer.")
     verbs = whole.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
-    for module in (stored, answers):
+    for module in (stored, answers, changes):
         module.add_verbs(verbs, common)
     return whole
 
@@ -68,7 +68,7 @@ def run() -> None:
 
 def _check_verb(whole: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """Raises CwpsError for a verb that is not there; argparse would name all, not the nearest."""
-    known = [*stored.VERBS, *answers.VERBS]
+    known = [*stored.VERBS, *answers.VERBS, *changes.VERBS]
     if not arguments:
         raise CwpsError(f"no verb: give one of {', '.join(known)}, then the pool's folder")
     verb = arguments[0]
