@@ -1,6 +1,7 @@
 """A stored task at work: what it answers is what its evaluation measured, whatever the picture."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -195,3 +196,29 @@ def test_recorded_data_that_are_other_data_now_are_refused(pool, folder):
         cwps.evaluate(pool, "digits")
     file.write_bytes(content)
     assert cwps.evaluate(pool, "digits").confusion.sum() == 45
+
+
+def test_a_task_of_arrays_answers_for_arrays_as_its_model_takes_them(pool, folder, tmp_path):
+    shutil.copytree(folder / "pool", tmp_path / "pool")
+    own = cwps.Pool.open(tmp_path / "pool")
+    images = np.random.default_rng(0).standard_normal((48, 12, 12, 3)).astype(np.float32)
+    arrays = {"image": images, "label": np.arange(48, dtype=np.int32) % 3}
+    task = cwps.TaskData(arrays, arrays, arrays, 3)
+    cwps.learn_task(own, "arrays", models.create("resnet8", 3), task, config=served.CONFIG)
+    wanted = Predictor(models.create("resnet8", 3))(own.effective("arrays"), arrays, served.CONFIG.batch_size)
+    found = cwps.predict(own, "arrays", images)
+    np.testing.assert_array_equal(found.logits, wanted)
+    assert set(found.classes) <= {"0", "1", "2"}
+    record = own.version("arrays").record
+    assert cwps.evaluate(own, "arrays", task).metric == record["accuracy_when_learned"]
+    assert cwps.evaluate(own, "arrays", arrays).metric == record["accuracy_when_learned"]
+    for ask, told in (
+        (lambda: cwps.predict(own, "arrays", test_files(folder)), "go into its model as they are"),
+        (lambda: cwps.predict(own, "arrays", images[:, :8]), r"takes arrays \('n', 12, 12, 3\)"),
+        (lambda: cwps.evaluate(own, "arrays"), "give its data here, too"),
+    ):
+        with pytest.raises(cwps.CwpsError, match=told):
+            ask()
+    cwps.export(own, "arrays", tmp_path / "arrays.safetensors")
+    model, variables = cwps.load_backbone("resnet8", tmp_path / "arrays.safetensors", image_size=12)
+    np.testing.assert_array_equal(Predictor(model)(variables, arrays, served.CONFIG.batch_size), wanted)
