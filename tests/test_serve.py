@@ -222,3 +222,18 @@ def test_a_task_of_arrays_answers_for_arrays_as_its_model_takes_them(pool, folde
     cwps.export(own, "arrays", tmp_path / "arrays.safetensors")
     model, variables = cwps.load_backbone("resnet8", tmp_path / "arrays.safetensors", image_size=12)
     np.testing.assert_array_equal(Predictor(model)(variables, arrays, served.CONFIG.batch_size), wanted)
+
+
+def test_a_backbone_of_ones_own_is_given_by_model(pool, folder, tmp_path):
+    shutil.copytree(folder / "pool", tmp_path / "pool")
+    index = tmp_path / "pool/index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "backbone": ""}))
+    own, files = cwps.Pool.open(tmp_path / "pool"), test_files(folder)
+    found = cwps.predict(own, "negative", files, model=models.create("resnet8", 3))
+    np.testing.assert_array_equal(found.logits, cwps.predict(pool, "negative", files).logits)
+    for ask in (
+        lambda: cwps.predict(own, "negative", files),
+        lambda: cwps.export(own, "negative", tmp_path / "a.safetensors"),
+    ):
+        with pytest.raises(cwps.CwpsError, match="a model of your own"):
+            ask()

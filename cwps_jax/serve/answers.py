@@ -7,15 +7,17 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax import data as sources
-from cwps_jax import provenance
+from cwps_jax import models, provenance
 from cwps_jax.data.split import Arrays, Split, as_split
 from cwps_jax.data.task import TaskData, check_labels
 from cwps_jax.errors import CwpsError
+from cwps_jax.methods.method import Method
 from cwps_jax.serve.images import Path, class_folders, given_images
-from cwps_jax.serve.learned_with import LearnedWith, learned_with, task_model
+from cwps_jax.serve.learned_with import LearnedWith, learned_with
 from cwps_jax.settings import DataConfig, TrainConfig
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import Predictor, measure
@@ -174,6 +176,21 @@ def _logits(
 ) -> np.ndarray:
     # A batch is padded to its size: one image must not cost as much as 64, nor each number a compilation.
     fitting = 1 << (len(split) - 1).bit_length()
-    predictor = Predictor(task_model(pool, known, model))
+    predictor = Predictor(pool.model(known.name, model)) if model else _of_backbone(pool, known)
     batch_size = batch_size or min(known.told["config"]["batch_size"], fitting)
     return predictor(pool.effective(known.name), split, batch_size)
+
+
+def _of_backbone(pool: Pool, known: LearnedWith) -> Predictor:
+    if not pool.index.backbone:
+        raise CwpsError(
+            f"{pool.folder}: its backbone is a model of your own; give it in Python, "
+            f"cwps.predict(pool, {known.task!r}, images, model=...)"
+        )
+    classes = len(known.class_names)
+    return _predictor(pool.index.backbone, classes, known.told["dtype"], pool.method(known.name))
+
+
+@functools.lru_cache(maxsize=8)  # the next question must not trace the same program anew
+def _predictor(backbone: str, classes: int, dtype: str, method: Method) -> Predictor:
+    return Predictor(method.wrap(models.create(backbone, classes, dtype=jnp.dtype(dtype))))

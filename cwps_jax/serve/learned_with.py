@@ -4,10 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax.numpy as jnp
-
-from cwps_jax import models
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.transforms import Transform
 from cwps_jax.errors import CwpsError
@@ -96,25 +92,3 @@ def learned_with(pool: Pool, task: str) -> LearnedWith:
             f"{pool.folder}: what {version.name} was learned with is not understood here ({error}); use the "
             "cwps_jax that wrote it"
         ) from error
-
-
-def task_model(pool: Pool, known: LearnedWith, model: nn.Module | None = None) -> nn.Module:
-    """Returns the model that a task's variables belong to.
-
-    Args:
-        pool: the stored models.
-        known: what the task was learned with.
-        model: the plain model with the task's head, where the pool's backbone is one of your own.
-
-    Raises:
-        CwpsError: no model is given, and the pool's backbone has no name.
-    """
-    if model is None and not pool.index.backbone:
-        raise CwpsError(
-            f"{pool.folder}: its backbone is a model of your own; give it in Python, "
-            f"cwps.predict(pool, {known.task!r}, images, model=...)"
-        )
-    plain = model or models.create(
-        pool.index.backbone, len(known.class_names), dtype=jnp.dtype(known.told["dtype"])
-    )
-    return pool.model(known.name, plain)
