@@ -38,7 +38,7 @@ def results(pool, folder) -> dict:
 
 
 def test_files(folder, task: str = "negative") -> list[str]:
-    return sorted(map(str, (folder / "DATA" / task / "test").glob("*/*")))
+    return sorted(map(str, (folder / "DATA" / task / "test").glob("*/[!.]*")))
 
 
 test_files.__test__ = False
