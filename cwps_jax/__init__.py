@@ -16,6 +16,7 @@ from cwps_jax.models.pretrained import load_backbone, save_backbone
 from cwps_jax.modules import ChannelShared, channel_layout, channel_rule
 from cwps_jax.profiling import Profiler
 from cwps_jax.search.composite import Search, Source
+from cwps_jax.serve import Evaluation, Predictions, evaluate, export, predict
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.objectives import accuracy, cross_entropy, whole_split
@@ -27,10 +28,12 @@ __all__ = [
     "BACKBONES",
     "ChannelShared",
     "CwpsError",
+    "Evaluation",
     "Layer",
     "Layout",
     "LearnedTask",
     "Pool",
+    "Predictions",
     "Profiler",
     "Progress",
     "Search",
@@ -44,6 +47,8 @@ __all__ = [
     "channel_rule",
     "composite_parent",
     "cross_entropy",
+    "evaluate",
+    "export",
     "gates",
     "harden",
     "init_scores",
@@ -54,6 +59,7 @@ __all__ = [
     "make_trainer",
     "methods",
     "mix",
+    "predict",
     "save_backbone",
     "sparsity",
     "temperature",

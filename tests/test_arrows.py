@@ -36,8 +36,8 @@ RANKS = {
     "prepare": 8,
     "pretraining": 9,
     "run": 10,
+    "pool": 10,
     "main": 11,
-    "pool": 11,
 }
 IMPURE = {"concurrent", "io", "multiprocessing", "os", "pathlib", "threading"}  # pure functions need none
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

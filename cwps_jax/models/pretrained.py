@@ -83,7 +83,12 @@ def load_backbone(
 
 
 def save_backbone(
-    path: str | pathlib.Path, name: str, variables: Mapping[str, Any], *, keys: str | None = None
+    path: str | pathlib.Path,
+    name: str,
+    variables: Mapping[str, Any],
+    *,
+    keys: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a backbone's variables to a safetensors file that PyTorch users can load.
 
@@ -94,6 +99,7 @@ def save_backbone(
         name: one of `cwps_jax.BACKBONES`.
         variables: "params" and the other collections, such as those of `Pool.effective`.
         keys: set of key names, such as "torchvision" or "timm"; the backbone's first by default.
+        metadata: text that the file says of itself.
 
     Raises:
         CwpsError: unknown backbone or set of names, or variables that are not this backbone's.
@@ -112,7 +118,7 @@ def save_backbone(
     arrays.update({key: np.zeros((), np.int64) for key in sorted(table.counters(leaves))})
     path = pathlib.Path(path)
     with replacing(path) as partial:
-        save_file(arrays, partial, metadata={"format": "pt"})
+        save_file(arrays, partial, metadata={**(metadata or {}), "format": "pt"})
 
 
 def initialise(

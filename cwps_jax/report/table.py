@@ -69,7 +69,7 @@ def _tasks(title: str, rows: Rows, methods: Sequence[str], own: str) -> Table:
             *(_percent(spread(rows, method, "accuracy", task)) for method in methods),
             _times(spread(rows, own, "params_ratio", task)),
             f"{size.mean:,.0f}" if size else "-",
-            *([_borrowed(task, borrowed[task])] if task in borrowed else []),
+            *([borrowed_from(task, borrowed[task])] if task in borrowed else []),
         )
     return table
 
@@ -107,7 +107,8 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _borrowed(task: str, relation: Mapping[str, float], most: int = 2) -> str:
+def borrowed_from(task: str, relation: Mapping[str, float], most: int = 2) -> str:
+    """Returns from whom a task took its channels, the largest owners by name: "pretrained 60%, birds 5%"."""
     others = {owner: share for owner, share in relation.items() if owner != task}
     largest = sorted(others, key=lambda owner: -others[owner])
     named = ", ".join(f"{owner} {others[owner]:.0%}" for owner in largest[:most])

@@ -113,12 +113,18 @@ def check_task_name(name: str, where: str = "task") -> None:
 
 def unknown_key(key: str, known: Iterable[str], where: str = "") -> str:
     """Returns the line that refuses an unknown config key, with the (first) nearest known one."""
+    near = nearest(key, known)
+    told = f"; did you mean config.{where}{near}?" if near else ""
+    return f"config.{where}{key} is not known{told}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns the (first) known name that is nearest to one that is not known; "" where none is near."""
     matcher = difflib.SequenceMatcher()
-    matcher.set_seq2(key)
+    matcher.set_seq2(name)
     likeness = {}
     for one in known:
         matcher.set_seq1(one)
         likeness[one] = matcher.ratio()
     near = max(likeness, key=lambda one: likeness[one], default="")
-    told = f"; did you mean config.{where}{near}?" if likeness.get(near, 0) >= 0.5 else ""
-    return f"config.{where}{key} is not known{told}"
+    return near if likeness.get(near, 0) >= 0.5 else ""

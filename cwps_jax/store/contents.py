@@ -162,12 +162,12 @@ class Contents:
     def relation(self, task: str) -> dict[str, float]:
         """Returns the share of a task's channels that each owner stores, weighted by parameters."""
         ownership = self.ownership(self.version(task))
-        names = [PRETRAINED, *dict.fromkeys(version.task for version in self.index.versions)]
-        number = {name: place for place, name in enumerate(names)}
-        place = np.zeros(1 + max(self.index.by_id), np.int64)
-        for version in self.index.versions:
-            place[version.id] = number[version.task]
-        owners = {path: place[owner] for path, (owner, _) in ownership.items()}
+        # Of its own owners alone: a list of all tasks asks each of a thousand.
+        found = np.unique(np.concatenate([owner for owner, _ in ownership.values()]))
+        tasks = [self.index.by_id[int(one)].task if one else PRETRAINED for one in found]
+        names = list(dict.fromkeys(tasks))
+        place = np.array([names.index(one) for one in tasks])
+        owners = {path: place[np.searchsorted(found, owner)] for path, (owner, _) in ownership.items()}
         return accounting.relation(self.layout, owners, names)
 
     def count(self, task: str) -> accounting.Count:

@@ -1,0 +1,1 @@
+"""The pool's command line: ``python -m cwps_jax.pool``."""

@@ -1,0 +1,17 @@
+"""A stored task at work: predictions for new images, its accuracy on other data, its weights for others."""
+
+from cwps_jax.serve.answers import Evaluation, Predictions, evaluate, predict
+from cwps_jax.serve.export import export
+from cwps_jax.serve.images import given_images
+from cwps_jax.serve.learned_with import LearnedWith, learned_with
+
+__all__ = [
+    "Evaluation",
+    "LearnedWith",
+    "Predictions",
+    "evaluate",
+    "export",
+    "given_images",
+    "learned_with",
+    "predict",
+]

@@ -1,0 +1,196 @@
+"""What a stored task answers: `predict` for new images, `evaluate` for images whose classes are known."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from cwps_jax import data as sources
+from cwps_jax import models, provenance
+from cwps_jax.data.split import Arrays, Split, as_split
+from cwps_jax.data.task import TaskData, check_labels
+from cwps_jax.errors import CwpsError
+from cwps_jax.methods.method import Method
+from cwps_jax.serve.images import Path, class_folders, given_images
+from cwps_jax.serve.learned_with import LearnedWith, learned_with
+from cwps_jax.settings import DataConfig, TrainConfig
+from cwps_jax.store.pool import Pool
+from cwps_jax.train.evaluation import Predictor, measure
+from cwps_jax.train.objectives import Metric, accuracy
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What a task answers for images, in their order.
+
+    Attributes:
+        class_names: of the outputs.
+        logits: (images, classes).
+    """
+
+    class_names: tuple[str, ...]
+    logits: np.ndarray
+
+    @functools.cached_property
+    def probabilities(self) -> np.ndarray:
+        """The softmax of the logits, (images, classes), float64."""
+        shifted = np.exp(self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True))
+        return shifted / shifted.sum(axis=1, keepdims=True)
+
+    @property
+    def classes(self) -> list[str]:
+        """The name of each image's most probable class."""
+        return [self.class_names[number] for number in self.logits.argmax(axis=1)]
+
+    def top(self, count: int) -> list[list[tuple[str, float]]]:
+        """Returns, for each image, its most probable classes and their probabilities, the highest first."""
+        best = np.argsort(-self.logits, axis=1, kind="stable")[:, :count]
+        return [
+            [(self.class_names[number], float(row[number])) for number in order]
+            for order, row in zip(best, self.probabilities, strict=True)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How a task does on images whose classes are known.
+
+    Attributes:
+        metric: the mean of the metric, accuracy by default.
+        class_names: of the outputs.
+        confusion: (classes, classes), how many images of the class of a row were taken for that of a column.
+    """
+
+    metric: float
+    class_names: tuple[str, ...]
+    confusion: np.ndarray
+
+    @property
+    def per_class(self) -> dict[str, float | None]:
+        """{class: share of its images that were recognised}; None for a class without images."""
+        counts = self.confusion.sum(axis=1)
+        return {
+            name: float(self.confusion[number, number] / counts[number]) if counts[number] else None
+            for number, name in enumerate(self.class_names)
+        }
+
+
+def predict(
+    pool: Pool,
+    task: str,
+    images: Path | Sequence[Path] | np.ndarray | Split,
+    *,
+    model: nn.Module | None = None,
+    batch_size: int = 0,
+) -> Predictions:
+    """Returns what a stored task answers for images, prepared exactly as in its evaluation.
+
+    Args:
+        pool: the stored models.
+        task: a task's name, or "task@n".
+        images: paths of image files or folders, or patterns; an array (n, height, width, channels), uint8
+            where the task was learned from images, else as its model takes it; or a `Split`.
+        model: the plain model with the task's head, where the pool's backbone is one of your own.
+        batch_size: images a batch; 0 for that of its training, or less where there are fewer images.
+
+    Raises:
+        CwpsError: no such task, it was stored by a release that did not record its preparation, or an image
+            is not there or cannot be decoded.
+
+    Example:
+        >>> predict(pool, "birds", "photos/").top(3)  # doctest: +SKIP
+    """
+    known = learned_with(pool, task)
+    if isinstance(images, str | os.PathLike | Sequence | np.ndarray):
+        images = given_images(known, images)
+    return Predictions(known.class_names, _logits(pool, known, images, model, batch_size))
+
+
+def evaluate(
+    pool: Pool,
+    task: str,
+    data: Path | TaskData | Split | Arrays | None = None,
+    *,
+    metric: Metric = accuracy,
+    model: nn.Module | None = None,
+    batch_size: int = 0,
+) -> Evaluation:
+    """Returns how a stored task does on images whose classes are known.
+
+    Args:
+        pool: the stored models.
+        task: a task's name, or "task@n".
+        data: a folder of class folders, <class>/<file>, by the names of the task's classes; a `TaskData`, of
+            which the test split counts, a split, or a dict of arrays with "image" and "label"; None for the
+            test data that the task was learned with.
+        metric: (outputs, batch) to one value per item, (batch,), or one of a `whole_split`; accuracy by
+            default.
+        model, batch_size: see `predict`.
+
+    Raises:
+        CwpsError: as `predict`; a folder that is no class of the task, a label that is no class, or None for
+            a task that was learned from arrays.
+    """
+    known = learned_with(pool, task)
+    split = _labelled(known, data)
+    check_labels(split.fields, len(known.class_names), f"{known.name}:")
+    logits = _logits(pool, known, split, model, batch_size)
+    classes = len(known.class_names)
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (split.fields["label"], logits.argmax(axis=1)), 1)
+    return Evaluation(measure(metric, logits, split), known.class_names, confusion)
+
+
+def _labelled(known: LearnedWith, data: Path | TaskData | Split | Arrays | None) -> Split:
+    if data is None:
+        return _recorded(known)
+    if isinstance(data, str | os.PathLike):
+        return class_folders(known, pathlib.Path(data))
+    if isinstance(data, TaskData):
+        return data.test
+    if isinstance(data, Mapping):
+        given = given_images(known, np.asarray(data["image"]))
+        return given.with_fields(**{name: np.asarray(one) for name, one in data.items() if name != "image"})
+    return as_split(data)
+
+
+def _recorded(known: LearnedWith) -> Split:
+    """Returns the test data that a task was learned with, if they are what they were."""
+    images = known.told["images"]
+    if images is None:
+        raise CwpsError(f"{known.name} was learned from arrays given in Python; give its data here, too")
+    settings = DataConfig(**images)
+    data = sources.load(settings, known.task, seed=known.told["config"]["seed"])
+    now = provenance.learned_with(data, TrainConfig(), known.told["dtype"])
+    provenance.check_task(known.task, known.record, data, now)
+    return data.test
+
+
+def _logits(
+    pool: Pool, known: LearnedWith, split: Split, model: nn.Module | None, batch_size: int
+) -> np.ndarray:
+    # A batch is padded to its size: one image must not cost as much as 64, nor each number a compilation.
+    fitting = 1 << (len(split) - 1).bit_length()
+    predictor = Predictor(pool.model(known.name, model)) if model else _of_backbone(pool, known)
+    batch_size = batch_size or min(known.told["config"]["batch_size"], fitting)
+    return predictor(pool.effective(known.name), split, batch_size)
+
+
+def _of_backbone(pool: Pool, known: LearnedWith) -> Predictor:
+    if not pool.index.backbone:
+        raise CwpsError(
+            f"{pool.folder}: its backbone is a model of your own; give it in Python, "
+            f"cwps.predict(pool, {known.task!r}, images, model=...)"
+        )
+    classes = len(known.class_names)
+    return _predictor(pool.index.backbone, classes, known.told["dtype"], pool.method(known.name))
+
+
+@functools.lru_cache(maxsize=8)  # the next question must not trace the same program anew
+def _predictor(backbone: str, classes: int, dtype: str, method: Method) -> Predictor:
+    return Predictor(method.wrap(models.create(backbone, classes, dtype=jnp.dtype(dtype))))

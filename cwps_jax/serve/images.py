@@ -1,0 +1,157 @@
+"""Images that a stored task is asked about, prepared as its evaluation prepared its own."""
+
+import dataclasses
+import glob
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from cwps_jax.data.decode import Undecodable
+from cwps_jax.data.load import threads_of
+from cwps_jax.data.source import ArraySource, ImageSource, Record
+from cwps_jax.data.split import ArraySplit, ImageSplit, Split
+from cwps_jax.errors import CwpsError
+from cwps_jax.serve.learned_with import LearnedWith
+from cwps_jax.settings import DataConfig, nearest
+
+Path = str | os.PathLike[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSource:
+    """Image files, wherever they lie; see `ImageSource`.
+
+    Attributes:
+        files: their paths.
+        labels: (n,) numbers of their classes; zeros where they are not known.
+        classes: names of the classes.
+        name: for messages.
+    """
+
+    files: Sequence[str]
+    labels: np.ndarray
+    classes: Sequence[str]
+    name: str = "images"
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(pathlib.Path(self.files[index]).read_bytes(), int(self.labels[index]))
+
+    def describe(self, index: int) -> str:
+        return self.files[index]
+
+
+class GivenSplit(ImageSplit):
+    """Images that no pass has looked at before: one that cannot be decoded is found when it is read."""
+
+    def _changed(self, row: int, error: Undecodable) -> CwpsError:
+        where = self.source.describe(int(self.items[row]))
+        return CwpsError(f"{where}: not a readable image ({error}); mend it or leave it out")
+
+
+def image_files(given: Sequence[Path]) -> list[str]:
+    """Returns the paths of image files: files as they are, all files below folders, what patterns match.
+
+    Hidden files and folders below a given one are left out.
+
+    Raises:
+        CwpsError: a file or folder is not there, a folder has no file, or a pattern matches none.
+    """
+    found: list[str] = []
+    for path in given:
+        one = os.fspath(path)
+        # What is there under this very name is no pattern, whatever brackets it has.
+        places = [one] if os.path.exists(one) else sorted(glob.glob(one, recursive=True))
+        files = [file for place in places for file in _files(place)]
+        if not files:
+            raise CwpsError(f"{one}: no such image, nor a folder or pattern with any; check the path")
+        found += files
+    if not found:
+        raise CwpsError("no images are given; name files, folders or patterns")
+    return found
+
+
+def given_images(known: LearnedWith, images: Path | Sequence[Path] | np.ndarray) -> Split:
+    """Returns images as a split, prepared as evaluation prepared the task's own.
+
+    Args:
+        known: what the task was learned with.
+        images: paths of files or folders, or patterns; or an array, (n, height, width, channels): uint8 of
+            any size where the task was learned from images, else as its model takes them.
+
+    Raises:
+        CwpsError: files for a task that was learned from arrays, or what is not there or does not fit.
+    """
+    if isinstance(images, np.ndarray):
+        labels = np.zeros(len(images), np.int32)
+        if known.transform:
+            return _split(known, ArraySource(images, labels, known.class_names), labels)
+        if images.shape[1:] != known.shape:
+            raise CwpsError(
+                f"images are {images.shape}: {known.name} takes arrays {('n', *known.shape)} as they are"
+            )
+        return ArraySplit({"image": images, "label": labels}, known.preparation)
+    files = image_files([images] if isinstance(images, str | os.PathLike) else images)
+    unknown = np.zeros(len(files), np.int32)
+    return _split(known, FileSource(files, unknown, known.class_names), unknown)
+
+
+def class_folders(known: LearnedWith, folder: Path) -> Split:
+    """Returns the images of a folder of class folders, <class>/<file>, as a split with labels by name.
+
+    Raises:
+        CwpsError: no such folder, a folder that is no class of the task, or no images.
+    """
+    root = pathlib.Path(folder)
+    if not root.is_dir():
+        raise CwpsError(f"{root}: no such folder; name one that has a folder of images for each class")
+    numbers = {name: number for number, name in enumerate(known.class_names)}
+    files, labels = [], []
+    for place in sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path, root)):
+        if place.name not in numbers:
+            raise CwpsError(
+                f"{place}: {known.name} has no class of this name, nearest is "
+                f"{nearest(place.name, numbers) or ', '.join(numbers)!r}; rename the folder or leave it out"
+            )
+        inside = image_files([place])
+        files += inside
+        labels += [numbers[place.name]] * len(inside)
+    if not files:
+        raise CwpsError(f"{root}: no class folders in it; images lie in <class>/<file>")
+    numbered = np.array(labels, np.int32)
+    return _split(known, FileSource(files, numbered, known.class_names), numbered)
+
+
+def _split(known: LearnedWith, source: ImageSource, labels: np.ndarray) -> Split:
+    if known.transform is None:
+        raise CwpsError(
+            f"{known.name} was learned from arrays that go into its model as they are, not from image files; "
+            "give arrays in Python, cwps.predict(pool, task, array)"
+        )
+    return GivenSplit(
+        source,
+        np.arange(len(source)),
+        np.zeros((len(source), 0), np.uint8),  # of the cache alone
+        {"label": labels.astype(np.int32)},
+        known.transform,
+        known.preparation,
+        None,
+        threads_of(DataConfig()),
+    )
+
+
+def _files(place: str) -> list[str]:
+    """Returns a file itself, or all files below a folder, without hidden ones."""
+    if not os.path.isdir(place):
+        return [place]
+    below = sorted(pathlib.Path(place).rglob("*"))
+    return [str(path) for path in below if path.is_file() and not _hidden(path, place)]
+
+
+def _hidden(path: pathlib.Path, below: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(below).parts)
