@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -234,3 +235,13 @@ def test_a_tasks_life_from_the_shell(folder, monkeypatch, capsys):
     with pytest.raises(cwps.CwpsError, match="1 damaged"):
         command.main(["verify", "other"])
     assert "needed by copied@1" in capsys.readouterr().out
+
+
+def test_the_page_names_every_verb_and_option():
+    page = (ROOT / "docs" / "pool.md").read_text()
+    (verbs,) = (action for action in command.parser()._actions if action.choices)
+    assert set(verbs.choices) == {*command.stored.VERBS, *command.answers.VERBS, *command.changes.VERBS}
+    for verb, one in verbs.choices.items():
+        options = [name for action in one._actions for name in action.option_strings]
+        assert re.search(rf"[`-]?{verb}\b", page)
+        assert [name for name in options if name not in ("-h", "--help") and name not in page] == []
