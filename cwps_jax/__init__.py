@@ -6,8 +6,10 @@
 from cwps_jax import methods
 from cwps_jax.core.channels import Layer, Layout, layout_from_axes
 from cwps_jax.core.foreign import layout_from_shapes
-from cwps_jax.core.masks import gates, harden, init_scores, sparsity, temperature
+from cwps_jax.core.masks import gates, harden, init_scores, params_ratio, sparsity, steer, temperature
 from cwps_jax.core.mixing import mix
+from cwps_jax.core.patterns import PRIVATE
+from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.learn import LearnedTask, composite_parent, learn_task, make_trainer
@@ -26,6 +28,7 @@ from cwps_jax.version import __version__
 
 __all__ = [
     "BACKBONES",
+    "PRIVATE",
     "ChannelShared",
     "CwpsError",
     "Evaluation",
@@ -49,6 +52,7 @@ __all__ = [
     "cross_entropy",
     "evaluate",
     "export",
+    "flatten",
     "gates",
     "harden",
     "init_scores",
@@ -59,9 +63,12 @@ __all__ = [
     "make_trainer",
     "methods",
     "mix",
+    "params_ratio",
     "predict",
     "save_backbone",
     "sparsity",
+    "steer",
     "temperature",
+    "unflatten",
     "whole_split",
 ]

@@ -299,3 +299,13 @@ def test_a_gate_that_does_not_belong_to_the_parameters_is_refused():
         channels.gates_by_leaf({"dense": {"kernel": jnp.zeros((1, 5))}}, params)
     with pytest.raises(CwpsError, match="no parameters at other/kernel"):
         channels.gates_by_leaf({"other": {"kernel": jnp.zeros((1, 4))}}, params)
+
+
+def test_a_summary_says_what_can_be_shared(tiny_layout):
+    lines = [line.split() for line in tiny_layout.summary().splitlines()]
+    assert lines[0] == ["layer", "shape", "channels", "parameters"]
+    assert [line[0] for line in lines[1 : 1 + len(tiny_layout.layers)]] == [
+        layer.path for layer in tiny_layout.layers
+    ]
+    shared, private, head = (int(line[-1].replace(",", "")) for line in lines[-3:])
+    assert shared + private == tiny_layout.backbone_parameters and head == tiny_layout.head_parameters

@@ -117,7 +117,7 @@ def test_it_is_searched_as_the_models_that_it_holds(golden):
         child = variables_of(golden, name)["params"]
         parent, sources = cwps.composite_parent(child, pool, cwps.Search("l2"))
         assert_same_bits(parent, {layer: child[layer] for layer in parent})
-        owners = pool.ownership(pool.version(name))
+        owners = pool.ownership(name)
         for path, source in sources.items():
             np.testing.assert_array_equal(np.asarray(source.model), owners[path][0], err_msg=path)
 

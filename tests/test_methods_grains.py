@@ -215,7 +215,7 @@ def test_a_task_of_single_weights_borrows_stored_channels_and_lends_none(tmp_pat
         np.testing.assert_array_equal(leaves[layer.path][~mine], parent[~mine])
     assert again.pooled().names == ("pretrained", "whole")
     with pytest.raises(cwps.CwpsError, match="weights@1 is stored by cwps, not as channels with owners"):
-        again.ownership(again.version("weights"))
+        again.ownership("weights")
     with pytest.raises(cwps.CwpsError, match="whole@1 cannot be removed: weights@1 is restored from it"):
         again.remove("whole")
     later = learn("channels", Cwps())

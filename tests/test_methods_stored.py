@@ -72,7 +72,7 @@ class Analytic:
         return {path: np.ravel(gate) for path, gate in flatten(self.pool.gates(self.name)).items()}
 
     def channels(self) -> tuple[int, int]:
-        gates, ownership = self.channel_gates, self.pool.ownership(self.pool.version(self.name))
+        gates, ownership = self.channel_gates, self.pool.ownership(self.name)
         rows = sum(gates[one.path].sum() * one.channel_parameters for one in self.layout.layers)
         bits = 0
         for path, (owner, row) in ownership.items():

@@ -69,7 +69,7 @@ def test_relations_are_shares_by_parameters_and_sum_to_one(name):
     rng = np.random.default_rng(0)
     names = ["pretrained", "birds@1", "nobody@1", "cars@1"]
     owners = {layer.path: rng.choice([0, 1, 3], layer.channels) for layer in layout.layers}
-    row = accounting.relation(layout, owners, names)
+    row = accounting.relation(accounting.owned(layout, owners), dict(enumerate(names)))
     weight = dict.fromkeys(names, 0)
     for layer in layout.layers:
         size = sum(math.prod(shape) for shape in layer.shapes) // layer.channels
@@ -84,7 +84,7 @@ def test_relations_are_shares_by_parameters_and_sum_to_one(name):
 def test_relations_weigh_channels_by_what_they_cost(tiny_layout):
     # All 6 channels of conv1 (9 each) from one owner, all 8 of conv2 (55 each) from another.
     owners = {"conv1/kernel": np.zeros((1, 1, 1, 6), int), "conv2/kernel": np.ones(8, int)}
-    row = accounting.relation(tiny_layout, owners, ["pretrained", "birds"])
+    row = accounting.relation(accounting.owned(tiny_layout, owners), {0: "pretrained", 1: "birds"})
     assert row == {"pretrained": pytest.approx(54 / 494), "birds": pytest.approx(440 / 494)}
     matrix = accounting.relation_matrix(
         {"cars": row, "birds": {"birds": 1.0}}, ["birds", "pretrained", "cars"]

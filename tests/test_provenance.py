@@ -176,7 +176,7 @@ def test_a_task_is_learned_anew_as_its_next_version(config, workdir):
     assert pool.version("birds").record[KEY]["preparation"]["crop"] == "stretch"
     assert pool.version("birds@1") == first.version("birds")
     assert pool.effective("birds@1")["params"]["head"]["bias"].tobytes() == before
-    owners = {int(one) for owner, _ in pool.ownership(pool.version("birds")).values() for one in owner}
+    owners = {int(one) for owner, _ in pool.ownership("birds").values() for one in owner}
     assert owners == {0, 2}
     results = run.finish(other, workdir, CONSOLE)
     assert [row["version"] for row in results["rows"]] == [2]

@@ -1,5 +1,6 @@
 """The pool: what comes back is what was stored, and nothing stored ever changes."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -79,7 +80,7 @@ def test_a_borrowed_channel_is_owned_by_the_version_that_stores_it(pool, tiny_va
     add("a", 2, "pretrained")
     add("b", 4, "a")
     add("c", None, "b")
-    owner, row = pool.ownership(pool.version("c"))[layer.path]
+    owner, row = pool.ownership("c")[layer.path]
     assert owner.tolist() == [0, 0, 1, 0, 2, 0]
     assert row[2] == 0 and row[4] == 0 and row[5] == 5
     relation = pool.relation("c")
@@ -281,7 +282,7 @@ def test_the_search_sees_every_stored_model(pool, tiny_variables, moved):
     child = flatten(stored["params"])
     for path, leaf in flatten(parent).items():
         np.testing.assert_array_equal(leaf, child[path])
-    ownership = pool.ownership(pool.version("b"))
+    ownership = pool.ownership("b")
     for path, source in sources.items():
         # Ties go to the oldest: a channel that b borrowed is found at the model that stores it.
         np.testing.assert_array_equal(np.asarray(source.model), ownership[path][0])
@@ -420,3 +421,28 @@ def test_budgets_of_one_soft_run_nest(tiny_layout):
 
 def test_the_index_says_its_format(pool):
     assert json.loads((pool.folder / "index.json").read_text())["format"] == 4
+
+
+def test_what_stands_in_the_index_is_what_the_trees_say(pool, tiny_variables, moved):
+    """A list of all tasks reads no tree; a pool of an earlier release is read instead, to the same bit."""
+    assert pool.relation_matrix()[2].shape == (0, 1) and pool.total_ratio() == 1
+    for seed, name in enumerate("abc"):
+        add_task(pool, name, tiny_variables, moved, seed)
+    index = pool.index
+    versions = tuple(dataclasses.replace(one, owned=None) for one in index.versions)
+    older = Pool(pool.folder, dataclasses.replace(index, versions=versions))
+    for name in pool:
+        assert older.relation(name) == pool.relation(name) and len(pool.version(name).owned) > 1
+    tasks, owners, matrix = pool.relation_matrix()
+    assert tasks == pool.tasks and owners == ("pretrained", *tasks)
+    for task, row in zip(tasks, matrix, strict=True):
+        shares = {owner: share for owner, share in zip(owners, row, strict=True) if share}
+        assert shares == pool.relation(task)
+    assert pool.total_ratio() == 1 + sum(pool.count(task).ratio for task in pool)
+
+
+def test_the_pretrained_model_owns_all_of_its_channels(pool):
+    assert pool.relation("pretrained") == {"pretrained": 1.0}
+    for layer in pool.layout.layers:
+        owner, row = pool.ownership("pretrained")[layer.path]
+        assert owner.tolist() == [0] * layer.channels and row.tolist() == list(range(layer.channels))

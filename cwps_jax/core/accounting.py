@@ -65,25 +65,41 @@ def count_stored(layout: Layout, own: Mapping[str, np.ndarray], rows: Mapping[st
     return Count(active, private, head, layout.backbone_parameters, bits)
 
 
-def relation(layout: Layout, owners: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, float]:
-    """Returns one row of the task relation matrix: the share of a task's channels that each one owns.
+def owned(layout: Layout, owners: Mapping[str, np.ndarray]) -> dict[int, int]:
+    """Returns how many parameters of a task's channels each owner stores.
 
     Args:
         layout: the backbone's layout.
-        owners: {path of a kernel: integer (channels,), index into `names` of each channel's owner}.
-        names: the owners; the task itself is one of them.
+        owners: {path of a kernel: integer (channels,), the number of each channel's owner}.
 
     Returns:
-        {name: share}, weighted by parameters; the shares sum to 1. Owners of nothing are left out.
+        {owner: parameters}, ascending; owners of nothing are left out.
     """
-    weight = np.zeros(len(names), np.int64)
+    found: dict[int, int] = {}
     for layer in layout.layers:
-        channels = np.bincount(np.ravel(owners[layer.path]), minlength=len(names))
-        weight += channels * layer.channel_parameters
-    total = int(weight.sum())
-    return {name: int(share) / total for name, share in zip(names, weight, strict=True) if share}
+        for owner, channels in zip(*np.unique(owners[layer.path], return_counts=True), strict=True):
+            found[int(owner)] = found.get(int(owner), 0) + int(channels) * layer.channel_parameters
+    return dict(sorted(found.items()))
+
+
+def relation(owned: Mapping[int, int], names: Mapping[int, str]) -> dict[str, float]:
+    """Returns one row of the task relation matrix: the share of a task's channels that each one owns.
+
+    Args:
+        owned: as `owned` gives it.
+        names: {owner: its name}; several owners may be versions of one.
+
+    Returns:
+        {name: share}, weighted by parameters; the shares sum to 1.
+    """
+    parameters: dict[str, int] = {}
+    for owner, count in owned.items():
+        parameters[names[owner]] = parameters.get(names[owner], 0) + count
+    total = sum(parameters.values())
+    return {name: count / total for name, count in parameters.items()}
 
 
 def relation_matrix(rows: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> np.ndarray:
     """Returns the rows of `relation` as one matrix, (tasks, names), float64; its rows sum to 1."""
-    return np.array([[row.get(name, 0.0) for name in names] for row in rows.values()])
+    matrix = [[row.get(name, 0.0) for name in names] for row in rows.values()]
+    return np.array(matrix, np.float64).reshape(len(rows), len(names))

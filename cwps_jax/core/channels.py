@@ -97,6 +97,26 @@ class Layout:
         }
         return {**layers, **dict(self.private)}
 
+    def summary(self) -> str:
+        """Returns a table of what a task can share, layer by layer, and what it keeps for itself."""
+        rows = [("layer", "shape", "channels", "parameters")]
+        rows += [
+            (one.path, str(one.shapes[0]), f"{one.channels:,}", f"{one.parameters:,}") for one in self.layers
+        ]
+        shared = self.backbone_parameters - self.private_parameters
+        for name, count in (
+            ("shared channels", shared),
+            ("private (norms and the like)", self.private_parameters),
+            ("head, in no ratio", self.head_parameters),
+        ):
+            rows.append((name, "", "", f"{count:,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        aligned = (str.ljust, str.ljust, str.rjust, str.rjust)
+        return "\n".join(
+            "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True))
+            for row in rows
+        )
+
     @property
     def private_parameters(self) -> int:
         return sum(math.prod(shape) for _, shape in self.private)

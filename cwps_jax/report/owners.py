@@ -77,7 +77,7 @@ def channel_owners(pool: Pool, task: str) -> dict[str, np.ndarray]:
         task: a task's name, or "task@n".
     """
     names = {0: PRETRAINED} | {version.id: version.task for version in pool.index.versions}
-    ownership = pool.ownership(pool.version(task))
+    ownership = pool.ownership(task)
     found = {}
     for layer in layers_in_order(pool.layout):
         unique, place = np.unique(ownership[layer.path][0], return_inverse=True)

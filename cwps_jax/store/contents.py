@@ -148,27 +148,61 @@ class Contents:
         """Returns a task's hard gates, a nested dict of boolean arrays. Raises CwpsError if it has none."""
         return channels.gates_of(self.layout, self._trees.own(self._of_channels(task)))
 
-    def ownership(self, version: Version) -> Ownership:
-        """Returns {path of a kernel: (id of each channel's owner, its row there)}.
+    def ownership(self, task: str) -> Ownership:
+        """Returns {path of a kernel: (id of each channel's owner, its row there)}, integers (channels,).
+
+        Args:
+            task: a task's name, "task@n", or "pretrained", which owns all of its channels.
 
         Raises:
-            CwpsError: the version is not stored as channels.
+            CwpsError: not in the pool, or not stored as channels.
         """
+        if task == PRETRAINED:
+            own = {layer.path: np.arange(layer.channels) for layer in self.layout.layers}
+            return {path: (np.zeros_like(rows), rows) for path, rows in own.items()}
+        version = self._of_channels(task)
         if version.id not in self._ownerships:
-            own = self._trees.own(self._of_channels(version.name))
-            self._ownerships.setdefault(version.id, channels.ownership(self.layout, own, version.id))
+            found = channels.ownership(self.layout, self._trees.own(version), version.id)
+            self._ownerships.setdefault(version.id, found)
         return self._ownerships[version.id]
 
     def relation(self, task: str) -> dict[str, float]:
-        """Returns the share of a task's channels that each owner stores, weighted by parameters."""
-        ownership = self.ownership(self.version(task))
-        # Of its own owners alone: a list of all tasks asks each of a thousand.
-        found = np.unique(np.concatenate([owner for owner, _ in ownership.values()]))
-        tasks = [self.index.by_id[int(one)].task if one else PRETRAINED for one in found]
-        names = list(dict.fromkeys(tasks))
-        place = np.array([names.index(one) for one in tasks])
-        owners = {path: place[np.searchsorted(found, owner)] for path, (owner, _) in ownership.items()}
-        return accounting.relation(self.layout, owners, names)
+        """Returns the share of a task's channels that each owner stores, weighted by parameters.
+
+        Args:
+            task: a task's name, "task@n", or "pretrained".
+
+        Raises:
+            CwpsError: not in the pool, or not stored as channels.
+        """
+        if task == PRETRAINED:
+            return {PRETRAINED: 1.0}
+        version = self._of_channels(task)
+        owned = {int(owner): count for owner, count in (version.owned or {}).items()}
+        if not owned:  # stored by an earlier release
+            owners = {path: owner for path, (owner, _) in self.ownership(task).items()}
+            owned = accounting.owned(self.layout, owners)
+        names = {owner: self.index.by_id[owner].task if owner else PRETRAINED for owner in owned}
+        return accounting.relation(owned, names)
+
+    def relation_matrix(self) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+        """Returns the tasks that are stored as channels, the owners, and each owner's share of each task.
+
+        Returns:
+            Names of the tasks; names of the owners, "pretrained" first; float64 (tasks, owners), whose rows
+            sum to 1.
+        """
+        tasks = tuple(task for task in self.tasks if self.shares_channels(task))
+        owners = (PRETRAINED, *tasks)
+        return (
+            tasks,
+            owners,
+            accounting.relation_matrix({task: self.relation(task) for task in tasks}, owners),
+        )
+
+    def total_ratio(self) -> float:
+        """Returns what all tasks and the pre-trained model, which counts 1, keep over its parameters."""
+        return 1 + sum(self.count(task).ratio for task in self.tasks)
 
     def count(self, task: str) -> accounting.Count:
         """Counts what a task's version stores, without reading its rows."""
@@ -209,7 +243,7 @@ class Contents:
     def _models(self, names: tuple[str, ...]) -> StoredModels:
         # Two threads: one waits for files; more would wait for Python's lock.
         with ThreadPoolExecutor(2) as readers:
-            ownerships = list(readers.map(self.ownership, map(self.version, names[1:])))
+            ownerships = list(readers.map(self.ownership, names[1:]))
         owner, row = {}, {}
         for layer in self.layout.layers:
             own = np.zeros(layer.channels, np.int32), np.arange(layer.channels, dtype=np.int32)

@@ -35,6 +35,8 @@ class Version:
         compared: whether it is a compared method's model of a task: no task of its own.
         sketch_sha256: of the files of its rows' sketch; "" where it has none.
         folder: its folder's name, which stays when the task is renamed.
+        owned: {number of an owner, as text: parameters of this version's channels that it stores}; None for
+            what is not stored as channels, and where an earlier release stored it.
         ratio: the share of the backbone that it stores (params_ratio), so that a list of all tasks reads no
             tree; None where an earlier release stored it.
     """
@@ -53,6 +55,7 @@ class Version:
     sketch_sha256: str = ""
     folder: str = ""
     ratio: float | None = None
+    owned: Mapping[str, int] | None = None
 
     @property
     def name(self) -> str:

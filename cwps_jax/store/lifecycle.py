@@ -123,7 +123,7 @@ class Lifecycle(Writable):
                     for one in self.index.versions
                     if one.id != version.id and one.rows_sha256 in there
                 }
-                before, rows = self.ownership(version), self._trees.rows(version.id)
+                before, rows = self.ownership(version.name), self._trees.rows(version.id)
                 after = with_owners(before, {0: 0, **known})
                 stored = stored_anew(self.layout, own, rows, before, after, self._trees.rows)
             new = dataclasses.replace(
@@ -170,7 +170,7 @@ class Lifecycle(Writable):
         borrowing = closure(needed, [gone.id])
         ordered = [one for one in index.versions if one.id in borrowing]
         numbers = {one.id: index.next_id + place for place, one in enumerate(ordered)}
-        ownerships = {one.id: self.ownership(one) for one in ordered}
+        ownerships = {one.id: self.ownership(one.name) for one in ordered}
         places = without_owner(self.layout, gone.id, numbers, ownerships)
         for one in ordered:
             stored = stored_anew(

@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Iterator
 
 from cwps_jax.core import accounting
-from cwps_jax.core.trees import Tree, flatten
+from cwps_jax.core.trees import Flat, Tree, flatten
 from cwps_jax.errors import CwpsError
+from cwps_jax.methods.channels import ownership
 from cwps_jax.methods.method import Stored
 from cwps_jax.store import arrays
 from cwps_jax.store.contents import Contents
@@ -83,7 +84,13 @@ class Writable(Contents):
             bytes=size,
             folder=folder,
             ratio=accounting.count_stored(self.layout, own, stored.rows).ratio,
+            owned=self._owned(own, version.id) if stored.rows else None,
         )
+
+    def _owned(self, own: Flat, number: int) -> dict[str, int]:
+        found = ownership(self.layout, own, number)
+        owned = accounting.owned(self.layout, {path: owner for path, (owner, _) in found.items()})
+        return {str(owner): count for owner, count in owned.items()}  # a JSON file has no other keys
 
     def _replace_index(self, index: Index, versions: tuple[Version, ...]) -> None:
         """Replaces the index by one of other versions, and removes the folders of those that are gone."""
