@@ -11,7 +11,7 @@ import numpy as np
 from cwps_jax import methods
 from cwps_jax.core.accounting import count_stored
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import Tree, check_params, flatten, map_with_path, merge, select
+from cwps_jax.core.trees import Tree, check_params, flatten, map_with_path, select, unite
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.method import Stored
@@ -154,7 +154,7 @@ def train_task(
     start = pool.effective(PRETRAINED)
     # The stored head is another task's: only its backbone is the start.
     backbone = select(start["params"], (*pool.layout.layer_paths, *pool.layout.private_paths))
-    start = {**start, "params": merge(backbone, trainer.new_head(config.seed))}
+    start = {**start, "params": unite(backbone, trainer.new_head(config.seed))}
     trained = trainer.train(start, data.train, config, pool.pooled(without, method.name), observe)
     stored = method.store(trained.finished)
     cut = cut_to_model(stored.own["params"], model, image_shape(data))

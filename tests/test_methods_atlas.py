@@ -12,7 +12,7 @@ from methods_shared import CONFIG as SHORT
 from methods_shared import files_hash, images_of, noisy, task, tiny
 
 import cwps_jax as cwps
-from cwps_jax.core.trees import flatten, merge, unflatten
+from cwps_jax.core.trees import flatten, unflatten, unite
 from cwps_jax.methods import Atlas, Finetune
 from cwps_jax.methods.method import Stored
 
@@ -60,7 +60,7 @@ def planted(tmp_path_factory):
     trainer = cwps.make_trainer(model, data, loss=squared_error, metric=squared_error, config=CONFIG)
     variables = trainer.new_variables(0)
     pool = cwps.Pool.create(tmp_path_factory.mktemp("atlas") / "pool", variables, trainer.layout)
-    start = {**variables, "params": merge(variables["params"], trainer.new_head(CONFIG.seed))}
+    start = {**variables, "params": unite(variables["params"], trainer.new_head(CONFIG.seed))}
     for seed, name in enumerate(("one", "two"), 1):
         store(pool, name, noisy(start["params"], 0.1, seed))
     rng, expected, params = np.random.default_rng(0), {}, flatten(start["params"])

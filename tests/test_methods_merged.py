@@ -13,7 +13,7 @@ from methods_shared import images_of, noisy, setting_of, tiny, vit
 
 import cwps_jax as cwps
 from cwps_jax import methods, models
-from cwps_jax.core.trees import flatten, merge, unflatten
+from cwps_jax.core.trees import flatten, unflatten, unite
 from cwps_jax.methods.method import Moment
 from cwps_jax.methods.network import Network
 from cwps_jax.modules import channel_layout
@@ -40,7 +40,7 @@ def begun_with(method: Any, network: Network, params: Any, scale: float = 0.5) -
 def merged(method: Any, network: Network, params: Any, own: Any) -> dict[str, Any]:
     """Returns the plain model's parameters with the leaves that a method changes."""
     flat = jax.device_put(flatten(params))
-    return jax.device_get(merge(params, unflatten(method.changed(network.layout, own, flat))))
+    return jax.device_get(unite(params, unflatten(method.changed(network.layout, own, flat))))
 
 
 def apply(model: nn.Module, params: Any, x: np.ndarray, change: Any = None) -> np.ndarray:
@@ -231,7 +231,7 @@ def test_the_gradient_of_a_score_is_the_pretrained_weight_times_that_of_the_mask
         return method.changed(where.layout, {"masks": scores}, flat)
 
     def loss(weights):
-        variables = {**where.variables, "params": merge(params, unflatten(weights))}
+        variables = {**where.variables, "params": unite(params, unflatten(weights))}
         return jnp.sum(jnp.sin(where.model.apply(variables, x)))
 
     by_score = flatten(jax.jit(jax.grad(lambda scores: loss(changed(scores))))(scores))

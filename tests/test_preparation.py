@@ -7,14 +7,14 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cwps_jax.config import DataConfig
-from cwps_jax.data.preparation import Preparation, mixed, swap_pairs
+from cwps_jax.data.preparation import Preparation, blended, swap_pairs
 from cwps_jax.errors import CwpsError
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MIXUP = Preparation(MEAN, DEVIATION, mixup=0.8)
 CUTMIX = Preparation(MEAN, DEVIATION, cutmix=1.0)
 BOTH = Preparation(MEAN, DEVIATION, mixup=0.2, cutmix=1.0)
-mix = jax.jit(Preparation.mix, static_argnums=0)
+blend = jax.jit(Preparation.blend, static_argnums=0)
 # Whether an image's pixels are its own, from images of ones and zeros in pairs.
 PAIRS = np.broadcast_to(np.array([1.0, 0.0], np.float32)[:, None, None, None], (2, 24, 31, 1))
 
@@ -64,14 +64,14 @@ def test_what_a_config_asks_for():
 
 def test_without_mixing_a_batch_is_itself():
     batch = batch_of(3)
-    assert Preparation(MEAN, DEVIATION).mix(batch, jax.random.key(0)) is batch
+    assert Preparation(MEAN, DEVIATION).blend(batch, jax.random.key(0)) is batch
 
 
 def test_mixup_is_a_weighted_mean_of_neighbours():
     batch = batch_of(8)
     shares = []
     for seed in range(5):
-        seen = mix(MIXUP, batch, jax.random.key(seed))
+        seen = blend(MIXUP, batch, jax.random.key(seed))
         share = float(seen["share"][0])
         shares.append(share)
         assert seen["share"].shape == (8,) and seen["share"].dtype == jnp.float32
@@ -88,7 +88,7 @@ def test_mixup_is_a_weighted_mean_of_neighbours():
 def test_cutmix_is_a_rectangle_of_the_partner_with_its_true_share():
     cut_at_border = 0
     for seed in range(60):
-        seen = mix(CUTMIX, {"image": PAIRS}, jax.random.key(seed))
+        seen = blend(CUTMIX, {"image": PAIRS}, jax.random.key(seed))
         own = np.asarray(seen["image"][0, :, :, 0])
         assert set(np.unique(own)) <= {0.0, 1.0}
         np.testing.assert_array_equal(seen["image"][1, :, :, 0], 1 - own)
@@ -105,7 +105,7 @@ def test_cutmix_takes_a_rectangle_of_the_images_shape():
     sides = [
         (int((seen[:, 15] == 0).sum()), int((seen[12] == 0).sum()))
         for seed in range(200)
-        for seen in [np.asarray(mix(CUTMIX, {"image": PAIRS}, jax.random.key(seed))["image"][0, :, :, 0])]
+        for seen in [np.asarray(blend(CUTMIX, {"image": PAIRS}, jax.random.key(seed))["image"][0, :, :, 0])]
         if not (seen[0] == 0).any()
         and not (seen[-1] == 0).any()
         and not (seen[:, 0] == 0).any()
@@ -117,7 +117,7 @@ def test_cutmix_takes_a_rectangle_of_the_images_shape():
 
 
 def shares(preparation, count=4000):
-    one = lambda key: preparation.mix({"image": jnp.zeros((2, 64, 64, 1))}, key)["share"][0]
+    one = lambda key: preparation.blend({"image": jnp.zeros((2, 64, 64, 1))}, key)["share"][0]
     return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(7), count)))
 
 
@@ -137,7 +137,7 @@ def test_shares_follow_their_beta_distribution():
 def test_with_both_a_coin_decides_for_each_step():
     batch = {"image": PAIRS}
     cut = [
-        set(np.unique(mix(BOTH, batch, jax.random.key(seed))["image"])) <= {0.0, 1.0} for seed in range(100)
+        set(np.unique(blend(BOTH, batch, jax.random.key(seed))["image"])) <= {0.0, 1.0} for seed in range(100)
     ]
     assert 30 < sum(cut) < 70
 
@@ -147,10 +147,10 @@ def test_parts_of_a_batch_are_mixed_as_the_whole(parts):
     batch = batch_of(16)
     for seed in range(6):  # the coin falls on either side
         key = jax.random.key(seed)
-        whole = mix(BOTH, batch, key)
+        whole = blend(BOTH, batch, key)
         for number in range(parts):
             rows = slice(number * 16 // parts, (number + 1) * 16 // parts)
-            part = mix(BOTH, {name: array[rows] for name, array in batch.items()}, key)
+            part = blend(BOTH, {name: array[rows] for name, array in batch.items()}, key)
             for name in whole:
                 np.testing.assert_array_equal(part[name], whole[name][rows])
 
@@ -160,27 +160,27 @@ def test_a_sharded_batch_is_mixed_without_communication():
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     batch, key = batch_of(16), jax.random.key(3)
     sharded = jax.device_put(batch, sharding)
-    compiled = mix.lower(BOTH, sharded, key).compile()
+    compiled = blend.lower(BOTH, sharded, key).compile()
     program = compiled.as_text()
     for collective in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
         assert collective not in program
-    seen = mix(BOTH, sharded, key)
+    seen = blend(BOTH, sharded, key)
     assert seen["image"].sharding.is_equivalent_to(sharding, 4)
-    np.testing.assert_allclose(seen["image"], mix(BOTH, batch, key)["image"], atol=1e-6)
+    np.testing.assert_allclose(seen["image"], blend(BOTH, batch, key)["image"], atol=1e-6)
 
 
 def test_pmap_mixes_the_same():
     batch, key = batch_of(16), jax.random.key(3)
     split = jax.tree.map(lambda array: array.reshape(8, 2, *array.shape[1:]), batch)
-    seen = jax.pmap(BOTH.mix, in_axes=(0, None))(split, key)
-    whole = mix(BOTH, batch, key)
+    seen = jax.pmap(BOTH.blend, in_axes=(0, None))(split, key)
+    whole = blend(BOTH, batch, key)
     for name in whole:
         np.testing.assert_allclose(np.asarray(seen[name]).reshape(whole[name].shape), whole[name], atol=1e-6)
 
 
 def test_new_keys_do_not_compile_again():
     traced = []
-    program = jax.jit(lambda *of: (traced.append(1), Preparation.mix(*of))[1], static_argnums=0)
+    program = jax.jit(lambda *of: (traced.append(1), Preparation.blend(*of))[1], static_argnums=0)
     seen = []
     for seed in range(4):
         equal = Preparation(MEAN, DEVIATION, mixup=0.2, cutmix=1.0)
@@ -191,7 +191,7 @@ def test_new_keys_do_not_compile_again():
 def test_mixing_keeps_types_under_strict_promotion():
     batch = {"image": jnp.ones((2, 4, 4, 3), jnp.bfloat16)}
     with jax.numpy_dtype_promotion("strict"):
-        seen = jax.eval_shape(BOTH.mix, batch, jax.random.key(0))
+        seen = jax.eval_shape(BOTH.blend, batch, jax.random.key(0))
     assert (seen["image"].dtype, seen["share"].dtype) == (jnp.bfloat16, jnp.float32)
 
 
@@ -208,14 +208,14 @@ def test_the_loss_of_a_mixed_batch_by_hand():
     }
     outputs = jnp.array([0.0, 0.0, 3.0, 3.0])
     expected = [0.75 * 1 + 0.25 * 40, 0.75 * 40 + 0.25 * 1, 0.25 * 4, 0.75 * 4]
-    np.testing.assert_allclose(mixed(squared)(outputs, batch), expected, rtol=1e-6)
+    np.testing.assert_allclose(blended(squared)(outputs, batch), expected, rtol=1e-6)
     del batch["share"]
-    np.testing.assert_array_equal(mixed(squared)(outputs, batch), squared(outputs, batch))
+    np.testing.assert_array_equal(blended(squared)(outputs, batch), squared(outputs, batch))
 
 
 def test_what_cannot_be_mixed_is_refused():
     with pytest.raises(CwpsError, match="normalise them before"):
-        MIXUP.mix({"image": np.zeros((2, 4, 4, 3), np.uint8)}, jax.random.key(0))
+        MIXUP.blend({"image": np.zeros((2, 4, 4, 3), np.uint8)}, jax.random.key(0))
     with pytest.raises(CwpsError, match="3 items a device must be an even number"):
-        mix(MIXUP, batch_of(3), jax.random.key(0))
+        blend(MIXUP, batch_of(3), jax.random.key(0))
     np.testing.assert_array_equal(swap_pairs(np.arange(6)), [1, 0, 3, 2, 5, 4])

@@ -39,7 +39,7 @@ def select(tree: Tree, paths: Iterable[str]) -> dict[str, Any]:
     return unflatten({path: flat[path] for path in paths})
 
 
-def merge(*trees: Tree) -> dict[str, Any]:
+def unite(*trees: Tree) -> dict[str, Any]:
     """Returns one tree with the leaves of all; a later tree wins."""
     flat: Flat = {}
     for tree in trees:

@@ -1,4 +1,4 @@
-"""What is done to a batch on the device: pixels normalised, images and losses mixed (mixup, cutmix)."""
+"""What is done to a batch on the device: pixels normalised, images and losses blended (mixup, cutmix)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -67,8 +67,8 @@ class Preparation:
         offset = (np.array(self.mean) / deviation).astype(np.float32)
         return images.astype(jnp.float32) * scale - offset
 
-    def mix(self, batch: Mapping[str, jax.Array], key: jax.Array) -> Mapping[str, jax.Array]:
-        """Returns the batch with images of neighbours mixed; the batch itself where nothing is to be mixed.
+    def blend(self, batch: Mapping[str, jax.Array], key: jax.Array) -> Mapping[str, jax.Array]:
+        """Returns the batch with images of neighbours blended; the batch itself where nothing is.
 
         Rows 2k and 2k + 1 are partners: batches are shuffled, and neighbours live on one device. One weight
         and one rectangle serve the whole batch, so every device and host has to be given the same key.
@@ -78,7 +78,7 @@ class Preparation:
             key: of this step.
 
         Returns:
-            The batch with "image" mixed and "share", float32 (batch,), the weight of an item's own label.
+            The batch with "image" blended and "share", float32 (batch,), the weight of an item's own label.
 
         Raises:
             CwpsError: images that are not float, or an odd number of them.
@@ -87,11 +87,11 @@ class Preparation:
             return batch
         images = batch["image"]
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise CwpsError(f"images are {images.dtype}: normalise them before they are mixed")
+            raise CwpsError(f"images are {images.dtype}: normalise them before they are blended")
         weights, share = self._weights(key, images.shape[1], images.shape[2])
         weights = weights.astype(images.dtype)[None, :, :, None]
-        mixed_images = weights * images + (1 - weights) * swap_pairs(images)
-        return {**batch, "image": mixed_images, "share": jnp.full(len(images), share)}
+        blended_images = weights * images + (1 - weights) * swap_pairs(images)
+        return {**batch, "image": blended_images, "share": jnp.full(len(images), share)}
 
     def _weights(self, key: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
         """Returns the weight of an image's own pixels, (height, width), and that of its label."""
@@ -119,8 +119,8 @@ def swap_pairs(array: jax.Array) -> jax.Array:
     return array.reshape(-1, 2, *array.shape[1:])[:, ::-1].reshape(array.shape)
 
 
-def mixed(loss: Loss) -> Loss:
-    """Returns the loss of mixed batches: `share * loss(own) + (1 - share) * loss(partner's fields)`.
+def blended(loss: Loss) -> Loss:
+    """Returns the loss of blended batches: `share * loss(own) + (1 - share) * loss(partner's fields)`.
 
     Without "share" in a batch it is the loss itself, as in evaluation.
     """

@@ -10,7 +10,7 @@ import numpy as np
 
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.patterns import matches
-from cwps_jax.core.trees import Flat, Tree, flatten, merge, unflatten
+from cwps_jax.core.trees import Flat, Tree, flatten, unflatten, unite
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.method import (
     Begun,
@@ -144,7 +144,7 @@ def _rule(network: Network) -> Rule:
         coefficients, pretrained = flatten(own["coefficients"]), flatten(frozen["pretrained"])
         combined = _combined(pretrained, flatten(frozen["changes"]), coefficients)
         kept = sum(leaf.size for leaf in coefficients.values()) / network.layout.backbone_parameters
-        params = merge(frozen["pretrained"], unflatten(combined), own.get("params", {}))
+        params = unite(frozen["pretrained"], unflatten(combined), own.get("params", {}))
         return Effective(params, kept=jnp.float32(kept))
 
     return rule

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import Flat, Tree, flatten, merge, unflatten
+from cwps_jax.core.trees import Flat, Tree, flatten, unflatten, unite
 from cwps_jax.methods.method import (
     Begun,
     Clock,
@@ -128,7 +128,7 @@ class Parts(Method):
         def rule(own: Tree, frozen: Tree, clock: Clock) -> Effective:
             pretrained = flatten(frozen["pretrained"])
             changed = self.changed(network.layout, own, pretrained)
-            params = merge(unflatten({**pretrained, **changed}), own["params"])
+            params = unite(unflatten({**pretrained, **changed}), own["params"])
             return Effective(params, **self.penalised(own, network))
 
         return rule

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cwps_jax.core.trees import Tree, flatten, merge
+from cwps_jax.core.trees import Tree, flatten, unite
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.method import Clock, Effective, Restoring, Rule
 from cwps_jax.methods.network import Network
@@ -39,7 +39,7 @@ class Prompting(Parts):
         def rule(own: Tree, frozen: Tree, clock: Clock) -> Effective:
             added = {name: tree for name, tree in own.items() if name != "params"}
             return Effective(
-                merge(frozen["pretrained"], own["params"]), added, **self.penalised(own, network)
+                unite(frozen["pretrained"], own["params"]), added, **self.penalised(own, network)
             )
 
         return rule

@@ -12,7 +12,7 @@ import optax
 from cwps_jax import parallel, tracing
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.trees import Tree
-from cwps_jax.data.preparation import Preparation, mixed
+from cwps_jax.data.preparation import Preparation, blended
 from cwps_jax.methods.method import Clock, Effective, Stage
 from cwps_jax.methods.schedules import Schedule
 from cwps_jax.modules import batch_norm_overrides
@@ -48,7 +48,7 @@ def make_step(
         axis_name: the axis to average over under pmap, None under jit.
         preparation: what is done to a batch first.
     """
-    loss = mixed(stage.loss(loss))
+    loss = blended(stage.loss(loss))
 
     def steered(kept: jax.Array | None, state: TrainState, plan: Plan) -> tuple[jax.Array, jax.Array]:
         """Returns lambda, and its base for the next step."""
@@ -85,7 +85,7 @@ def make_step(
         return total, (task_loss, measured, changed, effective.gates, effective.kept, lambda_, next_base)
 
     def step(state: TrainState, frozen: Tree, plan: Plan, batch: Mapping[str, jax.Array]):
-        batch = preparation.mix(
+        batch = preparation.blend(
             {**batch, "image": preparation.normalise(batch["image"])}, jax.random.fold_in(step_key(state), 1)
         )
         gradients, (task_loss, measured, changed, gates, kept, lambda_, next_base) = jax.grad(
