@@ -11,7 +11,7 @@ import numpy as np
 from cwps_jax import methods
 from cwps_jax.core.accounting import count_stored
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import Tree, check_params, flatten, map_with_path, select, unite
+from cwps_jax.core.trees import Tree, check_params, flatten, select, unite
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.method import Stored
@@ -22,8 +22,8 @@ from cwps_jax.provenance import KEY, learned_with
 from cwps_jax.search.composite import Search, Source, composite
 from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
-from cwps_jax.tracing import trace_parameters
 from cwps_jax.train.evaluation import measure, outputs_sha256
+from cwps_jax.train.heads import cut_to_model, with_kept_head
 from cwps_jax.train.meeting import check_given, check_meeting
 from cwps_jax.train.objectives import Metric, Objective, accuracy, cross_entropy
 from cwps_jax.train.records import Progress, Trained
@@ -152,9 +152,12 @@ def train_task(
     check_meeting(trainer, model, data, config)
     method = methods.resolve(config.method)
     start = pool.effective(PRETRAINED)
-    # The stored head is another task's: only its backbone is the start.
+    # The stored head is another task's: only its backbone is the start, unless told otherwise.
     backbone = select(start["params"], (*pool.layout.layer_paths, *pool.layout.private_paths))
-    start = {**start, "params": unite(backbone, trainer.new_head(config.seed))}
+    head = trainer.new_head(config.seed)
+    if config.keep_head:
+        head = with_kept_head(head, start["params"], model, image_shape(data))
+    start = {**start, "params": unite(backbone, head)}
     trained = trainer.train(start, data.train, config, pool.pooled(without, method.name), observe)
     stored = method.store(trained.finished)
     cut = cut_to_model(stored.own["params"], model, image_shape(data))
@@ -259,20 +262,6 @@ def composite_parent(
     """
     check_params(child, "composite_parent(child, pool): the child")
     return composite(pool.layout, child, pool.pooled().models, search)
-
-
-def cut_to_model(params: Tree, model: nn.Module, example: jax.ShapeDtypeStruct) -> dict[str, Any]:
-    """Returns the parameters cut to a model's own shapes: the leading outputs of a larger head.
-
-    Args:
-        params: nested dict of parameters.
-        model: the model that they are for.
-        example: shape of its input.
-    """
-    wanted = flatten(trace_parameters(model, example)[0])
-    return map_with_path(
-        lambda path, leaf: np.asarray(leaf)[tuple(slice(size) for size in wanted[path].shape)], params
-    )
 
 
 def _check_same_backbone(pool: Pool, trainer: Trainer) -> None:

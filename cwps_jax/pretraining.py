@@ -10,18 +10,19 @@ from typing import Any
 
 from cwps_jax.config import RunConfig
 from cwps_jax.errors import CwpsError
-from cwps_jax.learn import Observe, cut_to_model
+from cwps_jax.learn import Observe
 from cwps_jax.models.pretrained import load_backbone, local_weights
 from cwps_jax.prepare import Prepared, model_options
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import measure
+from cwps_jax.train.heads import cut_to_model
 from cwps_jax.train.objectives import accuracy
 from cwps_jax.train.trainer import Trainer
 
 # What a model that is trained in the run does not depend on; all else is recorded and compared.
 IRRELEVANT = (
     *("method", "settings", "epochs", "budget", "norm_batches", "compare", "keep_compared"),  # of the tasks
-    *("tasks", "overrides", "weights", "shots", "draws", "least_steps", "relearn"),
+    *("tasks", "overrides", "weights", "shots", "draws", "least_steps", "relearn", "keep_head"),
     *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
     *("parallel", "remat", "compilation_cache", "profile"),
 )

@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import chex
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -179,3 +181,46 @@ def test_a_metric_over_a_whole_split_that_cannot_work_is_found_before_training(r
     refused(task(), r"whole split gives \(48,\) bool: must be one number", metric=cwps.whole_split(per_item))
     wrong = lambda outputs, fields: f1_score(fields["label"], outputs)
     refused(task(), "the metric cannot be computed.*ValueError", metric=cwps.whole_split(wrong))
+
+
+class OverDevices(TinyModel):
+    """As Flax's own ImageNet example is: its norms average over an axis that pmap has, and jit has not."""
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        images = nn.BatchNorm(not train, axis_name="batch", name="input_norm")(images)
+        return TinyModel.__call__(self, images, train=train)
+
+
+def test_norms_over_an_axis_that_is_not_there_are_refused(tmp_path):
+    model = OverDevices()
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    layout = cwps.channel_layout(model, jnp.zeros((1, 8, 8, 1)))
+    pool = cwps.Pool.create(tmp_path / "pool", variables, layout)
+    never = lambda progress: pytest.fail("it trained")
+    with pytest.raises(cwps.CwpsError, match="averages over an axis .*batch.*build it without axis_name"):
+        cwps.learn_task(pool, "t", model, task(), config=CONFIG, observe=never)
+
+
+def test_a_task_of_the_pretrained_classes_may_begin_with_their_head(pool, tiny_variables):
+    """Unmoved by training, its answers are the pre-trained model's; a padded head is filled from the left."""
+    config = dataclasses.replace(CONFIG, learning_rate=0.0, keep_head=True, seed=5)
+    count = tiny_variables["params"]["head"]["bias"].shape[0]
+    data, wider = task(classes=count), TinyModel(classes=count + 2)
+    kept = cwps.learn_task(pool, "kept", TinyModel(classes=count), data, config=config)
+    padded = cwps.learn_task(
+        pool,
+        "padded",
+        TinyModel(classes=count),
+        data,
+        config=config,
+        trainer=cwps.make_trainer(wider, data, config=config),
+    )
+    for learned in (kept, padded):
+        chex.assert_trees_all_equal(learned.variables["params"]["head"], tiny_variables["params"]["head"])
+    new = cwps.learn_task(
+        pool, "new", TinyModel(classes=count), data, config=dataclasses.replace(config, keep_head=False)
+    )
+    assert np.any(new.variables["params"]["head"]["kernel"] != tiny_variables["params"]["head"]["kernel"])
+    with pytest.raises(cwps.CwpsError, match=r"config.keep_head: .*head/.* tasks of other classes"):
+        cwps.learn_task(pool, "other", wider, task(classes=count + 2), config=config)

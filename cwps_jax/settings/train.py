@@ -33,6 +33,8 @@ class TrainConfig:
             what to keep.
         norm_batches: training batches from which norm statistics are re-estimated after hardening.
         head: name of the model's head.
+        keep_head: whether a task starts with the pre-trained model's head, whose classes are then its own, in
+            the same order; by default it starts with a new one.
         private: further patterns over paths of leaves that the task keeps for itself.
     """
 
@@ -52,6 +54,7 @@ class TrainConfig:
     budget: float = 1.0
     norm_batches: int = 20
     head: str = "head"
+    keep_head: bool = False
     private: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

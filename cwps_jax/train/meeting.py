@@ -17,6 +17,7 @@ from cwps_jax.settings import TrainConfig
 from cwps_jax.tracing import mode
 from cwps_jax.train.evaluation import ITEMS, measure
 from cwps_jax.train.objectives import WholeSplit, accuracy, cross_entropy, smoothed
+from cwps_jax.train.step import apply_model, random_keys
 from cwps_jax.train.trainer import Trainer
 
 # What JAX, NumPy and optax raise where shapes or names do not fit.
@@ -79,9 +80,28 @@ def _outputs(trainer: Trainer, model: nn.Module, data: TaskData, count: int) -> 
                     f"the model gives outputs {leaf.shape} for images {images.shape}: must be one an image, "
                     f"({count}, ...){hint}"
                 )
+        if trainer.parallel.axis_name is None:  # pmap has an axis, which the model may know
+            _check_training(model, images, nn.meta.unbox(variables))
         return outputs, model  # kept, so that no other one gets its id
 
     return trainer.network.remembered(("outputs", id(model), image.shape, image.dtype, count), look)[0]
+
+
+def _check_training(model: nn.Module, images: jax.ShapeDtypeStruct, variables: Any) -> None:
+    """Raises CwpsError for a model that cannot be applied in training mode."""
+    params, other = variables["params"], {key: tree for key, tree in variables.items() if key != "params"}
+
+    def train(params: Any, other: Any, images: jax.Array) -> Any:
+        keys = random_keys(jax.random.key(0))
+        return apply_model(model, params, other, images, train=True, mutable=True, rngs=keys)
+
+    try:
+        jax.eval_shape(train, params, other, images)
+    except NameError as error:
+        raise CwpsError(
+            f"the model averages over an axis that is not there ({_one_line(error)}): build it without "
+            "axis_name, since a compiled step sees the whole batch"
+        ) from error
 
 
 def _check_same_model(trainer: Trainer, params: Any) -> None:
