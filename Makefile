@@ -16,7 +16,7 @@ demo-methods: $(VENV)/demo
 	$(BIN)/python -m cwps_jax.main --config configs/digits_methods.py:vit $(ARGS)
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow $(ARGS)
