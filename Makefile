@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PARITY ?= .venv-parity
 
-.PHONY: demo demo-methods test test-slow torture lint format benchmark benchmark-gpu peers parity parity-fixtures build clean
+.PHONY: demo demo-methods test test-slow torture lint format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build clean
 
 # Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
@@ -56,6 +56,10 @@ parity: $(PARITY)/ready
 
 parity-fixtures: $(PARITY)/ready
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m parity.make_fixtures $(if $(CWPS_TEST_DATA),--data $(CWPS_TEST_DATA))
+
+# Every task of the demo, exported and read by plain safetensors into a PyTorch model.
+parity-exports: demo $(PARITY)/ready
+	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m parity.exported runs/digits/pool --out parity/exports.json
 
 build: $(VENV)/test
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -35,9 +35,11 @@ class SmallBlock(nn.Module):
 class SmallResNet(nn.Module):
     """A ResNet of three stages behind a 3x3 stem."""
 
-    def __init__(self, blocks: int, projection: bool = False, num_classes: int = 10, width: int = 16) -> None:
+    def __init__(
+        self, blocks: int, projection: bool = False, num_classes: int = 10, width: int = 16, channels: int = 3
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
 
         def stage(inputs: int, outputs: int) -> nn.Module:
