@@ -184,8 +184,7 @@ def _load_stored(config: RunConfig, pool: Pool, name: str) -> TaskData:
     if name in config.tasks or not images:
         return load_task(config, name, cache)
     here = ("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in images.items()}
-    settings = DataConfig(**{**values, **{key: getattr(config, key) for key in here}})
+    settings = DataConfig(**{**images, **{key: getattr(config, key) for key in here}})
     seed = pool.version(name).record[KEY]["config"]["seed"]
     return data.load(settings, name, seed=seed, cache=cache)
 
