@@ -198,7 +198,7 @@ def allowed(pool: Pool, before: State, operation: str, name: str, number: int) -
 
 def owners(pool: Pool, number: int) -> set[int]:
     """Returns the numbers of the versions whose rows one borrows."""
-    found = pool.ownership(pool.index.by_id[number])
+    found = pool.ownership(pool.index.by_id[number].name)
     return {int(one) for owner, _ in found.values() for one in owner} - {0}
 
 

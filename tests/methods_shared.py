@@ -187,8 +187,9 @@ def learned_by(name: str) -> Learned:
 
 
 def files_hash(folder: pathlib.Path) -> str:
-    """Returns one hash over names and contents of all files of a folder."""
+    """Returns one hash over names and contents of all files of a pool's folder but its locks."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in files if path.name != ".lock" and path.parent.name != ".learning"]
     parts = [path.relative_to(folder).as_posix().encode() + path.read_bytes() for path in files]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
