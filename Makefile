@@ -82,6 +82,6 @@ $(PARITY)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e . huggingface_hub==2.4.0 PyYAML==6.0.3
+	  -e '.[demo]' huggingface_hub==2.4.0 PyYAML==6.0.3
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31
 	touch $@

@@ -130,3 +130,12 @@ def test_every_backbone_and_set_of_key_names_has_a_reference():
     families = {BACKBONES[name].module: name for name, _ in shrunk}
     for name, one in BACKBONES.items():
         assert {(families[one.module], table.name) for table in one.tables} <= shrunk, name
+
+
+def test_every_task_of_the_demo_was_exported_and_read_elsewhere():
+    """By `make parity-exports`, which needs PyTorch."""
+    found = json.loads((pathlib.Path(__file__).parent.parent / "parity" / "exports.json").read_text())
+    folder = pathlib.Path(__file__).parent.parent / "docs" / "results"
+    rows = json.loads((folder / "digits_seed0.json").read_text())["rows"]
+    assert [row["task"] for row in found["tasks"]] == list(dict.fromkeys(row["task"] for row in rows))
+    assert max(row["difference"] for row in found["tasks"]) < found["tolerance"] <= 1e-4
