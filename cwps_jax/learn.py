@@ -110,7 +110,7 @@ def learn_task(
         trained, stored, variables = train_task(pool, model, data, config, trainer, observe, without=name)
         record = {
             **measured(trained, variables, model, data, config, trainer),
-            KEY: learned_with(data, config),
+            KEY: learned_with(name, data, config),
             **(notes or {}),
         }
         version = pool.add_stored(name, trained.method, stored, record)

@@ -34,16 +34,17 @@ def versions() -> dict[str, str]:
     }
 
 
-def learned_with(data: TaskData, config: TrainConfig, dtype: str = "float32") -> dict[str, Any]:
+def learned_with(task: str, data: TaskData, config: TrainConfig, dtype: str = "float32") -> dict[str, Any]:
     """Returns what a task is learned with: plain JSON.
 
     Args:
+        task: its name, by which its data are found; the pool may call it otherwise later.
         data: the task's.
         config: how it is learned.
         dtype: that the model computes in.
 
     Returns:
-        "config": the `TrainConfig`; "images": the `DataConfig` that loaded the data, None for arrays;
+        "task"; "config": the `TrainConfig`; "images": the `DataConfig` that loaded the data, None for arrays;
         "class_names": None where there are none; "input": shape and type of one image; "preparation": what
         evaluation does to an image; "fingerprints": SHA-256 of each split; "dtype"; "versions".
     """
@@ -52,6 +53,7 @@ def learned_with(data: TaskData, config: TrainConfig, dtype: str = "float32") ->
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     image = data.train.image
     told = {
+        "task": task,
         "config": {**dataclasses.asdict(dataclasses.replace(config, method="")), "method": settings},
         "images": dataclasses.asdict(data.images) if data.images else None,
         "class_names": data.class_names or None,

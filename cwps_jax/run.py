@@ -180,17 +180,18 @@ def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console:
 def _load_stored(config: RunConfig, pool: Pool, name: str) -> TaskData:
     """Returns a stored task's data: as the config says where it has the task, else as it was learned."""
     cache = open_image_cache(config)
-    images = pool.version(name).record.get(KEY, {}).get("images")
+    told = pool.version(name).record.get(KEY, {})
+    images = told.get("images")
     if name in config.tasks or not images:
         return load_task(config, name, cache)
     here = ("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch")
     settings = DataConfig(**{**images, **{key: getattr(config, key) for key in here}})
-    seed = pool.version(name).record[KEY]["config"]["seed"]
-    return data.load(settings, name, seed=seed, cache=cache)
+    return data.load(settings, told["task"], seed=told["config"]["seed"], cache=cache)
 
 
 def _learned_with(prepared: Prepared, name: str, method: str) -> dict[str, Any]:
-    return learned_with(prepared.tasks[name], prepared.settings[name][method], prepared.config.dtype)
+    settings = prepared.settings[name][method]
+    return learned_with(name, prepared.tasks[name], settings, prepared.config.dtype)
 
 
 def _write_config(config: RunConfig, pool: Pool | None, workdir: pathlib.Path) -> None:

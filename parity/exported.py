@@ -60,7 +60,7 @@ def main() -> None:
 def compared(pool: cwps.Pool, task: str) -> dict[str, float | int]:
     """Returns how far apart the logits of a task's test images are, at most."""
     told = pool.version(task).record["learned_with"]
-    test = data.load(DataConfig(**told["images"]), task, seed=told["config"]["seed"]).test
+    test = data.load(DataConfig(**told["images"]), told["task"], seed=told["config"]["seed"]).test
     images = test.preparation.normalise(jnp.asarray(test.read(np.arange(len(test)), None)["image"]))
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "task.safetensors"

@@ -66,10 +66,10 @@ def test_a_task_is_learned_measured_and_stored(pool, tiny_model, trainer):
     chex.assert_trees_all_equal(stored.effective("birds"), learned.variables)
     record = stored.version("birds").record
     assert record["by"] == "me" and record["accuracy_when_learned"] == learned.metric
-    check_task("birds", record, data, learned_with(data, CONFIG))
+    check_task("birds", record, data, learned_with("birds", data, CONFIG))
     other = task(lambda images: brightest_third(images) % 2, classes=2)
     with pytest.raises(cwps.CwpsError, match=r"'birds' .* something else: classes \(was 3, is 2\)"):
-        check_task("birds", record, other, learned_with(other, CONFIG))
+        check_task("birds", record, other, learned_with("birds", other, CONFIG))
     # What is stored is a plain backbone: the model itself computes it.
     logits = tiny_model.apply(learned.variables, data.test["image"])
     assert np.mean(np.argmax(logits, 1) == data.test["label"]) == pytest.approx(learned.metric)

@@ -229,3 +229,14 @@ def test_the_probe_moves_nothing_but_the_head(
     for path in after:
         assert same_bits(before[path], after[path]) != path.startswith("head/"), path
     chex.assert_trees_all_equal(state.other["batch_stats"], tiny_variables["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "hard"), [(0.25, 0.25), (0.2, 0.6), (0.0, 0.0), (0.9, 0.05), (0.05, 0.9)]
+)
+def test_all_stages_together_have_the_epochs_that_fine_tuning_has(tiny_model, tiny_layout, warm_up, hard):
+    network = Network(tiny_model, tiny_layout, EXAMPLE)
+    method = methods.Cwps(warm_up_share=warm_up, hard_share=hard)
+    for epochs in range(3, 20):
+        taken = [one.epochs for one in method.stages(network, TrainConfig(epochs=epochs))]
+        assert sum(taken) == epochs and min(taken) >= 1, (epochs, taken)

@@ -13,6 +13,7 @@ from cwps_jax.config import default_config, run_config
 from cwps_jax.errors import CwpsError
 from cwps_jax.provenance import KEY, versions
 from cwps_jax.report import results as results_module
+from cwps_jax.serve import evaluate
 from cwps_jax.store.pool import Pool
 
 CONSOLE = Console(width=200)
@@ -65,7 +66,7 @@ def workdir(learned, tmp_path):
 
 def test_a_stored_task_knows_what_it_was_learned_with(learned):
     told = Pool.open(learned / "pool").version("birds").record[KEY]
-    assert told["class_names"] == ["dark", "light"]
+    assert told["task"] == "birds" and told["class_names"] == ["dark", "light"]
     assert told["input"] == {"shape": [12, 12, 3], "dtype": "float32"}
     assert told["preparation"]["image_size"] == 12 and len(told["preparation"]["pixel_mean"]) == 3
     assert told["images"]["data"] == "folders" and told["images"]["image_size"] == 12
@@ -201,3 +202,14 @@ def test_a_run_that_learns_the_same_task_is_told_before_it_trains(config, workdi
     assert pool.tasks == ("birds",)
     with pool.learning("boats"):
         assert pool.tasks == ("birds", "cars"), "what others have stored is seen when learning begins"
+
+
+def test_a_renamed_task_is_measured_on_the_data_that_it_was_learned_from(config, workdir):
+    """Its name in the pool is not where its data are."""
+    before = run.finish(config(), workdir, CONSOLE)
+    Pool.open(workdir / "pool").rename("birds", "vögel")
+    results = run.finish(config(tasks=("cars",)), workdir, CONSOLE)
+    assert results["not_measured"] == [] and [row["task"] for row in results["rows"]] == ["vögel"]
+    assert results["rows"][0]["accuracy"] == before["rows"][0]["accuracy"]
+    assert results["forgetting"][0]["logits_sha256_at_end"] == before["forgetting"][0]["logits_sha256_at_end"]
+    assert evaluate(Pool.open(workdir / "pool"), "vögel").metric == before["rows"][0]["accuracy"]

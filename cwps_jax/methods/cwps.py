@@ -106,9 +106,10 @@ class Cwps(Method):
             raise CwpsError(f"config.epochs = {training.epochs}: cwps needs at least 3, one a stage")
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
-        warm_up = max(1, round(training.epochs * self.warm_up_share))
-        hard = max(1, round(training.epochs * self.hard_share))
-        soft = max(1, training.epochs - warm_up - hard)
+        # Each stage has an epoch, and all of them together have no more than fine-tuning.
+        warm_up = min(max(1, round(training.epochs * self.warm_up_share)), training.epochs - 2)
+        hard = min(max(1, round(training.epochs * self.hard_share)), training.epochs - warm_up - 1)
+        soft = training.epochs - warm_up - hard
         rates = [training.learning_rate * factor for factor in self.stage_rates]
         child = [{"params": Group(by_config(training, network), rate)} for rate in rates]
         scores = adam(b2=0.9) if self.score_optimizer == "adam" else sgd(training.momentum)

@@ -119,7 +119,8 @@ def _list(pool: Pool, given: argparse.Namespace) -> None:
     rows = listed(pool)
     if given.json:
         return print_json(rows)
-    table = Table(title=f"{len(rows)} tasks on {pool.index.backbone or 'a backbone of your own'}")
+    count = f"{len(rows)} task{'' if len(rows) == 1 else 's'}"
+    table = Table(title=f"{count} on {pool.index.backbone or 'a backbone of your own'}")
     for column, justify in zip(("task", "accuracy", "kept", "bytes"), ("left", *["right"] * 3), strict=True):
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     table.add_column("channels taken from", overflow="fold")

@@ -57,7 +57,7 @@ def measure_pool(
         data: TaskData | None = None
         try:
             data = load(task)
-            check_task(task, recorded, data, learned_with(data, TrainConfig(), dtype))
+            check_task(task, recorded, data, learned_with(task, data, TrainConfig(), dtype))
         except CwpsError as error:
             if task in tasks:
                 raise

@@ -165,8 +165,8 @@ def _recorded(known: LearnedWith) -> Split:
     if images is None:
         raise CwpsError(f"{known.name} was learned from arrays given in Python; give its data here, too")
     settings = DataConfig(**images)
-    data = sources.load(settings, known.task, seed=known.told["config"]["seed"])
-    now = provenance.learned_with(data, TrainConfig(), known.told["dtype"])
+    data = sources.load(settings, known.told["task"], seed=known.told["config"]["seed"])
+    now = provenance.learned_with(known.task, data, TrainConfig(), known.told["dtype"])
     provenance.check_task(known.task, known.record, data, now)
     return data.test
 
