@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +16,7 @@ from cwps_jax.data.cache import PixelCache, open_cache
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.split import Split
 from cwps_jax.data.task import TaskData
+from cwps_jax.errors import CwpsError
 from cwps_jax.learn import make_trainer
 from cwps_jax.profiling import Profiler
 from cwps_jax.settings import TrainConfig
@@ -50,19 +51,32 @@ class Prepared:
         return sum(one.epochs for one in self.settings[task].values())
 
 
-def prepare(config: RunConfig, trainer: Trainer | None, profiler: Profiler | None) -> Prepared:
+def prepare(
+    config: RunConfig, trainer: Trainer | None, profiler: Profiler | None, stored: Collection[str] = ()
+) -> Prepared:
     """Returns a run that can start; nothing is written.
 
     Args:
         config: the run's, of one draw.
         trainer: of an earlier draw, whose compiled steps serve this one; None to make one.
         profiler: looks at a few steps of every stage.
+        stored: names of tasks that the workdir's pool has already.
 
     Raises:
         CwpsError: what would otherwise be found after minutes.
     """
     cache = open_image_cache(config)
-    tasks = {name: load_task(config, name, cache) for name in config.tasks}
+    tasks = {}
+    for name in config.tasks:
+        try:
+            tasks[name] = load_task(config, name, cache)
+        except CwpsError as error:
+            if name not in stored:
+                raise
+            raise CwpsError(
+                f"{error}; task {name!r} is learned already: leave it out of config.tasks, and it keeps its "
+                "numbers"
+            ) from error
     source = None
     if not config.weights:
         source = load_task(dataclasses.replace(config, shots=0), config.source, cache)

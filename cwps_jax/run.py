@@ -39,7 +39,9 @@ def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
         if draw is not config:
             console.print(f"{folder.name}: seed {draw.seed}", highlight=False)
         with console.status("looking through the data"):
-            prepared = prepare(draw, trainer, profiler)
+            made = (folder / "pool" / "index.json").exists()
+            stored = Pool.open(folder / "pool").tasks if made else ()
+            prepared = prepare(draw, trainer, profiler, stored)
         trainer = prepared.trainer
         _learn_draw(prepared, folder, console)
     if profiler:

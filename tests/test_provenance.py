@@ -142,7 +142,10 @@ def test_a_task_without_its_data_keeps_its_numbers_and_is_marked(config, workdir
     try:
         results = run.finish(with_cars, workdir, CONSOLE)
         assert "birds was not measured" in capsys.readouterr().out
-        with pytest.raises(CwpsError):  # a task of this run has to have its data
+        told = "task 'birds' is learned already: leave it out of config.tasks, and it keeps its numbers"
+        with pytest.raises(CwpsError, match=told):  # a task of this run has to have its data
+            run.learn(config(tasks=("birds", "cars")), workdir, CONSOLE)
+        with pytest.raises(CwpsError):
             run.finish(config(tasks=("birds",)), workdir, CONSOLE)
     finally:
         (tmp_path / "away").rename(birds)
