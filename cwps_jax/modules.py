@@ -33,6 +33,12 @@ def channel_rule(module_class: type[nn.Module]) -> Callable[[Rule], Rule]:
     The rule is a function of the module that returns {leaf: its channel axes}, counted from the end so
     that scanned copies need no rule of their own, or None for a leaf that each task keeps for itself.
 
+    Args:
+        module_class: a Linen module.
+
+    Returns:
+        A decorator of the rule.
+
     Example:
         >>> import flax.linen as nn
         >>> class Bilinear(nn.Module):

@@ -104,7 +104,13 @@ class Profiler:
 
     @contextlib.contextmanager
     def watched(self, step: Compiled, method: str, stage: str, steps: int) -> Iterator[Callable[..., Any]]:
-        """Gives what to call instead of a stage's step, for as many `steps`; it computes the same."""
+        """Gives what to call instead of a stage's step; it computes the same.
+
+        Args:
+            step: the compiled step.
+            method, stage: whose it is.
+            steps: how many the stage has.
+        """
         if any((cost.method, cost.stage) == (method, stage) for cost in self.costs):
             yield step
             return

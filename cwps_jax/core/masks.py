@@ -180,7 +180,12 @@ def sparsity(gates: Tree, params: Tree) -> jax.Array:
 
 
 def params_ratio(gates: Tree, layout: Layout) -> jax.Array:
-    """Returns what the task keeps, without its head, over the backbone's parameters (float32)."""
+    """Returns what the task keeps, without its head, over the backbone's parameters, float32 ().
+
+    Args:
+        gates: nested dict of gates, soft or hard, in the kernels' places.
+        layout: the backbone's.
+    """
     flat = flatten(gates)
     kept = jnp.float32(layout.private_parameters)
     for path, cost in _costs(gates, layout).items():

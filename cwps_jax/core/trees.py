@@ -10,7 +10,15 @@ Flat = dict[str, Any]
 
 
 def flatten(tree: Tree, prefix: str = "") -> Flat:
-    """Returns the leaves of a nested mapping by their path, in sorted order of the keys."""
+    """Returns the leaves of a nested mapping by their path, in sorted order of the keys.
+
+    Args:
+        tree: nested dict of arrays, such as {"conv": {"kernel": ...}}.
+        prefix: what stands before every path.
+
+    Returns:
+        {"conv/kernel": ...}.
+    """
     flat: Flat = {}
     for key in sorted(tree):
         path = f"{prefix}{key}"
@@ -22,7 +30,11 @@ def flatten(tree: Tree, prefix: str = "") -> Flat:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `flatten`; always returns plain dicts."""
+    """Returns the nested mapping whose leaves `flatten` gave, of plain dicts.
+
+    Args:
+        flat: {path: leaf}.
+    """
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *parents, name = path.split("/")

@@ -48,7 +48,11 @@ class Predictions:
         return [self.class_names[number] for number in self.logits.argmax(axis=1)]
 
     def top(self, count: int) -> list[list[tuple[str, float]]]:
-        """Returns, for each image, its most probable classes and their probabilities, the highest first."""
+        """Returns, for each image, its most probable classes and their probabilities, the highest first.
+
+        Args:
+            count: how many classes, or as many as there are.
+        """
         best = np.argsort(-self.logits, axis=1, kind="stable")[:, :count]
         return [
             [(self.class_names[number], float(row[number])) for number in order]

@@ -84,9 +84,17 @@ class Contents:
     def version(self, task: str) -> Version:
         """Returns a task's newest version, or the one named "task@n".
 
+        Args:
+            task: a task's name, or "task@n".
+
         Raises:
             CwpsError: it is not in the pool.
         """
+        if task == PRETRAINED:
+            raise CwpsError(
+                f"{self.folder}: {task!r} is the model that tasks start from, and no task: it has variables, "
+                "owners and a relation, but no version, gates or count"
+            )
         if task not in self.index.by_name:
             raise CwpsError(f"{self.folder}: no task {task!r} in this pool; {self._known(task)}")
         return self.index.by_name[task]
@@ -111,13 +119,21 @@ class Contents:
         return self._trees.restored(self.method(task), version.id, own, rows, uses, self.effective)
 
     def restored(self, method: Method, stored: Stored) -> dict[str, Any]:
-        """Returns `effective` of what is not in the pool yet, as it will be."""
+        """Returns `effective` of what is not in the pool yet, as it will be.
+
+        Args:
+            method: by which it is restored.
+            stored: what there is to store of it.
+        """
         own = {path: np.asarray(leaf) for path, leaf in flatten(stored.own).items()}
         uses = tuple(map(self.version, stored.uses))
         return self._trees.restored(method, self.index.next_id, own, stored.rows, uses, self.effective)
 
     def method(self, task: str) -> Method:
         """Returns the method by which a task is stored, with its settings.
+
+        Args:
+            task: a task's name, or "task@n".
 
         Raises:
             CwpsError: not in the pool, or a method or a setting that this version does not know.
@@ -141,11 +157,22 @@ class Contents:
         return model if task == PRETRAINED else self.method(task).wrap(model)
 
     def shares_channels(self, task: str) -> bool:
-        """Whether a task is stored as channels: its own rows, and who stores each of the others."""
+        """Returns whether a task is stored as channels: its own rows, and who stores each of the others.
+
+        Args:
+            task: a task's name, or "task@n".
+        """
         return bool(self.version(task).rows_sha256)
 
     def gates(self, task: str) -> dict[str, np.ndarray]:
-        """Returns a task's hard gates, a nested dict of boolean arrays. Raises CwpsError if it has none."""
+        """Returns a task's hard gates, a nested dict of boolean arrays in the kernels' places.
+
+        Args:
+            task: a task's name, or "task@n".
+
+        Raises:
+            CwpsError: not in the pool, or not stored as channels.
+        """
         return channels.gates_of(self.layout, self._trees.own(self._of_channels(task)))
 
     def ownership(self, task: str) -> Ownership:
@@ -205,7 +232,14 @@ class Contents:
         return 1 + sum(self.count(task).ratio for task in self.tasks)
 
     def count(self, task: str) -> accounting.Count:
-        """Counts what a task's version stores, without reading its rows."""
+        """Returns what a task's version stores, counted without reading its rows.
+
+        Args:
+            task: a task's name, or "task@n".
+
+        Raises:
+            CwpsError: not in the pool.
+        """
         version = self.version(task)
         counted = accounting.count_stored(self.layout, self._trees.own(version), {})
         of_rows = accounting.count(self.layout, self.gates(task)).active if self.shares_channels(task) else 0

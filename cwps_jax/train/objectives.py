@@ -101,6 +101,11 @@ def smoothed(loss: Objective, smoothing: float) -> Objective:
 
 
 def accuracy(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns 1.0 where the label has the highest logit, else 0.0, (batch,)."""
+    """Returns 1.0 where the label has the highest logit, else 0.0, (batch,), float32.
+
+    Args:
+        logits: (batch, classes).
+        batch: with "label", integers (batch,).
+    """
     predicted = jnp.argmax(mask_padding(logits, batch), axis=-1)
     return (predicted == batch["label"]).astype(jnp.float32)
