@@ -92,8 +92,8 @@ class Contents:
         """
         if task == PRETRAINED:
             raise CwpsError(
-                f"{self.folder}: {task!r} is the model that tasks start from, and no task: it has variables, "
-                "owners and a relation, but no version, gates or count"
+                f"{self.folder}: {task!r} is the model that tasks start from, and no task; name one of "
+                f"{', '.join(self.tasks[-NAMED:]) or 'none yet'}"
             )
         if task not in self.index.by_name:
             raise CwpsError(f"{self.folder}: no task {task!r} in this pool; {self._known(task)}")
