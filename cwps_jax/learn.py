@@ -108,11 +108,9 @@ def learn_task(
         if name in pool.tasks and not relearn:
             raise CwpsError(f"task {name!r} is in the pool already; choose another name, or relearn=True")
         trained, stored, variables = train_task(pool, model, data, config, trainer, observe, without=name)
-        record = {
-            **measured(trained, variables, model, data, config, trainer),
-            KEY: learned_with(name, data, config),
-            **(notes or {}),
-        }
+        record = {**measured(trained, variables, model, data, config, trainer), **(notes or {})}
+        if KEY not in record:  # a run has looked through the data already
+            record[KEY] = learned_with(name, data, config)
         version = pool.add_stored(name, trained.method, stored, record)
     return LearnedTask(
         name=version.name,

@@ -41,7 +41,7 @@ def draw_report(pool: Pool, results: Mapping[str, Any], folder: pathlib.Path) ->
     if len(tasks) > 1:
         paths.append(draw_overview(pool, tasks, colours).save(folder / "channels.png"))
     if tasks:
-        paths.append(draw_relation(pool, tasks, colours).save(folder / "relation.png"))
+        paths.append(draw_relation(pool, colours).save(folder / "relation.png"))
     return [*paths, *draw_comparison(results, folder)]
 
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps
 
-from cwps_jax.core.accounting import relation_matrix
 from cwps_jax.report.owners import Colour, darker, on_white
 from cwps_jax.report.page import INK, MARGIN, MUTED, RULE, Page, percent, rgb, shortened, text_width
-from cwps_jax.store.pool import PRETRAINED, Pool
+from cwps_jax.store.pool import Pool
 
 _DISC = 0.42  # inches: radius of a node that stores all of its channels itself
 _SLANT = math.radians(40)
@@ -20,16 +19,14 @@ _GRAPH_TITLE = "From owner to borrower"
 _GRAPH_NOTE = "width: share borrowed; area of a circle: share stored itself"
 
 
-def draw_relation(pool: Pool, tasks: Sequence[str], colours: Mapping[str, Colour]) -> Page:
+def draw_relation(pool: Pool, colours: Mapping[str, Colour]) -> Page:
     """Draws the relation matrix on the left and the graph on the right.
 
     Args:
         pool: the stored models.
-        tasks: those that have owners of channels.
         colours: of every owner.
     """
-    owners = (PRETRAINED, *tasks)
-    shares = relation_matrix({task: pool.relation(task) for task in tasks}, owners)
+    tasks, owners, shares = pool.relation_matrix()
     names = ["pre-trained", *(shortened(task) for task in tasks)]
     widest = max(text_width(name, 9) for name in names)
     cell = min(0.62, max(0.44, 8.0 / len(owners)))

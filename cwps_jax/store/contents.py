@@ -1,7 +1,6 @@
 """`Contents`: what a pool holds, as it is read: models, and who stores each of their channels."""
 
 import dataclasses
-import difflib
 import functools
 import pathlib
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from cwps_jax.methods import channels
 from cwps_jax.methods.channels import Ownership
 from cwps_jax.methods.method import Method, Pooled, Stored
 from cwps_jax.search.models import StoredModels
+from cwps_jax.settings import nearest
 from cwps_jax.store.damage import Damage, damaged
 from cwps_jax.store.index import Index, Version
 from cwps_jax.store.listing import listed
@@ -269,10 +269,10 @@ class Contents:
         )
 
     def _known(self, task: str) -> str:
-        near = difflib.get_close_matches(task, [PRETRAINED, *self.index.by_name], 1)
+        near = nearest(task, [PRETRAINED, *self.index.by_name])
         last = self.tasks[-NAMED:]
         more = f" and {len(self) - NAMED} older ones" if len(self) > NAMED else ""
-        return f"{f'did you mean {near[0]!r}? ' if near else ''}it has {', '.join((PRETRAINED, *last))}{more}"
+        return f"{f'did you mean {near!r}? ' if near else ''}it has {', '.join((PRETRAINED, *last))}{more}"
 
     def _models(self, names: tuple[str, ...]) -> StoredModels:
         # Two threads: one waits for files; more would wait for Python's lock.
