@@ -9,9 +9,11 @@ import os
 import pathlib
 import re
 import sys
+import tempfile
 import traceback
 import typing
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -28,13 +30,14 @@ NO_DEVICE = ("Unable to initialize backend", "Unknown backend")  # how JAX's err
 _CONFIG_FILE = re.compile(r"(--?config=)?(?P<file>[^-].*\.py(:.*)?)")
 
 
-def run(program: Callable[[RunConfig], int | None]) -> None:
+def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None = None) -> None:
     """Calls a program with the config that was given and ends with its exit status.
 
     Whatever is wrong in what was given is one line on stderr and exit status 2.
 
     Args:
         program: from the checked config to the exit status; None is 0.
+        read: from the file's `ConfigDict` to the checked config; a `RunConfig` by default.
     """
 
     def main(argv: Sequence[str]) -> int | None:
@@ -42,7 +45,7 @@ def run(program: Callable[[RunConfig], int | None]) -> None:
             raise CwpsError(f"{argv[1]!r} is not a flag; give the config as --config=FILE")
         if not _DEBUG.value:
             logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
-        return program(_read_config())
+        return program(_read_config(read or _run_config))
 
     try:
         app.run(main, flags_parser=_parse)
@@ -70,6 +73,27 @@ def check_folder(flag: str, folder: pathlib.Path) -> None:
         raise CwpsError(f"--{flag}={folder}: {nearest} cannot be written to; name another")
 
 
+def start_jax(config: RunConfig) -> None:
+    """Imports JAX, with the config's folder of compiled programs where it can be written to."""
+    import jax
+
+    if config.compilation_cache:
+        folder = os.path.expanduser(config.compilation_cache)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            logging.warning(
+                "config.compilation_cache = %r: cannot be written to (%s); going on without it",
+                config.compilation_cache,
+                error.strerror,
+            )
+            return
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def _line(error: Exception) -> str:
     """Returns what to tell of an error in one line, "" of one that is a fault of the program."""
     text = " ".join(str(error).split())
@@ -94,11 +118,15 @@ def config_name() -> str:
     return "_".join([pathlib.Path(file).stem, *(re.sub(r"\W+", "_", part) for part in variant)])
 
 
-def _read_config() -> RunConfig:
+def _run_config(config: Any) -> RunConfig:
+    return run_config(config.to_dict())
+
+
+def _read_config(read: Callable[[Any], Any]) -> Any:
     if _CONFIG.value is None:
         raise CwpsError("no config: give one, e.g. --config=configs/digits.py")
     try:
-        return run_config(_CONFIG.value.to_dict())
+        return read(_CONFIG.value)
     except OSError as error:  # a file that could not be read fails when its first value is asked for
         raise CwpsError(f"--config: no such file: {_given_config(sys.argv)}") from error
 

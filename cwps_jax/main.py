@@ -7,9 +7,8 @@ with a fresh one, which measures what the pool really holds.
 import os
 import pathlib
 import sys
-import tempfile
 
-from absl import flags, logging
+from absl import flags
 
 from cwps_jax import command_line
 from cwps_jax.config import RunConfig
@@ -26,7 +25,7 @@ def main(config: RunConfig) -> None:
     """Learns the config's tasks, then measures them in a fresh process."""
     workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", command_line.config_name()))
     command_line.check_folder("workdir", workdir)
-    _start_jax(config)
+    command_line.start_jax(config)
 
     from rich.console import Console
 
@@ -42,26 +41,6 @@ def main(config: RunConfig) -> None:
     sys.stderr.flush()
     command = [sys.executable, "-m", "cwps_jax.main", *sys.argv[1:], "--finish", f"--workdir={workdir}"]
     os.execv(sys.executable, command)
-
-
-def _start_jax(config: RunConfig) -> None:
-    import jax
-
-    if config.compilation_cache:
-        folder = os.path.expanduser(config.compilation_cache)
-        try:
-            os.makedirs(folder, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            logging.warning(
-                "config.compilation_cache = %r: cannot be written to (%s); going on without it",
-                config.compilation_cache,
-                error.strerror,
-            )
-            return
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def run() -> None:

@@ -23,6 +23,8 @@ from cwps_jax.settings import TrainConfig
 from cwps_jax.train.small_data import fit_to_data
 from cwps_jax.train.trainer import Trainer
 
+Load = Callable[[RunConfig, str, PixelCache | None], TaskData]
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -52,7 +54,11 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, trainer: Trainer | None, profiler: Profiler | None, stored: Collection[str] = ()
+    config: RunConfig,
+    trainer: Trainer | None,
+    profiler: Profiler | None,
+    stored: Collection[str] = (),
+    load: Load | None = None,
 ) -> Prepared:
     """Returns a run that can start; nothing is written.
 
@@ -61,15 +67,17 @@ def prepare(
         trainer: of an earlier draw, whose compiled steps serve this one; None to make one.
         profiler: looks at a few steps of every stage.
         stored: names of tasks that the workdir's pool has already.
+        load: what loads a task, `load_task` by default; runs that share data bring their own.
 
     Raises:
         CwpsError: what would otherwise be found after minutes.
     """
+    load = load or load_task
     cache = open_image_cache(config)
     tasks = {}
     for name in config.tasks:
         try:
-            tasks[name] = load_task(config, name, cache)
+            tasks[name] = load(config, name, cache)
         except CwpsError as error:
             if name not in stored:
                 raise
@@ -79,7 +87,7 @@ def prepare(
             ) from error
     source = None
     if not config.weights:
-        source = load_task(dataclasses.replace(config, shots=0), config.source, cache)
+        source = load(dataclasses.replace(config, shots=0), config.source, cache)
         steps_per_epoch(source.train, config.batch_size)
     make_model = model_maker(config)
     # One head size for all, so that all tasks share compiled steps; each keeps its own part of it.

@@ -91,6 +91,11 @@ def different_training(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
     return _line(found)
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns in which values of keys that both have two mappings of plain JSON differ; "" for none."""
+    return _line(_differences(before, now))
+
+
 def same_program(before: Mapping[str, Any], parallel: str) -> bool:
     """Whether outputs of now have to equal those of then to the bit: same versions, device and spreading.
 

@@ -37,6 +37,7 @@ RANKS = {
     "pretraining": 9,
     "run": 10,
     "pool": 10,
+    "study": 10,
     "main": 11,
 }
 IMPURE = {"concurrent", "io", "multiprocessing", "os", "pathlib", "threading"}  # pure functions need none

@@ -69,11 +69,11 @@ def test_a_run_compiles_one_step_a_stage_and_later_tasks_next_to_nothing(compile
 
 
 def test_compiled_programs_are_kept_on_disk_unless_that_is_turned_off(monkeypatch):
-    _start_jax = importlib.import_module("cwps_jax.main")._start_jax
+    start_jax = importlib.import_module("cwps_jax.command_line").start_jax
     asked = {}
     monkeypatch.setattr(jax.config, "update", asked.__setitem__)
-    _start_jax(dataclasses.replace(small_run(), compilation_cache=""))
+    start_jax(dataclasses.replace(small_run(), compilation_cache=""))
     assert asked == {}
-    _start_jax(small_run())
+    start_jax(small_run())
     assert asked["jax_compilation_cache_dir"] == str(pathlib.Path.home() / ".cache" / "cwps_jax")
     assert asked["jax_persistent_cache_min_compile_time_secs"] == 0

@@ -35,6 +35,7 @@ def measure_pool(
     tasks: Sequence[str] = (),
     dtype: str = "float32",
     draw: int = 0,
+    predictors: dict[Any, Predictor] | None = None,
 ) -> dict[str, Any]:
     """Returns the contents of results.json, with every task evaluated from the pool.
 
@@ -47,10 +48,11 @@ def measure_pool(
         tasks: whose data have to be there; another stored task without its data keeps its earlier numbers.
         dtype: that the model computes in.
         draw: number of the run among several draws.
+        predictors: compiled for pools of the same models that were measured before; new ones are added.
     """
     rows, forgetting, not_measured = [], [], []
     class_names: dict[str, Any] = {}
-    predictors: dict[Any, Predictor] = {}
+    predictors = {} if predictors is None else predictors
     for task in pool.tasks:
         recorded = pool.version(task).record
         class_names[task] = recorded.get(KEY, {}).get("class_names")

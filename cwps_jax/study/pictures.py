@@ -1,0 +1,156 @@
+"""Draws a study: accuracy against each cost, and all that is stored against the number of tasks."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from cwps_jax.report.costs import short
+from cwps_jax.report.owners import on_white, owner_colours
+from cwps_jax.report.page import INK, MARGIN, MUTED, RULE, Flow, Page, rgb, shortened
+
+WIDTH, HEIGHT = 6.4, 4.0  # of the axes, in inches
+COSTS = {
+    "bytes": "bytes stored for a task, all included",
+    "parameters": "parameters stored for a task, without its head",
+    "peak_memory_bytes": "bytes of memory that a training step needs",
+    "seconds": "seconds to learn a task",
+}
+_SHAPES = "osD^vPX"
+
+
+def draw_study(report: Mapping[str, Any], folder: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
+    """Draws the pictures of a report's sections; a task alone, which others are compared with, has none.
+
+    Args:
+        report: see `summarise`.
+        folder: where to write; it is made.
+
+    Returns:
+        The path of each PNG file, and what it shows in one sentence.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    most = max(len(section["tasks"]) for section in report["sections"])
+    found = []
+    for number, section in enumerate(report["sections"]):
+        if len(section["tasks"]) < most:
+            continue
+        for cost, axis in COSTS.items():
+            groups = [group for group in section["groups"] if group[cost] and group[cost]["mean"] > 0]
+            groups = [group for group in groups if group["accuracy"]]
+            if groups:
+                path = draw_cost(section, groups, cost).save(folder / f"{number}_accuracy_{cost}.png")
+                found.append((path, f"Test accuracy against {axis}: {section['title']}"))
+        if any(group["total_bytes"] for group in section["groups"]):
+            path = draw_total(section).save(folder / f"{number}_total_bytes.png")
+            found.append((path, f"All bytes stored against the number of tasks: {section['title']}"))
+    return found
+
+
+def draw_cost(section: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], cost: str) -> Page:
+    """Draws test accuracy against a cost, with the front that validation accuracy gives.
+
+    Args:
+        section: of a report.
+        groups: its groups that have both.
+        cost: a key of `COSTS`.
+    """
+    title = f"Accuracy against {COSTS[cost]}"
+    how = "A point: a group's mean over tasks and seeds. Large and joined: the front, chosen on validation."
+    page, axes, style = _begun(title, how, groups)
+    front = sorted(
+        (group[cost]["mean"], group["accuracy"]["mean"]) for group in groups if group["front"][cost]
+    )
+    axes.plot(*zip(*front, strict=True), "-", color=MUTED, linewidth=1, zorder=2)
+    for group in groups:
+        shape, ink = style(group)
+        on_front = group["front"][cost]
+        axes.errorbar(
+            group[cost]["mean"], group["accuracy"]["mean"], xerr=group[cost]["deviation"],
+            yerr=group["accuracy"]["deviation"], fmt=shape, color=ink, markersize=9 if on_front else 5,
+            alpha=1 if on_front else 0.55, elinewidth=1, capsize=2.5, markeredgecolor="white", zorder=4,
+        )  # fmt: skip
+    values = [group[cost]["mean"] for group in groups]
+    reached = [group["accuracy"]["mean"] for group in groups]
+    wide = max((group["accuracy"]["deviation"] or 0) for group in groups)
+    room = max(0.08 * (max(reached) - min(reached)), 0.005) + wide
+    axes.set(xscale="log", xlim=(min(values) / 2, max(values) * 2))
+    axes.set_ylim(min(reached) - room, min(max(reached) + room, 1.02))
+    axes.set_ylabel("test accuracy", fontsize=9, color=INK)
+    axes.set_xlabel(COSTS[cost], fontsize=9, color=INK)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if max(values) / min(values) > 1e3 else (1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: "" if value > 1 + 1e-9 else f"{100 * value:.4g}%")
+    )
+    return page
+
+
+def draw_total(section: Mapping[str, Any]) -> Page:
+    """Draws what all is stored against the number of tasks, the pre-trained model included."""
+    groups = [group for group in section["groups"] if group["total_bytes"]]
+    how = "The pre-trained backbone in float32 included. Dashed: a whole float32 backbone for each task."
+    page, axes, style = _begun("All bytes stored against the number of tasks", how, groups)
+    counts = range(len(section["tasks"]) + 1)
+    whole = [4 * section["backbone_parameters"] * (1 + count) for count in counts]
+    axes.plot(counts, whole, "--", color=MUTED, linewidth=1, zorder=2)
+    for group in groups:
+        shape, ink = style(group)
+        axes.plot(counts, group["total_bytes"], f"-{shape}", color=ink, markersize=5, linewidth=1, alpha=0.8)
+    axes.set_xlabel("tasks learned", fontsize=9, color=INK)
+    axes.set_ylabel("bytes stored", fontsize=9, color=INK)
+    axes.set_ylim(0, None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    return page
+
+
+def _begun(
+    title: str, how: str, groups: Sequence[Mapping[str, Any]]
+) -> tuple[Page, Axes, Callable[[Mapping[str, Any]], tuple[str, Any]]]:
+    """Returns a page with its axes, and what gives a group its shape and colour: those of its series."""
+    series = list(dict.fromkeys(map(_series, groups)))
+    colours = owner_colours(series)
+    shapes = {name: _SHAPES[place % len(_SHAPES)] for place, name in enumerate(series)}
+    left, top = MARGIN + 0.75, 0.95
+    texts = [shortened(name, 40) for name in series]
+    flow = Flow.of(texts, WIDTH)
+    page = Page(left + WIDTH + MARGIN, top + HEIGHT + 0.65 + flow.height + 0.1)
+    page.title(title, how)
+    axes = page.inset(left, top, WIDTH, HEIGHT)
+    axes.tick_params(labelsize=9, color=MUTED, labelcolor=INK)
+    axes.grid(color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for name, text, (dx, dy) in zip(series, texts, flow.places, strict=True):
+        x, y = left + dx, top + HEIGHT + 0.6 + dy
+        ink = rgb(on_white(colours[name]))
+        page.axes.plot([x + 0.07], [y], shapes[name], color=ink, markersize=6)
+        page.text(x + 0.21, y, text)
+    return (
+        page,
+        axes,
+        lambda group: (
+            shapes[_series(group)],
+            rgb(on_white(colours[_series(group)])),
+        ),
+    )
+
+
+def _series(group: Mapping[str, Any]) -> str:
+    """Returns what a group's points have one colour for: all of its label that is no number."""
+    words = [
+        str(value) if key == "method" else f"{key} {value}"
+        for key, value in group["values"].items()
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float))
+    ]
+    return ", ".join(words) or group["method"]
+
+
+def _short(value: float, _: Any) -> str:
+    return short(value).replace(" ", "\u2009") if value else "0"

@@ -1,0 +1,242 @@
+"""From the results of cells to the numbers of a report: plain JSON, which page, pictures and tables show.
+
+Cells that differ in their seed alone are a group. Groups that solve the same problem, the same tasks from the
+same data, are a section: within it their numbers compare.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy.special import stdtrit
+
+from cwps_jax import methods
+from cwps_jax.config import DataConfig
+from cwps_jax.report.rows import Rows, Spread, changed, spread
+from cwps_jax.study.cells import Finished
+from cwps_jax.study.grid import Study
+
+FORMAT = 1
+CONFIDENCE = 0.95
+# What a group's means are over its tasks; the last four are what accuracy costs, see the pictures.
+KEYS = ("accuracy", "validation_accuracy", "params_ratio", "trained", "flops_per_step")
+COSTS = ("bytes", "parameters", "peak_memory_bytes", "seconds")
+_DATA_KEYS = {field.name for field in dataclasses.fields(DataConfig)}
+
+
+def summarise(study: Study, finished: Sequence[Finished]) -> dict[str, Any]:
+    """Returns the report of a study's finished cells: plain JSON, see docs/studies.md.
+
+    Args:
+        study: what was asked for.
+        finished: cells with their results, of one version and one set of data.
+    """
+    problems: dict[Any, list[Finished]] = {}
+    for cell, values in finished:
+        problems.setdefault(_problem(cell.values, cell.config.tasks), []).append((cell, values))
+    alone = {
+        (_like(cell.values, {"tasks": None}), cell.config.tasks[0]): _accuracies(values)[cell.config.tasks[0]]
+        for cell, values in finished
+        if len(cell.config.tasks) == 1
+    }
+    sections = [_section(study, cells, alone) for cells in problems.values()]
+    first = finished[0][1]["results"] if finished else {}
+    return {
+        "format": FORMAT,
+        "title": study.title,
+        "cells": {"finished": len(finished), "asked": len(study.cells)},
+        "seconds": sum(values["seconds"] for _, values in finished),
+        "versions": first.get("versions", {}),
+        "baseline": dict(study.baseline),
+        "sections": sorted(sections, key=lambda section: -len(section["tasks"])),
+    }
+
+
+def paired_difference(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Returns the mean of one less the other over pairs, and its interval by Student's t.
+
+    Args:
+        pairs: (one, other) of each seed that both have.
+
+    Returns:
+        "mean", "low", "high" and "pairs"; no interval, None, for fewer than two pairs.
+    """
+    differences = [one - other for one, other in pairs]
+    count = len(differences)
+    if not count:
+        return {"mean": None, "low": None, "high": None, "pairs": 0}
+    mean = statistics.mean(differences)
+    if count == 1:
+        return {"mean": mean, "low": None, "high": None, "pairs": 1}
+    quantile = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
+    half = quantile * statistics.stdev(differences) / count**0.5
+    return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": count}
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Returns which points of (cost, worth) no other beats: cheaper and as good, or better and as cheap."""
+    return [
+        not any(
+            other_cost <= cost and other_worth >= worth and (other_cost, other_worth) != (cost, worth)
+            for other_cost, other_worth in points
+        )
+        for cost, worth in points
+    ]
+
+
+def _section(study: Study, cells: Sequence[Finished], alone: Mapping[Any, float]) -> dict[str, Any]:
+    seeds_apart: dict[Any, list[Finished]] = {}
+    for cell, values in cells:
+        seeds_apart.setdefault(_like(cell.values, {"seed": None}), []).append((cell, values))
+    swept = [key for key in study.swept if key != "seed"]
+    shown = [key for key in swept if len({repr(cell.values[key]) for cell, _ in cells}) > 1]
+    constant = {key: cells[0][0].values[key] for key in swept if key not in (*shown, "tasks")}
+    groups = []
+    for own in seeds_apart.values():
+        group = _group(own, shown, alone)
+        if study.baseline:
+            other = seeds_apart.get(_baseline_of(own[0][0].values, study.baseline))
+            group["is_baseline"] = other is own
+            group["difference"] = None if other is None or other is own else _difference(own, other)
+        groups.append(group)
+    _mark(groups)
+    tasks = sorted(cells[0][0].config.tasks)
+    told = [f"{key} {_text(value)}" for key, value in constant.items() if value is not None]
+    results = cells[0][1]["results"]
+    return {
+        "title": "; ".join([", ".join(tasks), *told]),
+        "tasks": tasks,
+        "constant": constant,
+        "backbone": results["backbone"],
+        "backbone_parameters": results["backbone_parameters"],
+        "groups": groups,
+    }
+
+
+def _group(cells: Sequence[Finished], shown: Sequence[str], alone: Mapping[Any, float]) -> dict[str, Any]:
+    first, results = cells[0][0], cells[0][1]["results"]
+    rows = [
+        {**row, "method": "group", "draw": cell.config.seed}
+        for cell, values in cells
+        for row in values["results"]["rows"]
+    ]
+    values = {key: first.values[key] for key in shown}
+    means = {key: _plain(spread(rows, "group", key)) for key in (*KEYS, *COSTS)}
+    seconds = [row["seconds"] for row in rows]
+    if None not in seconds:  # whichever cell comes first compiles for all: its seconds would move a mean
+        means["seconds"] = {"mean": statistics.median(seconds), "deviation": None}
+    size = means["bytes"]["mean"] if means["bytes"] else None
+    return {
+        "label": ", ".join(_told(key, value) for key, value in values.items() if value is not None) or "all",
+        "values": values,
+        "method": first.config.method,
+        "seeds": [cell.config.seed for cell, _ in cells],
+        **means,
+        "bytes_ratio": size and size / (4 * results["backbone_parameters"]),
+        "tasks": {task: _plain(spread(rows, "group", "accuracy", task)) for task in first.config.tasks},
+        "continual": _continual(cells, alone),
+        "total_bytes": _total_bytes(cells),
+        "is_baseline": False,
+        "difference": None,
+    }
+
+
+def _continual(cells: Sequence[Finished], alone: Mapping[Any, float]) -> dict[str, Any]:
+    """Returns what tasks do to each other: means over tasks and seeds, None where no cell tells.
+
+    Forward transfer: a task's accuracy less that of the same method and seed which learned it alone, from the
+    second task on. Backward transfer: the accuracy at the end less that when learned. Forgetting: what was
+    lost of it, and how many tasks' outputs changed in any bit.
+    """
+    forward, backward, bits = [], [], 0
+    for cell, values in cells:
+        reached = _accuracies(values)
+        key = _like(cell.values, {"tasks": None})
+        for task in cell.config.tasks[1:]:
+            if (key, task) in alone:
+                forward.append(reached[task] - alone[key, task])
+        forgetting = values["results"]["forgetting"]
+        backward += [one["accuracy_at_end"] - one["accuracy_when_learned"] for one in forgetting]
+        bits += changed(values["results"])
+    return {
+        "forward_transfer": statistics.mean(forward) if forward else None,
+        "forward_pairs": len(forward),
+        "backward_transfer": statistics.mean(backward) if backward else None,
+        "forgetting": statistics.mean(max(0.0, -one) for one in backward) if backward else None,
+        "changed_tasks": bits,
+    }
+
+
+def _total_bytes(cells: Sequence[Finished]) -> list[float] | None:
+    """Returns what all is stored after 0, 1, 2, ... tasks, the pre-trained backbone in float32 included."""
+    curves = []
+    for cell, values in cells:
+        sizes = {row["task"]: row["bytes"] for row in values["results"]["rows"]}
+        if None in sizes.values():
+            return None
+        curve = [4.0 * values["results"]["backbone_parameters"]]
+        for task in cell.config.tasks:
+            curve.append(curve[-1] + sizes[task])
+        curves.append(curve)
+    return [statistics.mean(one) for one in zip(*curves, strict=True)]
+
+
+def _mark(groups: Sequence[dict[str, Any]]) -> None:
+    """Says which group is best, and which are on the front of each cost: by validation accuracy alone."""
+    for group in groups:
+        group["best"] = False
+        group["front"] = dict.fromkeys(COSTS, False)
+    known = [group for group in groups if group["validation_accuracy"]]
+    if known:
+        max(known, key=_worth)["best"] = True
+    for cost in COSTS:
+        priced = [group for group in known if group[cost]]
+        kept = front([(group[cost]["mean"], _worth(group)) for group in priced])
+        for group, on_front in zip(priced, kept, strict=True):
+            group["front"][cost] = on_front
+
+
+def _baseline_of(values: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
+    wanted = {**values, **baseline}
+    theirs = methods.METHODS.keys() - {wanted.get("method", "")} if "method" in wanted else set()
+    return _like(wanted, {"seed": None, **{key: None for key in wanted if key.split(".")[0] in theirs}})
+
+
+def _difference(own: Sequence[Finished], other: Sequence[Finished]) -> dict[str, Any]:
+    ours, theirs = (
+        {cell.config.seed: statistics.mean(_accuracies(values).values()) for cell, values in cells}
+        for cells in (own, other)
+    )
+    return paired_difference([(ours[seed], theirs[seed]) for seed in ours if seed in theirs])
+
+
+def _worth(group: Mapping[str, Any]) -> float:
+    return group["validation_accuracy"]["mean"]
+
+
+def _accuracies(values: Mapping[str, Any]) -> dict[str, float]:
+    rows: Rows = values["results"]["rows"]
+    return {row["task"]: row["accuracy"] for row in rows}
+
+
+def _problem(values: Mapping[str, Any], tasks: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(sorted(tasks)), repr({key: value for key, value in values.items() if key in _DATA_KEYS})
+
+
+def _like(values: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
+    """Returns what two cells have in common that are alike but for the changes."""
+    changed_keys = {key: value for key, value in changes.items() if key in values}
+    return repr({**values, **changed_keys})
+
+
+def _plain(value: Spread | None) -> dict[str, Any] | None:
+    return None if value is None else dataclasses.asdict(value)
+
+
+def _told(key: str, value: Any) -> str:
+    return _text(value) if key == "method" else f"{key} {_text(value)}"
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
