@@ -1,9 +1,9 @@
-"""A small study on the handwritten digits: three methods and two budgets, three seeds, two tasks.
+"""A small study on the handwritten digits: three methods, two budgets, three seeds, and a task learned alone.
 
 Command:    python -m cwps_jax.study --config configs/studies/digits_small.py
 Data:       embedded, scikit-learn's digits (see cwps_jax/data/digits.py)
-Run time:   see docs/studies.md
-Reached:    see docs/studies.md
+Run time:   under 90 s on two CPU cores, compilation included
+Reached:    see docs/studies.md; not yet run on a GPU or TPU
 """
 
 import pathlib
@@ -17,15 +17,15 @@ def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "digits.py")
 
     config.tasks = ("negative", "loops")
-    config.shots = 24
-    config.epochs = 4
-    config.source_epochs = 4
+    config.shots = 60
+    config.epochs = 6
     config.study = {
         "title": "Two digit domains: accuracy against what a task keeps",
         "grids": (
-            {"method": ("cwps",), "budget": (0.1, 0.3), "seed": SEEDS},
+            {"method": ("cwps",), "budget": (0.1, 0.4), "seed": SEEDS},
             {"method": ("finetune", "probe"), "seed": SEEDS},
-            {"method": ("cwps",), "budget": (0.3,), "tasks": (("loops",),), "seed": SEEDS},
+            # What the second task gains from the first: the same, learned alone.
+            {"method": ("cwps",), "tasks": (("loops",),), "seed": SEEDS},
         ),
         "baseline": {"method": "finetune", "budget": config.budget},
     }

@@ -14,7 +14,7 @@ from cwps_jax.report.rows import ROW
 from cwps_jax.study.grid import Cell
 
 FORMAT = 1
-KEYS = ("format", "name", "config", "data", "seconds", "results")
+KEYS = ("format", "name", "config", "data", "seconds", "epochs_seconds", "results")
 # Where things lie and how they are read: numbers do not depend on it, and hashes tell what was read.
 ELSEWHERE = (
     *("data_dir", "weights", "compilation_cache", "profile"),
@@ -36,7 +36,13 @@ def fingerprints(data: TaskData) -> dict[str, str]:
 
 
 def write_cell(
-    path: pathlib.Path, cell: Cell, data: Mapping[str, Any], seconds: float, results: Mapping[str, Any]
+    path: pathlib.Path,
+    cell: Cell,
+    *,
+    data: Mapping[str, Any],
+    seconds: float,
+    epochs_seconds: Mapping[str, float],
+    results: Mapping[str, Any],
 ) -> None:
     """Writes a cell's result, all of it or nothing.
 
@@ -45,10 +51,12 @@ def write_cell(
         cell: that was run.
         data: {task: see `fingerprints`}.
         seconds: that it took, with all that it compiled, loaded and measured.
+        epochs_seconds: {task: what its epochs took, each as long as the median of its stage}, which does
+            not depend on whether this cell or one before it compiled a step.
         results: see `measure_pool`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = (FORMAT, cell.name, plain_config(cell), data, seconds, results)
+    values = (FORMAT, cell.name, plain_config(cell), data, seconds, epochs_seconds, results)
     write_json(path, dict(zip(KEYS, values, strict=True)))
 
 

@@ -15,18 +15,19 @@ _STYLE = """
   :root { --ink: #ececec; --paper: #161616; --muted: #a8a8a8; --rule: #3d3d3d; --link: #86c1ff; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 72rem; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; padding: 1rem; max-width: 80rem; color: var(--ink); background: var(--paper);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1, h2, h3 { line-height: 1.25; }
 a { color: var(--link); }
 p, figcaption { color: var(--muted); max-width: 46rem; }
 :focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 .scroll { overflow-x: auto; margin: 0.5rem 0 1.5rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--rule); text-align: right;
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
+th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid var(--rule); text-align: right;
   white-space: nowrap; }
-th:first-child { text-align: left; }
-thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
+th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal;
+  min-width: 4.5rem; }
 .pictures { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); }
 figure { margin: 0; }
@@ -35,6 +36,7 @@ img { width: 100%; height: auto; background: white; border: 1px solid var(--rule
   :root { color-scheme: light; --ink: #000; --paper: #fff; --muted: #444; --rule: #bbb; --link: #000; }
   body { max-width: none; padding: 0; font-size: 9pt; }
   .scroll { overflow: visible; }
+  thead th { min-width: 0; }
   table { font-size: 6.5pt; }
   th, td { white-space: normal; padding: 0.15rem 0.3rem; }
   figure, tr { break-inside: avoid; }
@@ -43,22 +45,20 @@ img { width: 100%; height: auto; background: white; border: 1px solid var(--rule
 """
 
 
-def page(report: Mapping[str, Any], pictures: Sequence[tuple[pathlib.Path, str]]) -> str:
+def page(report: Mapping[str, Any], pictures: Mapping[int, Sequence[tuple[pathlib.Path, str]]]) -> str:
     """Returns the page.
 
     Args:
         report: see `summarise`.
-        pictures: paths of PNG files, and what each shows.
+        pictures: {number of a section: paths of its PNG files, and what each shows}.
     """
     title = html.escape(report["title"] or "Study")
     sections = report["sections"]
     links = [(f"section{number}", section["title"]) for number, section in enumerate(sections)]
-    links += [("pictures", "Pictures")] if pictures else []
     listed = "".join(f'<li><a href="#{place}">{html.escape(name)}</a></li>' for place, name in links)
-    body = "".join(_section(number, section) for number, section in enumerate(sections))
-    figures = "".join(_figure(path, text) for path, text in pictures)
-    if figures:
-        body += f'<section id="pictures"><h2>Pictures</h2><div class="pictures">{figures}</div></section>'
+    body = "".join(
+        _section(number, section, pictures.get(number, ())) for number, section in enumerate(sections)
+    )
     done = report["cells"]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -72,7 +72,7 @@ def page(report: Mapping[str, Any], pictures: Sequence[tuple[pathlib.Path, str]]
     )
 
 
-def _section(number: int, section: Mapping[str, Any]) -> str:
+def _section(number: int, section: Mapping[str, Any], pictures: Sequence[tuple[pathlib.Path, str]]) -> str:
     tables = (
         ("What each group reached, and what a task costs", groups_table(section)),
         ("Test accuracy by task", tasks_table(section)),
@@ -80,7 +80,9 @@ def _section(number: int, section: Mapping[str, Any]) -> str:
     )
     told = "".join(_table(name, table) for name, table in tables)
     heading = f"{html.escape(section['title'])} <small>({html.escape(section['backbone'])})</small>"
-    return f'<section id="section{number}"><h2>{heading}</h2>{told}</section>\n'
+    figures = "".join(_figure(path, text) for path, text in pictures)
+    shown = f'<h3>Pictures</h3><div class="pictures">{figures}</div>' if figures else ""
+    return f'<section id="section{number}"><h2>{heading}</h2>{told}{shown}</section>\n'
 
 
 def _table(name: str, table: Table) -> str:

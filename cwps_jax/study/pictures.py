@@ -16,12 +16,12 @@ COSTS = {
     "bytes": "bytes stored for a task, all included",
     "parameters": "parameters stored for a task, without its head",
     "peak_memory_bytes": "bytes of memory that a training step needs",
-    "seconds": "seconds to learn a task",
+    "seconds": "seconds of training for a task",
 }
 _SHAPES = "osD^vPX"
 
 
-def draw_study(report: Mapping[str, Any], folder: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
+def draw_study(report: Mapping[str, Any], folder: pathlib.Path) -> dict[int, list[tuple[pathlib.Path, str]]]:
     """Draws the pictures of a report's sections; a task alone, which others are compared with, has none.
 
     Args:
@@ -29,23 +29,24 @@ def draw_study(report: Mapping[str, Any], folder: pathlib.Path) -> list[tuple[pa
         folder: where to write; it is made.
 
     Returns:
-        The path of each PNG file, and what it shows in one sentence.
+        {number of a section: the path of each PNG file, and what it shows}.
     """
     folder.mkdir(parents=True, exist_ok=True)
     most = max(len(section["tasks"]) for section in report["sections"])
-    found = []
+    found: dict[int, list[tuple[pathlib.Path, str]]] = {}
     for number, section in enumerate(report["sections"]):
         if len(section["tasks"]) < most:
             continue
+        own = found[number] = []
         for cost, axis in COSTS.items():
             groups = [group for group in section["groups"] if group[cost] and group[cost]["mean"] > 0]
             groups = [group for group in groups if group["accuracy"]]
             if groups:
                 path = draw_cost(section, groups, cost).save(folder / f"{number}_accuracy_{cost}.png")
-                found.append((path, f"Test accuracy against {axis}: {section['title']}"))
+                own.append((path, f"Test accuracy against {axis}: {section['title']}"))
         if any(group["total_bytes"] for group in section["groups"]):
             path = draw_total(section).save(folder / f"{number}_total_bytes.png")
-            found.append((path, f"All bytes stored against the number of tasks: {section['title']}"))
+            own.append((path, f"All bytes stored against the number of tasks: {section['title']}"))
     return found
 
 

@@ -19,6 +19,7 @@ from cwps_jax.study.cells import cell_path, check_now, fingerprints, finished_ce
 from cwps_jax.study.grid import MOST, Cell, Study
 from cwps_jax.study.progress import StudyProgress
 from cwps_jax.study.shared import Shared, model_key
+from cwps_jax.train.records import Progress
 
 
 def check_size(study: Study, yes: bool) -> None:
@@ -64,18 +65,42 @@ def run_study(study: Study, workdir: pathlib.Path, console: Console) -> None:
         )
 
 
+class _Clock:
+    """Adds up what a task's epochs took, by the median of each stage: its first one compiles.
+
+    Attributes:
+        seconds: of the stages that are over.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._epochs = 0
+
+    def epoch(self, progress: Progress) -> None:
+        """Counts an epoch."""
+        self._epochs += 1
+        if progress.last_of_stage:
+            self.seconds += self._epochs * progress.seconds_per_epoch
+            self._epochs = 0
+
+
 def _run_cell(cell: Cell, workdir: pathlib.Path, shared: Shared, progress: StudyProgress) -> None:
     """Learns the tasks of a cell into a pool of its own, measures that, and writes the result."""
     began = time.perf_counter()
     config = cell.config
     prepared, bench = shared.prepared(config)
     epochs = sum(map(prepared.epochs, config.tasks))
-    observe = functools.partial(progress.epoch, cell.name, epochs)
+    clock = {name: _Clock() for name in config.tasks}
     folder = workdir / "pools" / cell.name
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was stopped
     shutil.copytree(shared.pretrained(prepared, lambda epoch: None), folder)
     pool = Pool.open(folder)
     for name, task in prepared.tasks.items():
+
+        def observe(epoch: Progress, clock: _Clock = clock[name]) -> None:
+            clock.epoch(epoch)
+            progress.epoch(cell.name, epochs, epoch)
+
         settings = prepared.settings[name][config.method]
         learn_task(
             pool,
@@ -99,7 +124,14 @@ def _run_cell(cell: Cell, workdir: pathlib.Path, shared: Shared, progress: Study
     )
     data = {task: fingerprints(shared.load(config, task)) for task in config.tasks}
     seconds = time.perf_counter() - began
-    write_cell(cell_path(workdir, cell), cell, data, seconds, results)
+    write_cell(
+        cell_path(workdir, cell),
+        cell,
+        data=data,
+        seconds=seconds,
+        epochs_seconds={name: one.seconds for name, one in clock.items()},
+        results=results,
+    )
     shutil.rmtree(folder)
     validation = statistics.mean(row["validation_accuracy"] for row in results["rows"])
     kept = statistics.mean(row["params_ratio"] for row in results["rows"])

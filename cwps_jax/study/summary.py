@@ -94,7 +94,10 @@ def _section(study: Study, cells: Sequence[Finished], alone: Mapping[Any, float]
     constant = {key: cells[0][0].values[key] for key in swept if key not in (*shown, "tasks")}
     groups = []
     for own in seeds_apart.values():
-        group = _group(own, shown, alone)
+        method = own[0][0].config.method
+        same = [cell for cell, _ in cells if cell.config.method == method]
+        told = [key for key in shown if key == "method" or len({repr(one.values[key]) for one in same}) > 1]
+        group = _group(own, shown, told, alone)
         if study.baseline:
             other = seeds_apart.get(_baseline_of(own[0][0].values, study.baseline))
             group["is_baseline"] = other is own
@@ -102,10 +105,10 @@ def _section(study: Study, cells: Sequence[Finished], alone: Mapping[Any, float]
         groups.append(group)
     _mark(groups)
     tasks = sorted(cells[0][0].config.tasks)
-    told = [f"{key} {_text(value)}" for key, value in constant.items() if value is not None]
+    fixed = [_told(key, value) for key, value in constant.items() if value is not None]
     results = cells[0][1]["results"]
     return {
-        "title": "; ".join([", ".join(tasks), *told]),
+        "title": "; ".join([", ".join(tasks), *fixed]),
         "tasks": tasks,
         "constant": constant,
         "backbone": results["backbone"],
@@ -114,21 +117,33 @@ def _section(study: Study, cells: Sequence[Finished], alone: Mapping[Any, float]
     }
 
 
-def _group(cells: Sequence[Finished], shown: Sequence[str], alone: Mapping[Any, float]) -> dict[str, Any]:
+def _group(
+    cells: Sequence[Finished], shown: Sequence[str], told: Sequence[str], alone: Mapping[Any, float]
+) -> dict[str, Any]:
+    """Returns a group's numbers.
+
+    Args:
+        cells: its cells, one a seed.
+        shown: keys that tell the groups of its section apart.
+        told: those of them that tell it from the groups of its method.
+        alone: {(cell without its tasks, task): accuracy} of tasks that were learned alone.
+    """
     first, results = cells[0][0], cells[0][1]["results"]
     rows = [
-        {**row, "method": "group", "draw": cell.config.seed}
+        {
+            **row,
+            "method": "group",
+            "draw": cell.config.seed,
+            "seconds": values["epochs_seconds"][row["task"]],
+        }
         for cell, values in cells
         for row in values["results"]["rows"]
     ]
     values = {key: first.values[key] for key in shown}
     means = {key: _plain(spread(rows, "group", key)) for key in (*KEYS, *COSTS)}
-    seconds = [row["seconds"] for row in rows]
-    if None not in seconds:  # whichever cell comes first compiles for all: its seconds would move a mean
-        means["seconds"] = {"mean": statistics.median(seconds), "deviation": None}
     size = means["bytes"]["mean"] if means["bytes"] else None
     return {
-        "label": ", ".join(_told(key, value) for key, value in values.items() if value is not None) or "all",
+        "label": ", ".join(_told(key, values[key]) for key in told) or first.config.method,
         "values": values,
         "method": first.config.method,
         "seeds": [cell.config.seed for cell, _ in cells],
