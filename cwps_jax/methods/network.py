@@ -49,6 +49,13 @@ class Network:
             self._capacities.append(capacity)
         return capacity
 
+    def begin_run(self) -> None:
+        """Forgets the rooms of earlier tasks, so that what comes now does not depend on what came before.
+
+        Another room adds in another order, which is another result in its last bits.
+        """
+        self._capacities.clear()
+
     @functools.cached_property
     def cast_types(self) -> Mapping[str, Any]:
         """{path: dtype} of parameters that the model reads only to cast them, see `tracing.cast_types`."""

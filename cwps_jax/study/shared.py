@@ -24,6 +24,8 @@ OF_THE_MODEL = (
     *("head", "private", "image_size", "parallel"),
 )
 
+MOST_RUNS = 100  # after which compiled steps are let go: each run may add some that no other uses
+
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
@@ -55,6 +57,7 @@ class Shared:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         self._model: tuple[str, ...] = ()
+        self._runs = 0
         self._benches: dict[Any, Bench] = {}
         self._data: dict[Any, TaskData] = {}
         self._caches: dict[Any, PixelCache | None] = {}
@@ -83,9 +86,14 @@ class Shared:
         if model != self._model:
             self._model = model
             self._benches.clear()
+        self._runs += 1
+        if self._runs % MOST_RUNS == 0:
+            self._benches.clear()
         own = prepare(config, None, None, load=self.load)
-        # A head of another size starts otherwise: what a cell gives must not depend on the cells beside it.
+        # What a cell gives must not depend on the cells beside it: a head of another size starts otherwise,
+        # and rooms that others chose round otherwise.
         bench = self._benches.setdefault(own.trainer.layout.head, Bench(own.trainer, own.make_model, {}))
+        bench.trainer.network.begin_run()
         return dataclasses.replace(own, trainer=bench.trainer, make_model=bench.make_model), bench
 
     def pretrained(self, prepared: Prepared, observe: Observe) -> pathlib.Path:

@@ -82,8 +82,8 @@ def how_to_read(report: Mapping[str, Any]) -> str:
     return (
         f"{share}Means over tasks, with the deviation over seeds in brackets. Against the baseline: the mean "
         "difference in points, paired by seed, with its 95% interval (Student's t). The star marks what "
-        "validation accuracy chooses. Seconds are those of a task's epochs, without what is "
-        "compiled before them. On "
+        "validation accuracy chooses. Seconds are those of a task's epochs, the median over "
+        "tasks and seeds. On "
         f"{versions.get('device', '?')}, jax {versions.get('jax', '?')}."
     )
 
