@@ -14,6 +14,7 @@ from targets import pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
 from cwps_jax.report.rows import read_results
+from cwps_jax.study.tables import markdown
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = (
@@ -23,6 +24,7 @@ PAGES = (
     "docs/experiments.md",
     "docs/methods.md",
     "docs/performance.md",
+    "docs/studies.md",
 )
 
 
@@ -176,6 +178,8 @@ def tables_of(path: str) -> dict[str, str]:
             "pool": pool_line(results["pool_cpu.json"]),
             "ratios": ratios_table(results),
         }
+    if path == "docs/studies.md":
+        return {"digits_small": markdown(_read("docs/results/study_digits_small.json")[0])}
     return {
         "pacs": run_table(_results("docs/results/pacs_seed0.json")[0]),
         "fewshot": summary_table(_read("docs/results/pacs_10_shots.json")[0]),

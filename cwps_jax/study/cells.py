@@ -51,8 +51,8 @@ def write_cell(
         cell: that was run.
         data: {task: see `fingerprints`}.
         seconds: that it took, with all that it compiled, loaded and measured.
-        epochs_seconds: {task: what its epochs took, each as long as the median of its stage}: compiling,
-            which falls on whichever cell is first, moves it little.
+        epochs_seconds: {task: what its epochs took, each as long as the median of its stage without the
+            first}: compiling is not in it, but for stages of one epoch.
         results: see `measure_pool`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

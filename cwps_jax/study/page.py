@@ -22,7 +22,8 @@ a { color: var(--link); }
 p, figcaption { color: var(--muted); max-width: 46rem; }
 :focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 .scroll { overflow-x: auto; margin: 0.5rem 0 1.5rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.85rem;
+  overflow-wrap: normal; }
 th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid var(--rule); text-align: right;
   white-space: nowrap; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
@@ -38,7 +39,10 @@ img { width: 100%; height: auto; background: white; border: 1px solid var(--rule
   .scroll { overflow: visible; }
   thead th { min-width: 0; }
   table { font-size: 6.5pt; }
-  th, td { white-space: normal; padding: 0.15rem 0.3rem; }
+  th, td { padding: 0.15rem 0.3rem; }
+  th { white-space: normal; }
+  .pictures { grid-template-columns: 1fr 1fr; }
+  h2, h3 { break-after: avoid; }
   figure, tr { break-inside: avoid; }
   nav { display: none; }
 }

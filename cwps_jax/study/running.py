@@ -1,6 +1,7 @@
 """Runs the cells of a study that have no result yet, one after the other in this process."""
 
 import functools
+import itertools
 import pathlib
 import shutil
 import statistics
@@ -66,7 +67,7 @@ def run_study(study: Study, workdir: pathlib.Path, console: Console) -> None:
 
 
 class _Clock:
-    """Adds up what a task's epochs took, by the median of each stage: its first one compiles.
+    """Adds up what a task's epochs took, the first of each stage as long as those after it: it compiles.
 
     Attributes:
         seconds: of the stages that are over.
@@ -74,14 +75,16 @@ class _Clock:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._epochs = 0
+        self._ended: list[float] = []
 
     def epoch(self, progress: Progress) -> None:
-        """Counts an epoch."""
-        self._epochs += 1
+        """Counts an epoch, at its end."""
+        self._ended.append(time.perf_counter())
         if progress.last_of_stage:
-            self.seconds += self._epochs * progress.seconds_per_epoch
-            self._epochs = 0
+            taken = [after - before for before, after in itertools.pairwise(self._ended)]
+            usual = statistics.median(taken) if taken else progress.seconds_per_epoch
+            self.seconds += usual * len(self._ended)
+            self._ended.clear()
 
 
 def _run_cell(cell: Cell, workdir: pathlib.Path, shared: Shared, progress: StudyProgress) -> None:
