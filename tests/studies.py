@@ -17,8 +17,8 @@ def study_config(name: str):
     return module.get_config()
 
 
-def small_study(cache: pathlib.Path, **changes) -> Study:
-    """Returns six cells of few steps: two methods in two seeds, and the second task learned alone.
+def small_config(cache: pathlib.Path, **changes):
+    """Returns the ConfigDict of six cells: two methods in two seeds, and the second task learned alone.
 
     Args:
         cache: folder of what is remembered of data.
@@ -36,4 +36,9 @@ def small_study(cache: pathlib.Path, **changes) -> Study:
     for key, value in changes.items():
         place = config.study if key in ("grids", "baseline", "title") else config
         place[key] = value
-    return read_study(config)
+    return config
+
+
+def small_study(cache: pathlib.Path, **changes) -> Study:
+    """Returns the study of `small_config`."""
+    return read_study(small_config(cache, **changes))

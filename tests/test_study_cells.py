@@ -4,10 +4,14 @@ import copy
 import dataclasses
 import io
 import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 from studies import small_study
+from test_arrows import PACKAGE
 
 from cwps_jax import run
 from cwps_jax.errors import CwpsError
@@ -15,6 +19,7 @@ from cwps_jax.study import running
 from cwps_jax.study.cells import cell_path, finished_cells, read_cell
 from cwps_jax.study.report import write_report
 from cwps_jax.study.running import run_study
+from cwps_jax.study.shared import Shared
 
 TIMES = ("seconds", "peak_memory_bytes")
 
@@ -199,3 +204,41 @@ def test_a_study_is_run_by_one_process_at_a_time(own):
         pytest.raises(CwpsError, match="this study is being run by process"),
     ):
         run_study(study, workdir, quiet())
+
+
+def test_the_command_writes_the_report_of_what_is_finished(own):
+    study, workdir = own
+    cell_path(workdir, study.cells[0]).unlink()
+    file = workdir.parent / "small.py"
+    here = str(pathlib.Path(__file__).parent)
+    file.write_text(
+        f"import pathlib, sys\nsys.path.append({here!r})\nfrom studies import small_config\n\n"
+        f"def get_config():\n    return small_config(pathlib.Path({study.base.cache_dir!r}))\n"
+    )
+    command = [sys.executable, "-m", "cwps_jax.study", f"--config={file}", f"--workdir={workdir}", "--report"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads((workdir / "report.json").read_text())
+    assert report["cells"] == {"finished": 5, "asked": 6}
+    assert all(f"Report: {workdir / name}" in done.stdout for name in ("report.html", "report.md"))
+    assert not cell_path(workdir, study.cells[0]).exists()
+
+
+def test_cells_of_one_model_share_trainer_and_data(tmp_path):
+    grids = (
+        {"method": ("cwps", "finetune"), "seed": (0, 1)},
+        {"dtype": ("bfloat16",)},
+        {"tasks": (("loops",),), "seed": (0,)},
+    )
+    first, second, other_method, _, other_type, alone = small_study(tmp_path, grids=grids).cells
+    shared = Shared(tmp_path / "pretrained")
+    (one, bench), (two, same), (three, _) = map(
+        shared.prepared, (first.config, second.config, other_method.config)
+    )
+    assert one.trainer is two.trainer is three.trainer and same is bench
+    assert one.make_model(10) is two.make_model(10)
+    assert shared.prepared(alone.config)[0].trainer is one.trainer
+    loaded = shared.load(first.config, "loops")
+    assert loaded is shared.load(other_method.config, "loops") is shared.load(alone.config, "loops")
+    assert loaded is not shared.load(second.config, "loops")  # another draw of few images
+    assert shared.prepared(other_type.config)[0].trainer is not one.trainer

@@ -94,11 +94,12 @@ def draw_cost(section: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], c
 def draw_total(section: Mapping[str, Any]) -> Page:
     """Draws what all is stored against the number of tasks, the pre-trained model included."""
     groups = [group for group in section["groups"] if group["total_bytes"]]
-    how = "The pre-trained backbone in float32 included. Dashed: a whole float32 backbone for each task."
+    how = "The pre-trained backbone in float32 included. Dashed: as much again for each task."
     page, axes, style = _begun("All bytes stored against the number of tasks", how, groups)
     counts = range(len(section["tasks"]) + 1)
-    whole = [4 * section["backbone_parameters"] * (1 + count) for count in counts]
-    axes.plot(counts, whole, "--", color=MUTED, linewidth=1, zorder=2)
+    for parameters in section["backbone_parameters"]:
+        whole = [4 * parameters * (1 + count) for count in counts]
+        axes.plot(counts, whole, "--", color=MUTED, linewidth=1, zorder=2)
     for group in groups:
         shape, ink = style(group)
         axes.plot(counts, group["total_bytes"], f"-{shape}", color=ink, markersize=5, linewidth=1, alpha=0.8)

@@ -106,13 +106,15 @@ def _section(study: Study, cells: Sequence[Finished], alone: Mapping[Any, float]
     _mark(groups)
     tasks = sorted(cells[0][0].config.tasks)
     fixed = [_told(key, value) for key, value in constant.items() if value is not None]
-    results = cells[0][1]["results"]
+    backbones = {
+        values["results"]["backbone"]: values["results"]["backbone_parameters"] for _, values in cells
+    }
     return {
         "title": "; ".join([", ".join(tasks), *fixed]),
         "tasks": tasks,
         "constant": constant,
-        "backbone": results["backbone"],
-        "backbone_parameters": results["backbone_parameters"],
+        "backbone": ", ".join(backbones),
+        "backbone_parameters": list(backbones.values()),
         "groups": groups,
     }
 
