@@ -34,7 +34,7 @@ def result(cell, accuracy, validation=0.5, size=100, **known):
         hashes = {"logits_sha256_when_learned": "a", "logits_sha256_at_end": "a"}
         forgetting.append({"accuracy_when_learned": accuracy, "accuracy_at_end": accuracy, **hashes})
     results = {
-        "backbone": "resnet8",
+        "backbone": cell.config.backbone,
         "backbone_parameters": PARAMETERS,
         "versions": {"jax": "0", "device": "1 x <none>"},
         "rows": rows,
@@ -250,3 +250,31 @@ def test_the_page_prints(written):
     content = printed.read_bytes()
     assert content.startswith(b"%PDF") and 2 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 6
     assert len(re.findall(rb"/Subtype\s*/Image", content)) >= 5
+
+
+def test_orders_and_depths_are_groups_of_one_problem(tmp_path):
+    grids = (
+        {"tasks": (TASKS, TASKS[::-1])},
+        {"backbone": ("resnet20_cifar",)},
+        {"method": ("cwps",), "cwps.granularity": ("layer",)},
+        {"shots": (8,), "method": ("finetune",)},
+    )
+    study = small_study(
+        tmp_path, grids=grids, baseline={"method": "cwps", "cwps": {"granularity": "channel"}}
+    )
+    report = summarise(study, [(cell, result(cell, 0.5)) for cell in study.cells])
+    together, fewer = report["sections"]
+    assert together["title"] == "loops, negative; cwps; shots 16"
+    assert fewer["title"] == "loops, negative; backbone resnet8; finetune; shots 8"
+    assert together["backbone"] == "resnet8, resnet20_cifar" and [
+        group["label"] for group in together["groups"]
+    ] == [
+        "negative > loops, backbone resnet8, cwps.granularity channel",
+        "loops > negative, backbone resnet8, cwps.granularity channel",
+        "negative > loops, backbone resnet20_cifar, cwps.granularity channel",
+        "negative > loops, backbone resnet8, cwps.granularity layer",
+    ]
+    # Each is compared with its own order and depth, in channels.
+    assert [group["is_baseline"] for group in together["groups"]] == [True, True, True, False]
+    assert together["groups"][3]["difference"]["mean"] == 0 and fewer["groups"][0]["difference"] is None
+    assert summarise(study, [])["sections"] == []

@@ -254,8 +254,6 @@ def _plain(value: Spread | None) -> dict[str, Any] | None:
 
 
 def _told(key: str, value: Any) -> str:
-    return _text(value) if key == "method" else f"{key} {_text(value)}"
-
-
-def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    if key == "tasks":  # in their order
+        return " > ".join(value)
+    return str(value) if key == "method" else f"{key} {value}"
