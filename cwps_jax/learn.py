@@ -6,7 +6,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 from cwps_jax import methods
 from cwps_jax.core.accounting import count_stored
@@ -159,7 +158,7 @@ def train_task(
     trained = trainer.train(start, data.train, config, pool.pooled(without, method.name), observe)
     stored = method.store(trained.finished)
     cut = cut_to_model(stored.own["params"], model, image_shape(data))
-    stored = dataclasses.replace(stored, own={**stored.own, "params": cut})
+    stored = pool.coded(dataclasses.replace(stored, own={**stored.own, "params": cut}), config.row_bits)
     return trained, stored, pool.restored(method, stored)
 
 
@@ -195,10 +194,10 @@ def measured(
 
 def counted(layout: Layout, stored: Stored) -> dict[str, Any]:
     """Returns what there is to store of a task, counted: parameters, bits and bytes."""
-    own = {path: np.asarray(leaf) for path, leaf in flatten(stored.own).items()}
-    count = count_stored(layout, own, stored.rows)
+    count = count_stored(layout, flatten(stored.own), stored.rows)
     return {
         "params_ratio": count.ratio,
+        "byte_ratio": count.byte_ratio,
         "parameters": count.active + count.private,
         "head_parameters": count.head,
         "bits": count.bits,

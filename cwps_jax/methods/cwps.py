@@ -31,6 +31,7 @@ from cwps_jax.methods.method import (
 )
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import adam, by_config, sgd
+from cwps_jax.methods.rounding import learned_rounded
 from cwps_jax.methods.whole import finetune_stage
 from cwps_jax.search.composite import Candidates, Distance, Granularity, Search, composite
 from cwps_jax.settings import TrainConfig
@@ -117,7 +118,7 @@ class Cwps(Method):
         child[1]["masks"] = Group(scores, self.score_learning_rate)
         # What the soft rule reads: tasks that differ in other settings share its compiled step.
         read = (type(self), self.granularity, self.estimator, self.compensate, self.max_temperature)
-        return (
+        stages = (
             dataclasses.replace(finetune_stage("warm-up", warm_up, training, network), groups=child[0]),
             Stage(
                 "soft",
@@ -130,6 +131,7 @@ class Cwps(Method):
             ),
             self.hard_stage(hard, child[2], network),
         )
+        return stages if self.granularity == "weight" else learned_rounded(stages, training, network)
 
     def hard_stage(self, epochs: int, groups: dict[str, Group], network: Network) -> Stage:
         """Returns the last stage, in which the gates stand and the open channels alone are parameters."""

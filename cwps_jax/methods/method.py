@@ -156,6 +156,11 @@ def unchanged(given: Any) -> Any:
     return given
 
 
+def own_itself(own: Tree, frozen: Tree) -> Tree:
+    """Returns the own tree."""
+    return own
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage of training, with one compiled step for all tasks whose static parts are equal.
@@ -175,6 +180,8 @@ class Stage:
         loss: from the task's loss to the stage's, both functions of (outputs, batch) to one value an item.
         on_device: from the frozen tree on the host to the one that the steps read, such as in other types.
         project: what is done to the own tree after each update.
+        seen: from the own and the frozen tree to the own one that rule and context see, such as rounded; what
+            is stored is computed from the own tree itself.
     """
 
     name: str
@@ -190,6 +197,7 @@ class Stage:
     loss: Callable[[Loss], Loss] = unchanged
     on_device: Callable[[Tree], Tree] = unchanged
     project: Callable[[Tree], Tree] = unchanged
+    seen: Callable[[Tree, Tree], Tree] = own_itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,12 +224,13 @@ class Stored:
     Attributes:
         own: nested dict: "params", leaves of the plain model that are stored as they are; "other", its other
             collections; and whatever else the method needs, such as "masks".
-        rows: {path of a leaf: (rows, fan-in)}, channels that later tasks may borrow; empty for none.
+        rows: {path of a leaf: (rows, fan-in)}, channels that later tasks may borrow; empty for none. The pool
+            makes codes of both where they are stored in few bits.
         uses: names of stored versions that the task cannot be restored without, beside the rows' owners.
     """
 
     own: Tree
-    rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     uses: tuple[str, ...] = ()
 
 

@@ -27,6 +27,7 @@ from cwps_jax.methods.method import (
 )
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import by_config, sgd
+from cwps_jax.methods.rounding import learned_rounded
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import at_least
 
@@ -69,7 +70,8 @@ class Taps(Method):
         }
         rule = network.remembered("taps", lambda: _rule(network))
         penalty = Penalty(self.lambda_, self.free_epochs)
-        return (Stage("taps", training.epochs, _begin, rule, groups, penalty=penalty),)
+        stage = Stage("taps", training.epochs, _begin, rule, groups, penalty=penalty)
+        return learned_rounded((stage,), training, network)
 
     def store(self, finished: Finished) -> Stored:
         moment = finished.moment

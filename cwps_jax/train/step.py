@@ -60,6 +60,7 @@ def make_step(
 
     def objective(own, state, frozen, plan, batch):
         clock = Clock((state.step - plan.stage_start) % plan.steps_per_epoch, plan.steps_per_epoch)
+        own = stage.seen(own, frozen)
         effective = stage.rule(own, frozen, clock)
         lambda_, next_base = steered(jax.lax.stop_gradient(effective.kept), state, plan)
         with contextlib.ExitStack() as contexts:
@@ -171,7 +172,7 @@ def make_norm_step(
     def statistics(
         state: TrainState, frozen: Tree, number: jax.Array, batch: Mapping[str, jax.Array]
     ) -> Tree:
-        effective = at_the_end(stage, state.own, frozen)
+        effective = at_the_end(stage, stage.seen(state.own, frozen), frozen)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
         with batch_norm_overrides(axis_name=axis_name, momentum=0.0):
             _, changed = apply_model(

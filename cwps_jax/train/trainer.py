@@ -220,7 +220,7 @@ class Trainer:
     ) -> TrainState:
         """Returns the state with norm statistics estimated anew over single batches of training data."""
         statistics = self._compiled(
-            ("norms", stage.rule, id(model), split.preparation),
+            ("norms", stage.rule, stage.seen, id(model), split.preparation),
             lambda: self.parallel.compile(
                 make_norm_step(stage, model, self.parallel.axis_name, split.preparation)
             ),
@@ -254,7 +254,7 @@ class Trainer:
         # What a step is built from: its stage's functions, its loss, its optimizers and how a batch is
         # prepared. All else is traced.
         key = (
-            (stage.rule, stage.context, stage.project, stage.schedule, stage.loss),
+            (stage.rule, stage.context, stage.project, stage.schedule, stage.loss, stage.seen),
             (stage.inference, stage.penalty is None, averages),
             tuple((name, group.optimizer) for name, group in stage.groups.items()),
             (preparation, config.label_smoothing),
