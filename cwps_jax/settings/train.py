@@ -32,6 +32,8 @@ class TrainConfig:
         parallel: "jit" over a mesh of all devices, or "pmap".
         budget: largest params_ratio that the task may keep, in (0, 1]; 1 is no limit. For methods that choose
             what to keep.
+        byte_budget: largest byte_ratio that the task may keep, instead of `budget`: bytes of all that is
+            stored but the head, over those of the backbone in float32; 0 is no limit.
         row_bits: bits of each weight that the pool stores of the task: 32 (float32 as it is), or 16, 8, 4, 3,
             2 or 1 for its change since pre-training, with a step size for each output channel. Norms have 8
             bits at least, their statistics 16, and the head stays in float32.
@@ -58,6 +60,7 @@ class TrainConfig:
     seed: int = 0
     parallel: Literal["jit", "pmap"] = "jit"
     budget: float = 1.0
+    byte_budget: float = 0.0
     row_bits: int = 32
     rounded_share: float = 0.25
     norm_batches: int = 20
@@ -78,6 +81,11 @@ class TrainConfig:
         if self.row_bits not in BITS:
             raise CwpsError(
                 f"config.row_bits = {self.row_bits}: choose one of {', '.join(map(str, BITS))} bits a weight"
+            )
+        if not 0 <= self.byte_budget <= 1 or (self.byte_budget and self.budget < 1):
+            raise CwpsError(
+                f"config.byte_budget = {self.byte_budget}: must be in [0, 1], a share of the backbone's "
+                f"bytes, and stands instead of config.budget ({self.budget}; 1 is no limit)"
             )
         if not 0 < self.budget <= 1:
             raise CwpsError(

@@ -127,16 +127,15 @@ class Contents:
             stored: what there is to store of it, see `coded`.
         """
         uses = tuple(map(self.version, stored.uses))
-        return self._trees.restored(
-            method, self.index.next_id, flatten(stored.own), stored.rows, uses, self.effective
-        )
+        own, number = flatten(stored.own), self.index.next_id
+        return self._trees.restored(method, number, own, stored.rows, uses, self.effective)
 
     def coded(self, stored: Stored, bits: int) -> Stored:
-        """Returns what there is to store of a task in few bits: the change since pre-training.
+        """Returns what there is to store of a task in few bits, see `store.coded`.
 
         Args:
             stored: the same in float32.
-            bits: of a weight, see `config.row_bits`; norms have 8 at least, their statistics 16.
+            bits: of a weight, see `config.row_bits`.
         """
         return coded(self.layout, stored, bits, self._trees.rows(0), self._trees.before())
 
@@ -231,15 +230,11 @@ class Contents:
             sum to 1.
         """
         tasks = tuple(task for task in self.tasks if self.shares_channels(task))
-        owners = (PRETRAINED, *tasks)
-        return (
-            tasks,
-            owners,
-            accounting.relation_matrix({task: self.relation(task) for task in tasks}, owners),
-        )
+        owners, relations = (PRETRAINED, *tasks), {task: self.relation(task) for task in tasks}
+        return tasks, owners, accounting.relation_matrix(relations, owners)
 
     def total_ratio(self) -> float:
-        """Returns what all tasks and the pre-trained model, which counts 1, keep over its parameters."""
+        """Returns what all tasks and the pre-trained model, which is 1, keep over its parameters."""
         return 1 + sum(self.count(task).ratio for task in self.tasks)
 
     def count(self, task: str) -> accounting.Count:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from cwps_jax import parallel, tracing
-from cwps_jax.core import masks as core_masks
+from cwps_jax.core import budgets
 from cwps_jax.core.trees import Tree
 from cwps_jax.data.preparation import Preparation, blended
 from cwps_jax.methods.method import Clock, Effective, Stage
@@ -54,7 +54,7 @@ def make_step(
         """Returns lambda, and its base for the next step."""
         if stage.penalty is None or kept is None:
             return state.lambda_base, state.lambda_base
-        found = core_masks.steer(state.lambda_base, kept, plan.budget, plan.budget_rate, plan.budget_gain)
+        found = budgets.steer(state.lambda_base, kept, plan.budget, plan.budget_rate, plan.budget_gain)
         lambda_, base = jax.tree.map(lambda one: jnp.where(plan.budget < 1, one, state.lambda_base), found)
         return jnp.where(state.step - plan.stage_start < plan.free_steps, 0, lambda_), base
 
