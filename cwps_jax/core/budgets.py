@@ -46,20 +46,20 @@ def parameter_prices(layout: Layout) -> Prices:
 
 
 @functools.cache
-def byte_prices(layout: Layout, bits: int, statistics: int, owner_bytes: int = 1) -> Prices:
+def byte_prices(layout: Layout, bits: int, statistics: tuple[int, ...], owner_bytes: int = 1) -> Prices:
     """Returns what is stored of shared channels in bytes, see `methods.channels` and `store.coded`.
 
     Args:
         layout: the backbone's.
         bits: of a weight, `config.row_bits`.
-        statistics: numbers of the model's other collections, such as norm statistics.
+        statistics: how many numbers each leaf of the model's other collections has.
         owner_bytes: of the number of a closed channel's owner.
     """
     few = bits < 32
     norm = FLOAT32_BYTES if not few else max(VECTOR_BYTES, bits // 8)
     statistic = FLOAT32_BYTES if not few else max(STATISTIC_BYTES, bits // 8)
-    fixed = norm * layout.private_parameters + statistic * statistics
-    fixed += STEP_BYTES * len(layout.private) if few else 0
+    fixed = norm * layout.private_parameters + statistic * sum(statistics)
+    fixed += STEP_BYTES * (len(layout.private) + len(statistics)) if few else 0
     channel = []
     for layer in layout.layers:
         closed = owner_bytes + (1 if layer.channels <= 256 else 2)  # its row there
@@ -81,7 +81,8 @@ def _costs(gates: Tree, layout: Layout, prices: Prices) -> dict[str, int]:
     for layer, channel in zip(layout.layers, prices.channel, strict=True):
         for leaf, shape in zip(layer.leaves, layer.shapes, strict=True):
             if leaf in flat:
-                of_all = layer.leaves[0] == leaf and not set(layer.leaves) <= flat.keys()
+                whole = flat[leaf].size in (1, layer.channels) and not set(layer.leaves[1:]) & flat.keys()
+                of_all = layer.leaves[0] == leaf and whole
                 found[leaf] = (layer.channels * channel if of_all else math.prod(shape)) // flat[leaf].size
     return found
 

@@ -54,7 +54,7 @@ class Codes:
     @property
     def row_size(self) -> int:
         """How many numbers a row has."""
-        return self.size // max(len(self.steps), 1)
+        return self.size // len(self.steps) if len(self.steps) else int(np.prod(self.shape[1:]))
 
     def rows(self, which: Any) -> np.ndarray:
         """Returns the decoded changes of some rows, float32 (rows, size)."""

@@ -82,12 +82,13 @@ class Network:
         return batch_norm_paths(self.model, self.example)
 
     @functools.cached_property
-    def statistics(self) -> int:
-        """How many numbers the model's other collections have, such as norm statistics."""
+    def statistics(self) -> tuple[int, ...]:
+        """How many numbers each leaf of the model's other collections has, such as norm statistics."""
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
         begin = lambda images: self.model.init(keys, images, **mode(self.model, train=False))
         shapes = jax.eval_shape(begin, self.example)
-        return sum(leaf.size for key in shapes if key != "params" for leaf in jax.tree.leaves(shapes[key]))
+        other = {key: tree for key, tree in shapes.items() if key != "params"}
+        return tuple(leaf.size for leaf in jax.tree.leaves(other))
 
     @functools.cached_property
     def _work(self) -> Mapping[str, float]:
