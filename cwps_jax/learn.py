@@ -182,6 +182,7 @@ def measured(
         "validation_accuracy": measure(trainer.metric, validation, data.validation),
         "lambda": trained.lambda_,
         "budget": config.budget,
+        "row_bits": config.row_bits,
         "epochs": trained.epochs,
         "seconds": trained.seconds,
         "trained": trained.numbers - trainer.layout.head_parameters + own_head,

@@ -1,4 +1,4 @@
-"""A task in few bits: what is evaluated is what is stored, everywhere, and all that moves it keeps its bits."""
+"""A task in few bits: what is evaluated is what is stored, and all that moves it keeps its bits."""
 
 import dataclasses
 import json
@@ -133,7 +133,7 @@ def test_a_search_finds_a_stored_task_channel_by_channel(pool):
 
 
 def test_rows_that_move_keep_their_bits_and_models_stay_the_same(pool, tmp_path):
-    """Copied to another pool what a task borrows becomes its own: codes where all of them are, else floats."""
+    """Copied, what a task borrows becomes its own: codes where all of its rows are, else floats."""
     other = tiny().new_pool(tmp_path / "other")
     wanted, codes = {name: pool.effective(name) for name in pool.tasks}, 0
     for name in reversed(pool.tasks):

@@ -33,6 +33,11 @@ class Prices:
     channel: tuple[int, ...]
     whole: int
 
+    def most(self, layout: Layout) -> float:
+        """Returns the ratio of a task that has every channel for itself."""
+        pairs = zip(layout.layers, self.channel, strict=True)
+        return (self.fixed + sum(layer.channels * price for layer, price in pairs)) / self.whole
+
 
 @functools.cache
 def parameter_prices(layout: Layout) -> Prices:

@@ -123,6 +123,8 @@ class Cwps(Method):
         # What the soft rule reads: tasks that differ in other settings share its compiled step.
         read = (type(self), self.granularity, self.estimator, self.compensate, self.max_temperature)
         cost = prices(network, training)
+        # Per unit of what all channels cost together, so that bytes are steered as fast as parameters.
+        steering = [rate / cost.most(network.layout) for rate in (self.budget_rate, self.budget_gain)]
         budget = training.byte_budget or training.budget
         stages = (
             dataclasses.replace(finetune_stage("warm-up", warm_up, training, network), groups=child[0]),
@@ -132,7 +134,7 @@ class Cwps(Method):
                 self._search,
                 network.remembered((*read, cost), lambda: self._soft(network, cost)),
                 child[1],
-                penalty=Penalty(self.lambda_, 0, budget, self.budget_rate, self.budget_gain),
+                penalty=Penalty(self.lambda_, 0, budget, *steering),
                 project=_clip,
             ),
             self.hard_stage(hard, child[2], network, cost),
