@@ -223,10 +223,10 @@ def test_many_tasks_are_parted_where_the_terminal_ends():
 def test_what_was_forgotten_and_what_is_not_known_is_said():
     results = invented(2)
     results["forgetting"][1]["logits_sha256_at_end"] = "b"
-    results["rows"][1]["bits"] = None
+    results["rows"][1]["byte_ratio"] = None
     text = shown(results)
     assert "Forgetting: 1 of 2 stored tasks changed" in text
-    assert cells_of(text, "method1")[0][3] == "-"
+    assert cells_of(text, "method1")[0][2] == "-"
 
 
 @pytest.mark.parametrize("count", [1, 3, 14])

@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from cwps_jax.core.channels import Layer, Layout
+from cwps_jax.core.channels import Layer, Layout, to_columns
 from cwps_jax.core.masks import Estimator, gates
 from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
@@ -69,7 +69,8 @@ def byte_prices(layout: Layout, bits: int, statistics: tuple[int, ...], owner_by
     for layer in layout.layers:
         closed = owner_bytes + (1 if layer.channels <= 256 else 2)  # its row there
         fixed += -(-layer.channels // 8) + layer.channels * closed
-        channel.append(sum(_row_bytes(layer, leaf, bits) for leaf in range(len(layer.leaves))) - closed)
+        opened = sum(_row_bytes(layer, leaf, bits) for leaf in range(len(layer.leaves)))
+        channel.append(max(1, opened - closed))
     return Prices("bytes", fixed, tuple(channel), FLOAT32_BYTES * layout.backbone_parameters)
 
 
@@ -168,6 +169,25 @@ def harden(
         hard[path] = opened[start : start + math.prod(shape)].reshape(shape)
         start += math.prod(shape)
     return unflatten(hard)
+
+
+def moved(child: Tree, parent: Tree, layout: Layout, prices: Prices) -> dict[str, jax.Array]:
+    """Returns scores of channels in gates' places: how far each has moved, squared, for its price.
+
+    Args:
+        child: nested dict, the child's parameters.
+        parent: nested dict with the layers' leaves, what it moved away from.
+        layout: the backbone's.
+        prices: what channels cost.
+    """
+    ours, theirs, scores = flatten(child), flatten(parent), {}
+    for layer, price in zip(layout.layers, prices.channel, strict=True):
+        squared = sum(
+            jnp.sum(jnp.square(to_columns(ours[leaf] - theirs[leaf], layer.gate_shape)), axis=0)
+            for leaf in layer.leaves
+        )
+        scores[layer.path] = jnp.reshape(squared / price, layer.gate_shape)
+    return unflatten(scores)
 
 
 def steer(

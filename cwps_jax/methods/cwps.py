@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -49,6 +50,8 @@ class Cwps(Method):
     Attributes:
         granularity: what one gate governs: a "channel", a "layer" or a single "weight". Later tasks can
             borrow channels, not single weights.
+        selection: how channels are chosen: "learned" in a soft stage; or by how far each has "moved" from its
+            parent in the warm-up, for its price, without one: the hard stage has its epochs.
         lambda_: weight of the sparsity penalty, in [0, 1], where there is no budget.
         budget_rate: how fast lambda's base follows the budget, per unit of excess over the whole soft stage.
         budget_gain: lambda per unit of excess over the budget.
@@ -65,6 +68,7 @@ class Cwps(Method):
     name: ClassVar[str] = "cwps"
 
     granularity: Literal["channel", "layer", "weight"] = "channel"
+    selection: Literal["learned", "moved"] = "learned"
     lambda_: float = 0.5
     budget_rate: float = 3.0
     budget_gain: float = 6.0
@@ -91,6 +95,8 @@ class Cwps(Method):
                 f"{where}stage_rates = {self.stage_rates}: must be three factors of at least 0, for the "
                 "warm-up, soft and hard stage"
             )
+        if self.selection == "moved" and self.granularity != "channel":
+            raise CwpsError(f"{where}selection = 'moved': chooses channels; set granularity to 'channel'")
         if self.warm_up_share + self.hard_share >= 1:
             raise CwpsError(
                 f"{where}warm_up_share + hard_share = {self.warm_up_share + self.hard_share}: must be below "
@@ -115,6 +121,8 @@ class Cwps(Method):
         warm_up = min(max(1, round(training.epochs * self.warm_up_share)), training.epochs - 2)
         hard = min(max(1, round(training.epochs * self.hard_share)), training.epochs - warm_up - 1)
         soft = training.epochs - warm_up - hard
+        if self.selection == "moved":
+            soft, hard = 0, hard + soft
         rates = [training.learning_rate * factor for factor in self.stage_rates]
         child = [{"params": Group(by_config(training, network), rate)} for rate in rates]
         scores = adam(b2=0.9) if self.score_optimizer == "adam" else sgd(training.momentum)
@@ -126,7 +134,7 @@ class Cwps(Method):
         # Per unit of what all channels cost together, so that bytes are steered as fast as parameters.
         steering = [rate / cost.most(network.layout) for rate in (self.budget_rate, self.budget_gain)]
         budget = training.byte_budget or training.budget
-        stages = (
+        stages: tuple[Stage, ...] = (
             dataclasses.replace(finetune_stage("warm-up", warm_up, training, network), groups=child[0]),
             Stage(
                 "soft",
@@ -139,6 +147,7 @@ class Cwps(Method):
             ),
             self.hard_stage(hard, child[2], network, cost),
         )
+        stages = tuple(stage for stage in stages if stage.epochs)
         return stages if self.granularity == "weight" else learned_rounded(stages, training, network)
 
     def hard_stage(
@@ -199,18 +208,26 @@ class Cwps(Method):
         )
 
     def _harden(self, moment: Moment) -> Begun:
-        network, child = moment.network, moment.own["params"]
-        training, scores = moment.training, moment.own["masks"]
+        network, child, training = moment.network, moment.own["params"], moment.training
+        found: Mapping[str, Any] = {}
+        estimator: core_masks.Estimator = "annealed"
         cost = prices(network, training, moment.pool.models)
+        if self.selection == "moved":
+            begun = self._search(moment)
+            scores = budgets.moved(child, begun.frozen["parent"], network.layout, cost)
+            found, moment = begun.found, dataclasses.replace(moment, frozen=begun.frozen)
+        else:
+            scores, estimator = moment.own["masks"], self.estimator
         budget = training.byte_budget or training.budget
-        gates = _hardened(scores, network.layout, budget, estimator=self.estimator, prices=cost)
+        gates = _hardened(scores, network.layout, budget, estimator=estimator, prices=cost)
         gates = jax.device_get(core_masks.spread(gates, network.layout))
         frozen = {"parent": moment.frozen["parent"], "gates": gates}
         if self.granularity == "weight":
-            return Begun({"params": child}, frozen, carried={"params": unchanged})
+            return Begun({"params": child}, frozen, found, carried={"params": unchanged})
         placed = placements(network.layout, gates, network.capacity(gates))
         packed = lambda tree: pack(tree, gates, placed)
-        return Begun({"params": packed(child)}, {**frozen, "placed": placed}, carried={"params": packed})
+        own = {"params": packed(child)}
+        return Begun(own, {**frozen, "placed": placed}, found, carried={"params": packed})
 
 
 def prices(network: Network, training: TrainConfig, models: StoredModels | None = None) -> budgets.Prices:

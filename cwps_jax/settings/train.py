@@ -34,6 +34,7 @@ class TrainConfig:
             what to keep.
         byte_budget: largest byte_ratio that the task may keep, instead of `budget`: bytes of all that is
             stored but the head, over those of the backbone in float32; 0 is no limit.
+        head_share: share of the epochs, the first ones, in which a task's head alone is trained.
         row_bits: bits of each weight that the pool stores of the task: 32 (float32 as it is), or 16, 8, 4, 3,
             2 or 1 for its change since pre-training, with a step size for each output channel. Norms have 8
             bits at least, their statistics 16, and the head stays in float32.
@@ -61,6 +62,7 @@ class TrainConfig:
     parallel: Literal["jit", "pmap"] = "jit"
     budget: float = 1.0
     byte_budget: float = 0.0
+    head_share: float = 0.0
     row_bits: int = 32
     rounded_share: float = 0.25
     norm_batches: int = 20
@@ -73,6 +75,7 @@ class TrainConfig:
         at_least(self, epochs=1, batch_size=1, norm_batches=1)
         at_least(self, learning_rate=0, weight_decay=0, momentum=0, seed=0)
         within(self, "config.", 0, 1, "learning_rate_warmup", "rounded_share")
+        below_one(self, "head_share")
         below_one(self, "label_smoothing", "ema")
         if not 0 < self.layer_decay <= 1:
             raise CwpsError(

@@ -18,6 +18,7 @@ from cwps_jax.core.trees import Tree, select
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
+from cwps_jax.methods.head_first import stages_of
 from cwps_jax.methods.method import Effective, Finished, Group, Method, Moment, Pooled, Stage
 from cwps_jax.methods.network import Network
 from cwps_jax.parallel import Compiled, Parallel
@@ -101,7 +102,7 @@ class Trainer:
         self.parallel.check_batch(config.batch_size, split.preparation.group)
         method = methods.resolve(config.method)
         method.check(self.network, config)
-        stages = method.stages(self.network, config)
+        stages = stages_of(method, self.network, config)
         steps = steps_per_epoch(split, config.batch_size)
         epochs = sum(stage.epochs for stage in stages)
         other = {collection: tree for collection, tree in variables.items() if collection != "params"}
