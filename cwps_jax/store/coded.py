@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from cwps_jax.core.channels import Layout
+from cwps_jax.core.channels import Layout, to_columns
 from cwps_jax.core.coding import Codes, encoded
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.methods.channels import opened
@@ -103,29 +103,29 @@ class DecodedRows:
     Args:
         codes: (rows, fan-in).
         channels: int (rows,), which channels they are.
-        start: the pre-trained model's rows of this leaf.
+        before: (fan-in, all channels), the pre-trained model's leaf.
     """
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, codes: Codes, channels: np.ndarray, start: np.ndarray) -> None:
+    def __init__(self, codes: Codes, channels: np.ndarray, before: np.ndarray) -> None:
         self.codes = codes
         self.channels = channels
         self.shape = codes.shape
-        self._start = start
+        self._before = before
 
     def __len__(self) -> int:
         return len(self.channels)
 
     def __getitem__(self, which: Any) -> np.ndarray:
-        return self._start[self.channels[which]] + self.codes.rows(which)
+        return self._before[:, self.channels[which]].T + self.codes.rows(which)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
 
 def decoded_rows(
-    layout: Layout, own: Callable[[], Leaves], rows: Leaves, start: Callable[[], Rows]
+    layout: Layout, own: Callable[[], Leaves], rows: Leaves, pretrained: Callable[[], Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Returns the rows of a version as arrays, or as what gives arrays for the rows that are taken.
 
@@ -133,11 +133,12 @@ def decoded_rows(
         layout: the backbone's.
         own: gives {path: array}, with the masks that say whose rows they are.
         rows: {path of a leaf: (rows, fan-in)}, arrays and codes.
-        start: gives the pre-trained model's rows.
+        pretrained: gives the pre-trained model's leaves, a flat dict.
     """
     found: dict[str, Any] = dict(rows)
     for layer in layout.layers if rows else ():
         for leaf in layer.leaves:
             if isinstance(codes := rows[leaf], Codes):
-                found[leaf] = DecodedRows(codes, opened(layer, own()), start()[leaf])
+                before = to_columns(np.asarray(pretrained()[leaf]), layer.gate_shape)
+                found[leaf] = DecodedRows(codes, opened(layer, own()), before)
     return found

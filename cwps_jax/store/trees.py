@@ -49,7 +49,7 @@ class Trees:
         self, own: Callable[[], Mapping[str, Any]], rows: Mapping[str, Any]
     ) -> Mapping[str, np.ndarray]:
         """Returns rows as arrays, or as what gives arrays: see `store.coded`."""
-        return decoded_rows(self.index.layout, own, rows, lambda: self.rows(0))
+        return decoded_rows(self.index.layout, own, rows, self.pretrained)
 
     def sketch(self, identity: int) -> Mapping[str, Any]:
         """Returns the sketch of an owner's rows; it is made here where an earlier release wrote none."""
