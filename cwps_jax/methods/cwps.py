@@ -110,7 +110,7 @@ class Cwps(Method):
         warm_up = min(max(1, round(training.epochs * self.warm_up_share)), training.epochs - 2)
         hard = min(max(1, round(training.epochs * self.hard_share)), training.epochs - warm_up - 1)
         soft = training.epochs - warm_up - hard
-        rates = [training.learning_rate * factor for factor in self.stage_rates]
+        rates = [training.peak * factor for factor in self.stage_rates]
         child = [{"params": Group(by_config(training, network), rate)} for rate in rates]
         scores = adam(b2=0.9) if self.score_optimizer == "adam" else sgd(training.momentum)
         # A short memory: lambda's first jump must not slow the scores down for a thousand steps.
