@@ -15,6 +15,7 @@ from stored_models import whole_models
 
 import cwps_jax as cwps
 from cwps_jax import TrainConfig, Trainer, methods
+from cwps_jax.config import RunConfig
 from cwps_jax.core.trees import flatten
 from cwps_jax.methods.method import Pooled
 from cwps_jax.methods.optimizers import child_optimizer
@@ -140,7 +141,7 @@ def test_it_is_recorded_as_given_and_never_taken_for_the_same(trainer, tiny_mode
 
 def test_a_runs_config_is_plain_json_wherever_it_is_given():
     given = optax.sgd(0.01)
-    config = cwps.config.RunConfig(
+    config = RunConfig(
         tasks=("a",), source="s", optimizer=given, overrides={"a": {"optimizer": optax.adam(0.1)}}
     )
     told = json.loads(json.dumps(plain(config)))

@@ -118,7 +118,7 @@ class PackNet(Method):
             if int(stored["free"]) != _count(free):
                 raise CwpsError(
                     f"packnet: config.packnet.free_share = {self.free_share} is not what {name} was learned "
-                    "with; all tasks of a pool have the same"
+                    "with, or it came from another pool and was learned beside others; begin another pool"
                 )
             _place(kernels, free, stored)
         if not _count(free):
