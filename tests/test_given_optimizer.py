@@ -147,3 +147,8 @@ def test_a_runs_config_is_plain_json_wherever_it_is_given():
     told = json.loads(json.dumps(plain(config)))
     assert told["optimizer"] == told["overrides"]["a"]["optimizer"] == GIVEN
     assert config.train.optimizer is given
+
+
+def test_a_loss_that_is_not_finite_blames_the_rate_that_counts(train):
+    with pytest.raises(FloatingPointError, match="are finite: lower the rate of config.optimizer$"):
+        train(method="finetune", epochs=1, optimizer=optax.sgd(1e30))

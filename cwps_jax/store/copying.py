@@ -6,6 +6,7 @@ import numpy as np
 
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.errors import CwpsError
+from cwps_jax.methods import weights
 from cwps_jax.methods.method import Stored
 from cwps_jax.settings import check_task_name
 from cwps_jax.store.index import Index, Version
@@ -136,13 +137,16 @@ class Copying(Writable):
         """
         own, (task, number) = self._trees.own(version), named
         stored = Stored(unflatten(own))
-        if version.rows_sha256:
-            there = {one.rows_sha256: one.id for one in index.versions if not one.compared}
-            owners = {
-                one.id: there[one.rows_sha256]
-                for one in self.index.versions
-                if one.id != version.id and one.rows_sha256 in there
-            }
+        there = {one.rows_sha256: one.id for one in index.versions if one.rows_sha256 and not one.compared}
+        owners = {
+            one.id: there[one.rows_sha256]
+            for one in self.index.versions
+            if one.id != version.id and one.rows_sha256 in there
+        }
+        if weights.borrows(self.layout, own):
+            params = flatten(self.effective(version.name)["params"])
+            stored = weights.with_owners(self.layout, own, params, {0: 0, **owners})
+        elif version.rows_sha256:
             before, rows = self.ownership(version.name), self._trees.rows(version.id)
             after = with_owners(before, {0: 0, **owners})
             stored = stored_anew(self.layout, own, rows, before, after, self._trees.rows)

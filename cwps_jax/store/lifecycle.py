@@ -3,7 +3,9 @@
 import dataclasses
 import shutil
 
+from cwps_jax.core.trees import flatten
 from cwps_jax.errors import CwpsError
+from cwps_jax.methods import weights
 from cwps_jax.settings import check_task_name
 from cwps_jax.store.copying import Copying
 from cwps_jax.store.index import Index, Version
@@ -110,17 +112,17 @@ class Lifecycle(Copying):
         borrowing = closure(needed, [gone.id])
         ordered = [one for one in index.versions if one.id in borrowing]
         numbers = {one.id: index.next_id + place for place, one in enumerate(ordered)}
-        ownerships = {one.id: self.ownership(one.name) for one in ordered}
-        places = without_owner(self.layout, gone.id, numbers, ownerships)
+        ownerships = {one.id: self.ownership(one.name) for one in ordered if one.rows_sha256}
+        places = without_owner(self.layout, gone.id, {one: numbers[one] for one in ownerships}, ownerships)
+        staying = {one: one for one in {0, *versions} - {gone.id, *borrowing}}
         for one in ordered:
-            stored = stored_anew(
-                self.layout,
-                self._trees.own(one),
-                self._trees.rows(one.id),
-                ownerships[one.id],
-                places[one.id],
-                self._trees.rows,
-            )
+            own = self._trees.own(one)
+            if one.id in ownerships:
+                rows, before = self._trees.rows(one.id), ownerships[one.id]
+                stored = stored_anew(self.layout, own, rows, before, places[one.id], self._trees.rows)
+            else:  # single weights over rows of others: what moves becomes its own
+                params = flatten(self.effective(one.name)["params"])
+                stored = weights.with_owners(self.layout, own, params, staying)
             new = dataclasses.replace(one, id=numbers[one.id])
             versions[one.id] = self._written(index, new, stored)
         return tuple(
