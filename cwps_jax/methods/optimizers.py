@@ -36,10 +36,10 @@ def adam(b2: float = 0.999, weight_decay: float = 0.0, clip: float = 0.0) -> opt
 
 
 def by_config(training: TrainConfig, network: Network) -> optax.GradientTransformationExtraArgs:
-    """Returns the config's optimizer of a model's own leaves; `update` takes `gates=`.
+    """Returns the config's optimizer of a model's own leaves, whose rate is `training.peak`.
 
-    Weight decay acts on the kernels of layers and head alone, times the gate of each channel; that of a given
-    optax transformation acts as it says.
+    Its `update` takes `gates=`. Weight decay acts on the kernels of layers and head alone, times the gate of
+    each channel; that of a given optax transformation acts as it says.
 
     Args:
         training: the task's config.
