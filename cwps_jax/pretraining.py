@@ -13,6 +13,7 @@ from cwps_jax.errors import CwpsError
 from cwps_jax.learn import Observe
 from cwps_jax.models.pretrained import load_backbone, local_weights
 from cwps_jax.prepare import Prepared, model_options
+from cwps_jax.provenance import plain
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import measure
 from cwps_jax.train.heads import cut_to_model
@@ -72,7 +73,7 @@ def origin(config: RunConfig) -> dict[str, Any]:
         if not path.is_file():
             raise CwpsError(f"config.weights = {config.weights!r}: no such file")
         return {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    own = {**dataclasses.asdict(config), **dataclasses.asdict(config.for_task(config.source).images)}
+    own = {**plain(config), **dataclasses.asdict(config.for_task(config.source).images)}
     own = {key: own[key] for key in sorted(own) if key not in IRRELEVANT}
     return {"trained_by": json.loads(json.dumps(own))}
 

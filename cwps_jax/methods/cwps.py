@@ -123,7 +123,7 @@ class Cwps(Method):
         soft = training.epochs - warm_up - hard
         if self.selection == "moved":
             soft, hard = 0, hard + soft
-        rates = [training.learning_rate * factor for factor in self.stage_rates]
+        rates = [training.peak * factor for factor in self.stage_rates]
         child = [{"params": Group(by_config(training, network), rate)} for rate in rates]
         scores = adam(b2=0.9) if self.score_optimizer == "adam" else sgd(training.momentum)
         # A short memory: lambda's first jump must not slow the scores down for a thousand steps.

@@ -31,7 +31,7 @@ def stages_of(method: Method, network: Network, training: TrainConfig) -> tuple[
     rest = dataclasses.replace(training, epochs=training.epochs - epochs)
     method.check(network, rest)
     first, *others = method.stages(network, rest)
-    groups = {"params": Group(by_config(training, network), training.learning_rate)}
+    groups = {"params": Group(by_config(training, network), training.peak)}
     head = Stage("head", epochs, _begin, _with_head, groups, schedule=first.schedule, inference=True)
     return (head, dataclasses.replace(first, begin=_from_head(first.begin)), *others)
 

@@ -137,7 +137,7 @@ class Begun:
         frozen: what its rule reads beside it.
         found: to be added to `Moment.found`.
         carried: {collection: a function from a tree like the collection of before to one like the new}: these
-            keep their optimizer's moments; the others start anew.
+            keep their optimizer's moments, where they fit; the others start anew.
     """
 
     own: Tree

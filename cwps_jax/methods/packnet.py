@@ -72,7 +72,7 @@ class PackNet(Method):
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
         again = min(max(1, round(self.retrain_share * training.epochs)), training.epochs - 1)
         groups = {
-            "params": Group(by_config(training, network), training.learning_rate),
+            "params": Group(by_config(training, network), training.peak),
             "weights": Group(sgd(0.9), self.learning_rate),
         }
         rule = network.remembered("packnet", lambda: _rule(network))
@@ -118,7 +118,7 @@ class PackNet(Method):
             if int(stored["free"]) != _count(free):
                 raise CwpsError(
                     f"packnet: config.packnet.free_share = {self.free_share} is not what {name} was learned "
-                    "with; all tasks of a pool have the same"
+                    "with, or it came from another pool and was learned beside others; begin another pool"
                 )
             _place(kernels, free, stored)
         if not _count(free):

@@ -90,7 +90,7 @@ class Parts(Method):
         return {name: unflatten(view.under(name)) for name in names if name not in ("params", "other")}
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
-        params = Group(by_config(training, network), training.learning_rate)
+        params = Group(by_config(training, network), training.peak)
         rule = network.remembered((self, "rule"), lambda: self._rule(network))
         stage = Stage(
             self.name,

@@ -65,7 +65,7 @@ class Taps(Method):
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
         groups = {
-            "params": Group(by_config(training, network), training.learning_rate),
+            "params": Group(by_config(training, network), training.peak),
             "masks": Group(sgd(training.momentum), training.learning_rate),
         }
         rule = network.remembered("taps", lambda: _rule(network))

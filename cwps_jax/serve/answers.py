@@ -98,7 +98,8 @@ def predict(
         pool: the stored models.
         task: a task's name, or "task@n".
         images: paths of image files or folders, or patterns; an array (n, height, width, channels), uint8
-            where the task was learned from images, else as its model takes it; or a `Split`.
+            where the task was learned from images, else as its model takes it; or a `Split`. Pictures are
+            taken whole; where the task's own were cut to boxes, the log says so once.
         model: the plain model with the task's head, where the pool's backbone is one of your own.
         batch_size: images a batch; 0 for that of its training, or less where there are fewer images.
 

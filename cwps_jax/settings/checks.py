@@ -8,6 +8,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import optax
+
 from cwps_jax.errors import CwpsError
 
 LONGEST = 100  # characters of a value in an error: some are whole functions
@@ -74,9 +76,8 @@ def _describe(hint: Any) -> str:
         return "keys and values"
     if origin is tuple:
         return f"a tuple of {_describe(arguments[0])}"
-    return {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}.get(
-        hint, "None"
-    )
+    names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}
+    return {**names, optax.GradientTransformation: "an optax transformation"}.get(hint, "None")
 
 
 def at_least(config: Any, where: str = "config.", **least: float) -> None:

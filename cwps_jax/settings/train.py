@@ -3,9 +3,13 @@
 import dataclasses
 from typing import Any, Literal
 
+import optax
+
 from cwps_jax.core.coding import BITS
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings.checks import at_least, below_one, check_types, within
+
+OF_ITS_OWN = ("learning_rate", "momentum", "weight_decay")  # a given optimizer has them within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +26,9 @@ class TrainConfig:
         learning_rate_warmup: share of all steps over which the rate rises from zero.
         layer_decay: factor of the rate from each block of the model to the one before it, in (0, 1]: the head
             learns at the full rate, the stem slowest. See `tracing.parameter_depths`.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd" or "adamw"; or, from Python, an optax transformation such as ``optax.adamw(1e-3)``,
+            used as it is: its updates are added, times the schedule with a peak of 1. Its learning rate,
+            momentum and weight decay are within it; these stay at their defaults here.
         momentum: of SGD.
         weight_decay: on kernels only, times the gate of each channel.
         label_smoothing: share of each label that is spread over all classes, in [0, 1). For the default loss.
@@ -53,7 +59,7 @@ class TrainConfig:
     learning_rate: float = 0.01
     learning_rate_warmup: float = 0.0
     layer_decay: float = 1.0
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] | optax.GradientTransformation = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
@@ -95,3 +101,20 @@ class TrainConfig:
                 f"config.budget = {self.budget}: must be above 0 and at most 1, a share of the backbone's "
                 "parameters (1 is no limit)"
             )
+        for field in dataclasses.fields(TrainConfig):
+            value = getattr(self, field.name)
+            if self.optimizer_given and field.name in OF_ITS_OWN and value != field.default:
+                raise CwpsError(
+                    f"config.{field.name} = {value}: would be ignored, since config.optimizer is an optax "
+                    f"transformation; set it in that, and leave config.{field.name} at {field.default}"
+                )
+
+    @property
+    def optimizer_given(self) -> bool:
+        """Whether the optimizer is an optax transformation."""
+        return isinstance(self.optimizer, optax.GradientTransformation)
+
+    @property
+    def peak(self) -> float:
+        """The learning rate at the schedule's peak; 1 for a given optimizer, which has its own."""
+        return 1.0 if self.optimizer_given else self.learning_rate

@@ -40,8 +40,7 @@ class Contents:
         self.folder = folder
         self._trees = Trees(folder, index)
         self._ownerships: dict[int, Ownership] = {}
-        # The newest alone: every method of a task asks for it.
-        self._pooled: tuple[Any, StoredModels] | None = None
+        self._pooled: tuple[Any, StoredModels] | None = None  # the newest alone
 
     @property
     def index(self) -> Index:
@@ -242,9 +241,6 @@ class Contents:
 
         Args:
             task: a task's name, or "task@n".
-
-        Raises:
-            CwpsError: not in the pool.
         """
         version = self.version(task)
         counted = accounting.count_stored(self.layout, self._trees.own(version).leaves, {})
@@ -261,7 +257,7 @@ class Contents:
         tasks = [task for task in self.tasks if task != without]
         names = (PRETRAINED, *(task for task in tasks if self.shares_channels(task)))
         stored = tuple(version.id for version in self.index.versions), names
-        if self._pooled is None or self._pooled[0] != stored:
+        if not self._pooled or self._pooled[0] != stored:
             self._pooled = stored, self._models(names)
         return Pooled(
             self._pooled[1],
@@ -275,8 +271,7 @@ class Contents:
         )
 
     def _known(self, task: str) -> str:
-        near = nearest(task, [PRETRAINED, *self.index.by_name])
-        last = self.tasks[-NAMED:]
+        near, last = nearest(task, [PRETRAINED, *self.index.by_name]), self.tasks[-NAMED:]
         more = f" and {len(self) - NAMED} older ones" if len(self) > NAMED else ""
         return f"{f'did you mean {near!r}? ' if near else ''}it has {', '.join((PRETRAINED, *last))}{more}"
 

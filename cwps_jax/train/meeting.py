@@ -6,9 +6,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
-from cwps_jax.core.trees import flatten
+from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.data.arrays_check import check_labels
 from cwps_jax.data.split import Split
 from cwps_jax.data.task import TaskData
@@ -46,6 +48,7 @@ def check_meeting(trainer: Trainer, model: nn.Module, data: TaskData, config: Tr
         data: the task's.
         config: the task's.
     """
+    _check_optimizer(trainer, config)
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     outputs = _outputs(trainer, model, data, ITEMS)
     if trainer.loss is cross_entropy or trainer.metric is accuracy:
@@ -60,6 +63,22 @@ def check_meeting(trainer: Trainer, model: nn.Module, data: TaskData, config: Tr
     _check_values("metric", trainer.metric, trained, batch, count)
     for split in (data.validation, data.test):
         _check_values("metric", trainer.metric, outputs, _batch(split, ITEMS, image=False), ITEMS)
+
+
+def _check_optimizer(trainer: Trainer, config: TrainConfig) -> None:
+    """Raises CwpsError for an optax transformation that wants more than a step has."""
+    given = config.optimizer
+    if not isinstance(given, optax.GradientTransformation):
+        return
+    shapes = {**trainer.layout.backbone_shapes, **dict(trainer.layout.head)}
+    params = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()})
+    try:
+        jax.eval_shape(lambda params: given.update(params, given.init(params), params), params)
+    except MISFITS as error:
+        raise CwpsError(
+            "config.optimizer: a step gives it gradients, its state and the parameters, and it cannot be "
+            f"applied to this model's by these ({_one_line(error)}); give another transformation"
+        ) from error
 
 
 def _outputs(trainer: Trainer, model: nn.Module, data: TaskData, count: int) -> Any:

@@ -32,7 +32,7 @@ from cwps_jax.train.finite import check_finite
 from cwps_jax.train.norms import estimated
 from cwps_jax.train.objectives import Metric, Objective, WholeSplit, accuracy, cross_entropy, smoothed
 from cwps_jax.train.records import Progress, Trained
-from cwps_jax.train.state import TrainState, begun_state, make_plan, start_state
+from cwps_jax.train.state import TrainState, begun_state, make_plan, moved_moments, start_state
 from cwps_jax.train.step import at_the_end, make_norm_step, make_step
 
 NO_POOL = Pooled(
@@ -201,12 +201,13 @@ class Trainer:
         moment = dataclasses.replace(
             moment, own=begun.own, frozen=begun.frozen, found={**moment.found, **begun.found}
         )
+        moved = moved_moments(host, stage, begun)
         fresh = {
             name: self._fresh(group)(begun.own[name])
             for name, group in stage.groups.items()
-            if not (name in begun.carried and name in host.optimizers)
+            if name not in moved
         }
-        state = begun_state(host, stage, begun, fresh)
+        state = begun_state(host, stage, begun, {**fresh, **moved})
         return moment, *self.parallel.replicate((state, stage.on_device(begun.frozen)))
 
     def _reestimate_norms(
