@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from cwps_jax import methods
@@ -14,6 +13,7 @@ from cwps_jax.core.channels import Layout
 from cwps_jax.core.trees import Tree, check_params, flatten, select, unite
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
+from cwps_jax.inputs import check_inputs, input_names, inputs_of
 from cwps_jax.methods.method import Stored
 from cwps_jax.modules import channel_layout
 from cwps_jax.parallel import Parallel
@@ -24,7 +24,7 @@ from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
 from cwps_jax.train.evaluation import measure, outputs_sha256
 from cwps_jax.train.heads import cut_to_model, with_kept_head
-from cwps_jax.train.meeting import check_given, check_meeting
+from cwps_jax.train.meeting import MISFITS, batch_shapes, check_given, check_meeting, one_line, told
 from cwps_jax.train.objectives import Metric, Objective, accuracy, cross_entropy
 from cwps_jax.train.records import Progress, Trained
 from cwps_jax.train.trainer import Trainer
@@ -75,8 +75,8 @@ def learn_task(
     Args:
         pool: the stored models. What is stored of earlier tasks is read and never changed.
         name: the task's name.
-        model: a Linen model whose backbone is the pool's, with the task's own head; see `Pool.model` for what
-            a method may make of it.
+        model: a Linen model whose backbone is the pool's, with the task's own head, in `Inputs` where it does
+            not take an image alone; see `Pool.model` for what a method may make of it.
         data: the task's data. Choices are made on validation data; the test data is read at the end.
         loss: (outputs, batch) to one loss per item, (batch,); cross-entropy by default.
         metric: the same, better when larger, or one of a `whole_split`; accuracy by default.
@@ -149,16 +149,17 @@ def train_task(
     _check_same_backbone(pool, trainer)
     check_meeting(trainer, model, data, config)
     method = methods.resolve(config.method)
+    example = _example(model, data)
     start = pool.effective(PRETRAINED)
     # The stored head is another task's: only its backbone is the start, unless told otherwise.
     backbone = select(start["params"], (*pool.layout.layer_paths, *pool.layout.private_paths))
     head = trainer.new_head(config.seed)
     if config.keep_head:
-        head = with_kept_head(head, start["params"], model, image_shape(data))
+        head = with_kept_head(head, start["params"], model, example)
     start = {**start, "params": unite(backbone, head)}
     trained = trainer.train(start, data.train, config, pool.pooled(without, method.name), observe)
     stored = method.store(trained.finished)
-    cut = cut_to_model(stored.own["params"], model, image_shape(data))
+    cut = cut_to_model(stored.own["params"], model, example)
     stored = dataclasses.replace(stored, own={**stored.own, "params": cut})
     return trained, stored, pool.restored(method, stored)
 
@@ -228,8 +229,16 @@ def make_trainer(
         CwpsError: the model has no channels to share, or no head.
     """
     check_given(data, config)
-    example = image_shape(data)
-    layout = channel_layout(model, example, head=config.head, private=config.private)
+    example = _example(model, data)
+    try:
+        layout = channel_layout(model, example, head=config.head, private=config.private)
+    except CwpsError:
+        raise
+    except MISFITS as error:
+        raise CwpsError(
+            f"the model cannot be called with the data's {' and '.join(input_names(model))}, {told(example)} "
+            f"({one_line(error)}); name what it takes by cwps.Inputs(model, ...)"
+        ) from error
     if not layout.layers:
         raise CwpsError("the model has no layer with output channels outside its head: nothing to share")
     if not layout.head:
@@ -238,10 +247,10 @@ def make_trainer(
     return Trainer(model, layout, example, loss=loss, metric=metric, parallel=parallel, profiler=profiler)
 
 
-def image_shape(data: TaskData) -> jax.ShapeDtypeStruct:
-    """Returns the shape and type of a batch of one image, as the model sees it."""
-    image = data.train.image
-    return jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
+def _example(model: nn.Module, data: TaskData) -> Any:
+    """Returns shape and type of what a model is called with for a batch of one item."""
+    check_inputs(model, {*data.train.fields, "image"}, "train data")
+    return inputs_of(model, batch_shapes(data.train, 1))
 
 
 def composite_parent(

@@ -16,7 +16,7 @@ from cwps_jax.data.split import Arrays, Split, as_split
 from cwps_jax.data.task import TaskData, check_labels
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.method import Method
-from cwps_jax.serve.images import Path, class_folders, given_images
+from cwps_jax.serve.images import Path, class_folders, given_arrays, given_images
 from cwps_jax.serve.learned_with import LearnedWith, learned_with
 from cwps_jax.settings import DataConfig, TrainConfig
 from cwps_jax.store.pool import Pool
@@ -87,7 +87,7 @@ class Evaluation:
 def predict(
     pool: Pool,
     task: str,
-    images: Path | Sequence[Path] | np.ndarray | Split,
+    images: Path | Sequence[Path] | np.ndarray | Arrays | Split,
     *,
     model: nn.Module | None = None,
     batch_size: int = 0,
@@ -98,7 +98,8 @@ def predict(
         pool: the stored models.
         task: a task's name, or "task@n".
         images: paths of image files or folders, or patterns; an array (n, height, width, channels), uint8
-            where the task was learned from images, else as its model takes it; or a `Split`.
+            where the task was learned from images, else as its model takes it; a dict of arrays with "image"
+            and what else the model takes; or a `Split`.
         model: the plain model with the task's head, where the pool's backbone is one of your own.
         batch_size: images a batch; 0 for that of its training, or less where there are fewer images.
 
@@ -112,6 +113,8 @@ def predict(
     known = learned_with(pool, task)
     if isinstance(images, str | os.PathLike | Sequence | np.ndarray):
         images = given_images(known, images)
+    elif isinstance(images, Mapping):
+        images = given_arrays(known, images)
     return Predictions(known.class_names, _logits(pool, known, images, model, batch_size))
 
 
@@ -158,8 +161,7 @@ def _labelled(known: LearnedWith, data: Path | TaskData | Split | Arrays | None)
     if isinstance(data, TaskData):
         return data.test
     if isinstance(data, Mapping):
-        given = given_images(known, np.asarray(data["image"]))
-        return given.with_fields(**{name: np.asarray(one) for name, one in data.items() if name != "image"})
+        return given_arrays(known, data)
     return as_split(data)
 
 

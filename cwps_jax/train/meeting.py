@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from cwps_jax.core.trees import flatten
-from cwps_jax.data.arrays_check import check_labels
+from cwps_jax.data.arrays_check import check_labels, not_finite
 from cwps_jax.data.split import Split
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
+from cwps_jax.inputs import check_inputs, input_names, inputs_of
 from cwps_jax.settings import TrainConfig
 from cwps_jax.tracing import mode
 from cwps_jax.train.evaluation import ITEMS, measure
@@ -47,11 +48,12 @@ def check_meeting(trainer: Trainer, model: nn.Module, data: TaskData, config: Tr
         config: the task's.
     """
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    _check_inputs(model, splits)
     outputs = _outputs(trainer, model, data, ITEMS)
     if trainer.loss is cross_entropy or trainer.metric is accuracy:
         _check_classes(outputs, data, splits)
     count = config.batch_size
-    trained, batch = _outputs(trainer, trainer.model, data, count), _batch(data.train, count)
+    trained, batch = _outputs(trainer, trainer.model, data, count), batch_shapes(data.train, count)
     _check_values("loss", smoothed(trainer.loss, config.label_smoothing), trained, batch, count)
     if isinstance(trainer.metric, WholeSplit):
         for split in (data.validation, data.test):
@@ -59,47 +61,46 @@ def check_meeting(trainer: Trainer, model: nn.Module, data: TaskData, config: Tr
         return
     _check_values("metric", trainer.metric, trained, batch, count)
     for split in (data.validation, data.test):
-        _check_values("metric", trainer.metric, outputs, _batch(split, ITEMS, image=False), ITEMS)
+        _check_values("metric", trainer.metric, outputs, batch_shapes(split, ITEMS, image=False), ITEMS)
 
 
 def _outputs(trainer: Trainer, model: nn.Module, data: TaskData, count: int) -> Any:
     """Returns the shapes of a model's outputs for so many images of the task, one array or a tree of them."""
-    image = data.train.image
+    inputs = inputs_of(model, batch_shapes(data.train, count))
 
     def look() -> tuple[Any, nn.Module]:
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-        images = jax.ShapeDtypeStruct((count, *image.shape), image.dtype)
         outputs, variables = jax.eval_shape(
-            lambda images: model.init_with_output(keys, images, **mode(model, train=False)), images
+            lambda inputs: model.init_with_output(keys, inputs, **mode(model, train=False)), inputs
         )
         _check_same_model(trainer, nn.meta.unbox(variables)["params"])
         for leaf in jax.tree.leaves(outputs):
             if leaf.shape[:1] != (count,):
-                hint = "; add a channel axis by images[..., None]" if len(image.shape) == 2 else ""
+                hint = "; add a channel axis by images[..., None]" if len(data.train.image.shape) == 2 else ""
                 raise CwpsError(
-                    f"the model gives outputs {leaf.shape} for images {images.shape}: must be one an image, "
+                    f"the model gives outputs {leaf.shape} for images {told(inputs)}: must be one an image, "
                     f"({count}, ...){hint}"
                 )
         if trainer.parallel.axis_name is None:  # pmap has an axis, which the model may know
-            _check_training(model, images, nn.meta.unbox(variables))
+            _check_training(model, inputs, nn.meta.unbox(variables))
         return outputs, model  # kept, so that no other one gets its id
 
-    return trainer.network.remembered(("outputs", id(model), image.shape, image.dtype, count), look)[0]
+    return trainer.network.remembered(("outputs", id(model), *jax.tree.leaves(inputs)), look)[0]
 
 
-def _check_training(model: nn.Module, images: jax.ShapeDtypeStruct, variables: Any) -> None:
+def _check_training(model: nn.Module, inputs: Any, variables: Any) -> None:
     """Raises CwpsError for a model that cannot be applied in training mode."""
     params, other = variables["params"], {key: tree for key, tree in variables.items() if key != "params"}
 
-    def train(params: Any, other: Any, images: jax.Array) -> Any:
+    def train(params: Any, other: Any, inputs: Any) -> Any:
         keys = random_keys(jax.random.key(0))
-        return apply_model(model, params, other, images, train=True, mutable=True, rngs=keys)
+        return apply_model(model, params, other, inputs, train=True, mutable=True, rngs=keys)
 
     try:
-        jax.eval_shape(train, params, other, images)
+        jax.eval_shape(train, params, other, inputs)
     except NameError as error:
         raise CwpsError(
-            f"the model averages over an axis that is not there ({_one_line(error)}): build it without "
+            f"the model averages over an axis that is not there ({one_line(error)}): build it without "
             "axis_name, since a compiled step sees the whole batch"
         ) from error
 
@@ -136,7 +137,33 @@ def _check_classes(outputs: Any, data: TaskData, splits: Mapping[str, Split]) ->
         check_labels(split.fields, count, name)
 
 
-def _batch(split: Split, count: int, *, image: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
+def _check_inputs(model: nn.Module, splits: Mapping[str, Split]) -> None:
+    """Raises CwpsError unless all splits have what a model takes, beside the images, in one finite form."""
+    names = [name for name in input_names(model) if name != "image"]
+    forms: dict[str, str] = {}
+    for where, split in splits.items():
+        check_inputs(model, {*split.fields, "image"}, f"{where} data")
+        for name in names:
+            field = split.fields[name]
+            form = f"{field.shape[1:]} {field.dtype}"
+            if forms.setdefault(name, form) != form:
+                raise CwpsError(f"{where} {name!r} is {form} an item, train {forms[name]}: give it one form")
+            if wrong := not_finite(field):
+                raise CwpsError(f"{where} {name!r} {wrong[0]} has a value that is {wrong[1]}: mend it")
+    if names and splits["train"].preparation.group > 1:
+        raise CwpsError(
+            f"mixup and cutmix blend images alone, and the model takes {names[0]!r} too: set both to 0"
+        )
+
+
+def batch_shapes(split: Split, count: int, *, image: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and types of a batch of so many items, as the device holds them.
+
+    Args:
+        split: the items.
+        count: how many.
+        image: whether the image is in it.
+    """
     fields = {name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in split.fields.items()}
     one = {**fields, "image": split.image} if image else fields
     return {
@@ -151,8 +178,8 @@ def _check_values(what: str, function: Callable[..., Any], outputs: Any, batch: 
     except MISFITS as error:
         marked = "; mark one in NumPy by cwps.whole_split" if what == "metric" else ""
         raise CwpsError(
-            f"the {what} cannot be computed of outputs {_told(outputs)} and a batch of {_told(batch)}: "
-            f"{_one_line(error)}{marked}"
+            f"the {what} cannot be computed of outputs {told(outputs)} and a batch of {told(batch)}: "
+            f"{one_line(error)}{marked}"
         ) from error
     shape = getattr(values, "shape", None)
     if shape == (count,):
@@ -179,16 +206,18 @@ def _try(metric: WholeSplit, outputs: Any, split: Split) -> None:
         raise
     except MISFITS as error:
         raise CwpsError(
-            f"the metric cannot be computed of outputs {_told(drawn)} and {_told(dict(split.fields))}: "
-            f"{_one_line(error)}"
+            f"the metric cannot be computed of outputs {told(drawn)} and {told(dict(split.fields))}: "
+            f"{one_line(error)}"
         ) from error
 
 
-def _told(tree: Any) -> str:
+def told(tree: Any) -> str:
+    """Returns the shapes of arrays, or of a tree of them, as an error tells them."""
     if isinstance(tree, Mapping):
-        return ", ".join(f"{name} {_told(leaf)}" for name, leaf in tree.items())
+        return ", ".join(f"{name} {told(leaf)}" for name, leaf in tree.items())
     return ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Returns the first line of an error, with its type."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -45,7 +45,7 @@ class Trainer:
     Args:
         model: a Linen model with its head.
         layout: its layout.
-        example: shape and type of a batch of one image.
+        example: shape and type of a batch of one image; a dict of such for `Inputs`.
         loss, metric: functions of (outputs, batch) to one value per item; a metric is better when larger, and
             may be one of a `whole_split`.
         parallel: how steps are spread over devices.
@@ -180,11 +180,11 @@ class Trainer:
             self._predictors[id(model)] = Predictor(model, self.parallel)
         return self._predictors[id(model)]
 
-    def _init(self, key: jax.Array, batch: jax.Array) -> Tree:
-        return nn.meta.unbox(self.model.init(key, batch, **mode(self.model, train=False)))
+    def _init(self, key: jax.Array, inputs: Any) -> Tree:
+        return nn.meta.unbox(self.model.init(key, inputs, **mode(self.model, train=False)))
 
-    def _example_batch(self) -> jax.Array:
-        return jnp.zeros(self.example.shape, self.example.dtype)
+    def _example_batch(self) -> Any:
+        return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), self.example)
 
     def _watched(
         self, step: Compiled, method: str, stage: str, steps: int
