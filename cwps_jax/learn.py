@@ -10,7 +10,8 @@ import numpy as np
 from cwps_jax import methods
 from cwps_jax.core.accounting import count_stored
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import Tree, check_params, flatten, select, unite
+from cwps_jax.core.heads import without_head
+from cwps_jax.core.trees import Tree, check_params, flatten, unite
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.inputs import check_inputs, input_names, inputs_of
@@ -152,15 +153,15 @@ def train_task(
     example = _example(model, data)
     start = pool.effective(PRETRAINED)
     # The stored head is another task's: only its backbone is the start, unless told otherwise.
-    backbone = select(start["params"], (*pool.layout.layer_paths, *pool.layout.private_paths))
     head = trainer.new_head(config.seed)
     if config.keep_head:
-        head = with_kept_head(head, start["params"], model, example)
-    start = {**start, "params": unite(backbone, head)}
+        head = with_kept_head(head, start, model, example)
+    start = unite(without_head(pool.layout, start), head)
     trained = trainer.train(start, data.train, config, pool.pooled(without, method.name), observe)
     stored = method.store(trained.finished)
-    cut = cut_to_model(stored.own["params"], model, example)
-    stored = dataclasses.replace(stored, own={**stored.own, "params": cut})
+    other = cut_to_model({"params": stored.own["params"], **stored.own.get("other", {})}, model, example)
+    cut = {"params": other.pop("params"), **({"other": other} if other else {})}
+    stored = dataclasses.replace(stored, own={**stored.own, **cut})
     return trained, stored, pool.restored(method, stored)
 
 

@@ -238,3 +238,27 @@ class Nested(nn.Module):
         image, (numbers, _) = inputs["picture"], inputs["more"]
         parts = [nn.relu(self.encoder(image)).mean((1, 2)), nn.relu(self.clue(numbers))]
         return self.head(jnp.concatenate(parts, axis=-1))
+
+
+class NormedHead(nn.Module):
+    """A head with a norm before its outputs, and one of the outputs that has no parameters."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        norm = lambda name, **fields: nn.BatchNorm(use_running_average=not train, name=name, **fields)
+        x = nn.Dense(self.outputs, name="out")(norm("before")(x))
+        return norm("after", use_scale=False, use_bias=False)(x)
+
+
+class NormedHeadNet(nn.Module):
+    """A convolution with a norm, and a head with norms of its own."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Conv(6, (3, 3), strides=2, name="conv")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x)).mean((1, 2))
+        return NormedHead(self.outputs, name="head")(x, train)

@@ -14,7 +14,8 @@ import numpy as np
 
 from cwps_jax import methods
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import Tree, select
+from cwps_jax.core.heads import head_of
+from cwps_jax.core.trees import Tree
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
@@ -163,15 +164,15 @@ class Trainer:
         program = self._compiled("init", lambda: Compiled(jax.jit(self._init)))
         return dict(jax.device_get(program(jax.random.key(seed), self._example_batch())))
 
-    def new_head(self, seed: int) -> Tree:
-        """Returns a freshly initialised head, by the model's own initialisers, on the host."""
+    def new_head(self, seed: int) -> dict[str, Any]:
+        """Returns a freshly initialised head on the host, {collection: tree}, by the model's initialisers."""
 
         def initialise(key, batch):
-            return select(self._init(key, batch)["params"], self.layout.head_paths)
+            return head_of(self.layout, self._init(key, batch))
 
         # Under jit the compiler drops the backbone, whose start is not needed.
         program = self._compiled("head", lambda: Compiled(jax.jit(initialise)))
-        return jax.device_get(program(jax.random.key(seed), self._example_batch()))
+        return dict(jax.device_get(program(jax.random.key(seed), self._example_batch())))
 
     def predictor(self, model: nn.Module) -> Predictor:
         """Returns the predictor of a model, the same one each time, so that it compiles once."""
