@@ -262,3 +262,16 @@ class NormedHeadNet(nn.Module):
         x = nn.Conv(6, (3, 3), strides=2, name="conv")(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x)).mean((1, 2))
         return NormedHead(self.outputs, name="head")(x, train)
+
+
+class TwoHeads(nn.Module):
+    """A class and a number of each image, by two heads, as a dict."""
+
+    classes: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(6, (3, 3), strides=2, name="conv")(x)).mean((1, 2))
+        x = nn.relu(nn.Dense(8, name="hidden")(x))
+        classes = nn.Dense(self.classes, name="classes")(x)
+        return {"classes": classes, "size": nn.Dense(1, name="size")(x)[:, 0]}

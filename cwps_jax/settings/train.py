@@ -32,7 +32,7 @@ class TrainConfig:
         budget: largest params_ratio that the task may keep, in (0, 1]; 1 is no limit. For methods that choose
             what to keep.
         norm_batches: training batches from which norm statistics are re-estimated after hardening.
-        head: name of the model's head.
+        head: name of the model's head, or names of its heads.
         keep_head: whether a task starts with the pre-trained model's head, whose classes are then its own, in
             the same order; by default it starts with a new one.
         private: further patterns over paths of leaves that the task keeps for itself.
@@ -53,7 +53,7 @@ class TrainConfig:
     parallel: Literal["jit", "pmap"] = "jit"
     budget: float = 1.0
     norm_batches: int = 20
-    head: str = "head"
+    head: str | tuple[str, ...] = "head"
     keep_head: bool = False
     private: tuple[str, ...] = ()
 
