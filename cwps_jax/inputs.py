@@ -38,9 +38,6 @@ class Inputs(nn.Module):
     model: nn.Module
     arguments: Any
 
-    def setup(self) -> None:
-        nn.share_scope(self, self.model)
-
     def __call__(self, batch: Mapping[str, jax.Array], train: bool = False) -> Any:
         """Applies the plain model.
 
@@ -51,11 +48,22 @@ class Inputs(nn.Module):
         Returns:
             What the plain model returns.
         """
+        assert self.scope is not None  # Linen calls it with a scope only
         given = jax.tree.map(lambda name: batch[name], unfreeze(self.arguments))
-        told: dict[str, Any] = mode(self.model, train=train)
-        if isinstance(given, Mapping):
-            return self.model(**given, **told)
-        return self.model(*given, **told)
+        by_place, by_name = ((), given) if isinstance(given, Mapping) else (given, {})
+        by_name = {**by_name, **mode(self.model, train=train)}
+        # A model of its own, not a part of this one: its modules have no other paths than without it.
+        plain = self.model.clone(parent=None)
+        keys = {name: self.make_rng(name) for name in self.scope.rngs}
+        if self.is_initializing():
+            output, changed = plain.init_with_output(keys, *by_place, **by_name)
+        else:
+            mutable = self.scope.mutable or []  # that gives what changed, too, and False would not
+            output, changed = plain.apply(self.variables, *by_place, rngs=keys, mutable=mutable, **by_name)
+        for collection, tree in changed.items():
+            for name, value in tree.items():
+                self.put_variable(collection, name, value)
+        return output
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:

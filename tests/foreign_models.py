@@ -275,3 +275,11 @@ class TwoHeads(nn.Module):
         x = nn.relu(nn.Dense(8, name="hidden")(x))
         classes = nn.Dense(self.classes, name="classes")(x)
         return {"classes": classes, "size": nn.Dense(1, name="size")(x)[:, 0]}
+
+
+class Outer(nn.Module):
+    """Modules called as what wraps them might call its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="head")(nn.relu(nn.Conv(6, (3, 3), name="model")(x)).mean((1, 2)))

@@ -1,5 +1,7 @@
 """Models that are not called with one image: several inputs, nested ones, inputs by keyword alone."""
 
+import dataclasses
+
 import chex
 import foreign_models as models
 import jax
@@ -10,6 +12,7 @@ import cwps_jax as cwps
 from cwps_jax.core.trees import flatten
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import ArraySplit
+from cwps_jax.methods.network import Network
 
 CASES = {
     "several": (models.Several(), ("image", "numbers")),
@@ -171,3 +174,47 @@ def test_predicting_without_one_of_the_inputs_is_refused(tmp_path):
             cwps.predict(pool, "t", images, model=model)
     with pytest.raises(cwps.CwpsError, match="t@1: the data has no 'image', only"):
         cwps.predict(pool, "t", {"numbers": data.test["numbers"]}, model=model)
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        models.ConvNet(),
+        models.VisionTransformer(),
+        models.VisionTransformer(scanned=True),
+        models.EncoderDecoder(),
+        models.OwnLayers(),
+        models.Classifier(models.Encoder((5, 7))),
+        models.NormedHeadNet(3),
+        models.Outer(),
+        models.Partitioned(),
+    ],
+    ids=lambda plain: type(plain).__name__,
+)
+def test_all_that_is_known_of_a_model_is_the_same_of_its_inputs(plain):
+    image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+    known = []
+    for model, example in ((plain, image), (cwps.Inputs(plain, ("image",)), {"image": image})):
+        layout = cwps.channel_layout(
+            model, example, head=("head", "classifier")[type(plain) is models.ConvNet]
+        )
+        network = Network(model, layout, example)
+        found = (network.depths, network.grouped, network.attentions, network.batch_norms, network.cast_types)
+        known.append((layout, *found, network._work))
+    assert known[0] == known[1]
+    assert known[0][1]
+
+
+def test_training_is_the_plain_models_to_the_bit_and_costs_as_much(tmp_path):
+    """Norms are estimated anew, and the hard stage takes gradients of open channels alone, within it too."""
+    plain, data = models.NormedHeadNet(3), task()
+    start = cwps.make_trainer(plain, data).new_variables(0)
+    config = dataclasses.replace(CONFIG, epochs=3, keep_head=True)
+    found = []
+    for number, model in enumerate((plain, cwps.Inputs(plain, ("image",)))):
+        trainer = cwps.make_trainer(model, data, config=config)
+        pool = cwps.Pool.create(tmp_path / str(number), start, trainer.layout)
+        learned = cwps.learn_task(pool, "t", model, data, config=config, trainer=trainer)
+        found.append((learned.variables, learned.record["flops_per_step"]))
+    chex.assert_trees_all_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]

@@ -88,3 +88,12 @@ def test_two_heads_without_a_loss_of_ones_own_are_refused(tmp_path):
         cwps.make_trainer(MODEL, data, config=dataclasses.replace(config, head=("classes", "sise")))
     with pytest.raises(cwps.CwpsError, match="config.head = .*: must be a string or a tuple of a string"):
         cwps.TrainConfig(head=("classes", 3))
+
+
+def test_a_tree_without_its_model_has_two_heads_too():
+    dense = {"kernel": np.ones((3, 4)), "bias": np.ones(4)}
+    layout = cwps.layout_from_shapes({"hidden": dense, "a": dense, "b": dense}, head=("a", "b"))
+    assert set(layout.head_paths) == {"a/kernel", "a/bias", "b/kernel", "b/bias"}
+    assert layout.layer_paths == ("hidden/kernel", "hidden/bias")
+    with pytest.raises(cwps.CwpsError, match="no module 'c'"):
+        cwps.layout_from_shapes({"hidden": dense, "a": dense}, head=("a", "c"))
