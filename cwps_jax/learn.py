@@ -14,7 +14,7 @@ from cwps_jax.core.heads import without_head
 from cwps_jax.core.trees import Tree, check_params, flatten, unite
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
-from cwps_jax.inputs import check_inputs, input_names, inputs_of
+from cwps_jax.inputs import check_inputs, inputs_of
 from cwps_jax.methods.method import Stored
 from cwps_jax.modules import channel_layout
 from cwps_jax.parallel import Parallel
@@ -25,7 +25,7 @@ from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
 from cwps_jax.train.evaluation import measure, outputs_sha256
 from cwps_jax.train.heads import cut_to_model, with_kept_head
-from cwps_jax.train.meeting import MISFITS, batch_shapes, check_given, check_meeting, one_line, told
+from cwps_jax.train.meeting import batch_shapes, calling, check_given, check_meeting
 from cwps_jax.train.objectives import Metric, Objective, accuracy, cross_entropy
 from cwps_jax.train.records import Progress, Trained
 from cwps_jax.train.trainer import Trainer
@@ -231,15 +231,8 @@ def make_trainer(
     """
     check_given(data, config)
     example = _example(model, data)
-    try:
+    with calling(model, example):
         layout = channel_layout(model, example, head=config.head, private=config.private)
-    except CwpsError:
-        raise
-    except MISFITS as error:
-        raise CwpsError(
-            f"the model cannot be called with the data's {' and '.join(input_names(model))}, {told(example)} "
-            f"({one_line(error)}); name what it takes by cwps.Inputs(model, ...)"
-        ) from error
     if not layout.layers:
         raise CwpsError("the model has no layer with output channels outside its head: nothing to share")
     if not layout.head:

@@ -98,9 +98,10 @@ def test_every_method_that_adds_nothing_to_the_model_takes_it(tmp_path):
     model, data = cwps.Inputs(models.Several(), ("image", "numbers")), task()
     trainer = cwps.make_trainer(model, data)
     pool = cwps.Pool.create(tmp_path / "pool", trainer.new_variables(0), trainer.layout)
-    for method in ("finetune", "probe", "lora", "taps"):
-        config = cwps.TrainConfig(method=method, epochs=4, batch_size=16)
-        learned = cwps.learn_task(pool, method, model, data, config=config, trainer=trainer)
+    for method, parallel in (("finetune", "pmap"), ("probe", "jit"), ("lora", "jit"), ("taps", "jit")):
+        config = cwps.TrainConfig(method=method, epochs=4, batch_size=16, parallel=parallel)
+        given = trainer if parallel == "jit" else None
+        learned = cwps.learn_task(pool, method, model, data, config=config, trainer=given)
         chex.assert_trees_all_equal(cwps.Pool.open(pool.folder).effective(method), learned.variables)
 
 
@@ -112,9 +113,10 @@ def refused(tmp_path):
 
     def learn(model, data, message, config=CONFIG):
         never = lambda progress: pytest.fail("it trained")
-        with pytest.raises(cwps.CwpsError, match=message) as refusal:
-            cwps.learn_task(pool, "t", model, data, config=config, observe=never)
-        assert "\n" not in str(refusal.value)
+        for trainer in (None, fine):
+            with pytest.raises(cwps.CwpsError, match=message) as refusal:
+                cwps.learn_task(pool, "t", model, data, config=config, observe=never, trainer=trainer)
+            assert "\n" not in str(refusal.value)
         assert pool.tasks == ()
 
     return learn

@@ -1,7 +1,8 @@
 """Where a task's data, model, loss and metric meet: what does not fit is refused before the first step."""
 
+import contextlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -34,6 +35,25 @@ def check_given(data: Any, config: Any) -> None:
         )
     if not isinstance(config, TrainConfig):
         raise CwpsError(f"config is a {type(config).__name__}: give cwps.TrainConfig(...)")
+
+
+@contextlib.contextmanager
+def calling(model: nn.Module, inputs: Any) -> Iterator[None]:
+    """Within it, a model that cannot be called with what the data has raises a CwpsError.
+
+    Args:
+        model: the model.
+        inputs: shapes of what it is called with.
+    """
+    try:
+        yield
+    except CwpsError:
+        raise
+    except MISFITS as error:
+        raise CwpsError(
+            f"the model cannot be called with the data's {' and '.join(input_names(model))}, {_told(inputs)} "
+            f"({_one_line(error)}); name what it takes by cwps.Inputs(model, ...)"
+        ) from error
 
 
 def check_meeting(trainer: Trainer, model: nn.Module, data: TaskData, config: TrainConfig) -> None:
@@ -70,15 +90,16 @@ def _outputs(trainer: Trainer, model: nn.Module, data: TaskData, count: int) -> 
 
     def look() -> tuple[Any, nn.Module]:
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-        outputs, variables = jax.eval_shape(
-            lambda inputs: model.init_with_output(keys, inputs, **mode(model, train=False)), inputs
-        )
+        with calling(model, inputs):
+            outputs, variables = jax.eval_shape(
+                lambda inputs: model.init_with_output(keys, inputs, **mode(model, train=False)), inputs
+            )
         _check_same_model(trainer, nn.meta.unbox(variables)["params"])
         for leaf in jax.tree.leaves(outputs):
             if leaf.shape[:1] != (count,):
                 hint = "; add a channel axis by images[..., None]" if len(data.train.image.shape) == 2 else ""
                 raise CwpsError(
-                    f"the model gives outputs {leaf.shape} for images {told(inputs)}: must be one an image, "
+                    f"the model gives outputs {leaf.shape} for images {_told(inputs)}: must be one an image, "
                     f"({count}, ...){hint}"
                 )
         if trainer.parallel.axis_name is None:  # pmap has an axis, which the model may know
@@ -100,7 +121,7 @@ def _check_training(model: nn.Module, inputs: Any, variables: Any) -> None:
         jax.eval_shape(train, params, other, inputs)
     except NameError as error:
         raise CwpsError(
-            f"the model averages over an axis that is not there ({one_line(error)}): build it without "
+            f"the model averages over an axis that is not there ({_one_line(error)}): build it without "
             "axis_name, since a compiled step sees the whole batch"
         ) from error
 
@@ -178,8 +199,8 @@ def _check_values(what: str, function: Callable[..., Any], outputs: Any, batch: 
     except MISFITS as error:
         marked = "; mark one in NumPy by cwps.whole_split" if what == "metric" else ""
         raise CwpsError(
-            f"the {what} cannot be computed of outputs {told(outputs)} and a batch of {told(batch)}: "
-            f"{one_line(error)}{marked}"
+            f"the {what} cannot be computed of outputs {_told(outputs)} and a batch of {_told(batch)}: "
+            f"{_one_line(error)}{marked}"
         ) from error
     shape = getattr(values, "shape", None)
     if shape == (count,):
@@ -206,18 +227,16 @@ def _try(metric: WholeSplit, outputs: Any, split: Split) -> None:
         raise
     except MISFITS as error:
         raise CwpsError(
-            f"the metric cannot be computed of outputs {told(drawn)} and {told(dict(split.fields))}: "
-            f"{one_line(error)}"
+            f"the metric cannot be computed of outputs {_told(drawn)} and {_told(dict(split.fields))}: "
+            f"{_one_line(error)}"
         ) from error
 
 
-def told(tree: Any) -> str:
-    """Returns the shapes of arrays, or of a tree of them, as an error tells them."""
+def _told(tree: Any) -> str:
     if isinstance(tree, Mapping):
-        return ", ".join(f"{name} {told(leaf)}" for name, leaf in tree.items())
+        return ", ".join(f"{name} {_told(leaf)}" for name, leaf in tree.items())
     return ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def one_line(error: BaseException) -> str:
-    """Returns the first line of an error, with its type."""
+def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
