@@ -1,5 +1,6 @@
 """Which leaves of a model's variables are its head's: its parameters, and norm statistics inside of it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from cwps_jax.core.channels import Layout
@@ -22,17 +23,14 @@ def without_head(layout: Layout, variables: Tree) -> dict[str, Any]:
 
 
 def _part(layout: Layout, variables: Tree, *, of_head: bool) -> dict[str, Any]:
+    # A module is the head's if it has parameters, and all of them are the head's: norms need not have any.
+    heads = _modules(layout.head_paths) - _modules(layout.backbone_shapes)
     flat = flatten(variables)
-    return unflatten(
-        {path: leaf for path, leaf in flat.items() if _in_head(layout, path.partition("/")[2]) == of_head}
-    )
+    below = {path: _modules([path.partition("/")[2]]) for path in flat}
+    return unflatten({path: leaf for path, leaf in flat.items() if bool(below[path] & heads) == of_head})
 
 
-def _in_head(layout: Layout, path: str) -> bool:
-    """Whether a leaf lies in a module that has parameters, and whose parameters are the head's alone."""
-    names = path.split("/")[:-1]
-    modules = [f"{'/'.join(names[:count])}/" for count in range(1, len(names) + 1)]
-    holds = lambda module, paths: any(one.startswith(module) for one in paths)
-    return any(
-        holds(module, layout.head_paths) and not holds(module, layout.backbone_shapes) for module in modules
-    )
+def _modules(paths: Iterable[str]) -> set[str]:
+    """Returns the paths of all modules around leaves."""
+    split = (path.split("/") for path in paths)
+    return {"/".join(names[:count]) for names in split for count in range(1, len(names))}
