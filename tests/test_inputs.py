@@ -220,3 +220,27 @@ def test_training_is_the_plain_models_to_the_bit_and_costs_as_much(tmp_path):
         found.append((learned.variables, learned.record["flops_per_step"]))
     chex.assert_trees_all_equal(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
+
+
+def test_images_are_normalised_on_the_device_and_other_inputs_are_not(tmp_path):
+    """In training, in new norm statistics, in evaluation, in prediction: as if they came normalised."""
+    model = cwps.Inputs(models.Several(), ("image", "numbers"))
+    pixels = Preparation(mean=(0.5,), deviation=(0.25,))
+    plain, rng = task(), np.random.default_rng(1)
+    stored, ready = {}, {}
+    for name in ("train", "validation", "test"):
+        fields = getattr(plain, name).fields
+        raw = rng.integers(0, 256, fields["image"].shape, np.uint8)
+        stored[name] = ArraySplit({**fields, "image": raw}, pixels)
+        ready[name] = {**fields, "image": np.float32((raw / 255 - 0.5) / 0.25)}
+    start = cwps.make_trainer(model, plain).new_variables(0)
+    config = dataclasses.replace(CONFIG, epochs=3)
+    found = []
+    for number, splits in enumerate((stored, ready)):
+        data = cwps.TaskData(**splits, classes=3)
+        trainer = cwps.make_trainer(model, plain, config=config)
+        pool = cwps.Pool.create(tmp_path / str(number), start, trainer.layout)
+        learned = cwps.learn_task(pool, "t", model, data, config=config, trainer=trainer)
+        given = {name: data.test[name] for name in ("image", "numbers")}
+        found.append((learned.variables, cwps.predict(pool, "t", given, model=model).logits))
+    chex.assert_trees_all_close(found[0], found[1], rtol=1e-3, atol=1e-4)

@@ -172,7 +172,7 @@ def evaluate(
 
 def _classes_of(logits: Any, known: LearnedWith) -> tuple[str, ...]:
     """Returns the names of a model's outputs; () where they are no classes, as those of several heads."""
-    shape = getattr(logits, "shape", ())
+    shape: tuple[int, ...] = getattr(logits, "shape", ())
     return known.class_names if len(shape) == 2 and shape[1] >= len(known.class_names) else ()
 
 
