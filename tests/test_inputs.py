@@ -174,6 +174,16 @@ def test_predicting_without_one_of_the_inputs_is_refused(tmp_path):
     for images in (data.test["image"], {"image": data.test["image"]}):
         with pytest.raises(cwps.CwpsError, match="the data has no 'numbers'"):
             cwps.predict(pool, "t", images, model=model)
+    wrong = {"image": data.test["image"], "numbers": data.test["numbers"][:, :3]}
+    for given, named in (
+        (wrong, model),
+        (data.test.fields, cwps.Inputs(models.Named(), CASES["by keyword"][1])),
+    ):
+        with pytest.raises(
+            cwps.CwpsError, match="t@1: its parameters do not fit the model or what"
+        ) as refusal:
+            cwps.predict(pool, "t", given, model=named)
+        assert "\n" not in str(refusal.value)
     with pytest.raises(cwps.CwpsError, match="t@1: the data has no 'image', only"):
         cwps.predict(pool, "t", {"numbers": data.test["numbers"]}, model=model)
 

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 
 from cwps_jax import data as sources
 from cwps_jax import models, provenance
@@ -205,7 +206,13 @@ def _logits(pool: Pool, known: LearnedWith, split: Split, model: nn.Module | Non
     fitting = 1 << (len(split) - 1).bit_length()
     predictor = Predictor(pool.model(known.name, model)) if model else _of_backbone(pool, known)
     batch_size = batch_size or min(known.told["config"]["batch_size"], fitting)
-    return predictor(pool.effective(known.name), split, batch_size)
+    try:
+        return predictor(pool.effective(known.name), split, batch_size)
+    except FlaxError as error:
+        raise CwpsError(
+            f"{known.name}: its parameters do not fit the model or what it is given ({error}); give the "
+            "model by which it was learned, and inputs of the same shapes"
+        ) from error
 
 
 def _of_backbone(pool: Pool, known: LearnedWith) -> Predictor:
