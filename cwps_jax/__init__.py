@@ -4,9 +4,10 @@
 """
 
 from cwps_jax import methods
+from cwps_jax.core.budgets import harden, params_ratio, steer
 from cwps_jax.core.channels import Layer, Layout, layout_from_axes
 from cwps_jax.core.foreign import layout_from_shapes
-from cwps_jax.core.masks import gates, harden, init_scores, params_ratio, sparsity, steer, temperature
+from cwps_jax.core.masks import gates, init_scores, sparsity, temperature
 from cwps_jax.core.mixing import mix
 from cwps_jax.core.patterns import PRIVATE
 from cwps_jax.core.trees import flatten, unflatten

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import numpy as np
 
 from cwps_jax import methods
 from cwps_jax.core.accounting import count_stored
@@ -161,7 +160,7 @@ def train_task(
     stored = method.store(trained.finished)
     other = cut_to_model({"params": stored.own["params"], **stored.own.get("other", {})}, model, example)
     cut = {"params": other.pop("params"), **({"other": other} if other else {})}
-    stored = dataclasses.replace(stored, own={**stored.own, **cut})
+    stored = pool.coded(dataclasses.replace(stored, own={**stored.own, **cut}), config.row_bits)
     return trained, stored, pool.restored(method, stored)
 
 
@@ -185,6 +184,7 @@ def measured(
         "validation_accuracy": measure(trainer.metric, validation, data.validation),
         "lambda": trained.lambda_,
         "budget": config.budget,
+        "row_bits": config.row_bits,
         "epochs": trained.epochs,
         "seconds": trained.seconds,
         "trained": trained.numbers - trainer.layout.head_parameters + own_head,
@@ -197,10 +197,10 @@ def measured(
 
 def counted(layout: Layout, stored: Stored) -> dict[str, Any]:
     """Returns what there is to store of a task, counted: parameters, bits and bytes."""
-    own = {path: np.asarray(leaf) for path, leaf in flatten(stored.own).items()}
-    count = count_stored(layout, own, stored.rows)
+    count = count_stored(layout, flatten(stored.own), stored.rows)
     return {
         "params_ratio": count.ratio,
+        "byte_ratio": count.byte_ratio,
         "parameters": count.active + count.private,
         "head_parameters": count.head,
         "bits": count.bits,

@@ -22,10 +22,14 @@ from cwps_jax.train.trainer import Trainer
 # What a model that is trained in the run does not depend on; all else is recorded and compared.
 IRRELEVANT = (
     *("method", "settings", "epochs", "budget", "norm_batches", "compare", "keep_compared"),  # of the tasks
+    *("byte_budget", "row_bits", "rounded_share", "head_share"),
     *("tasks", "overrides", "weights", "shots", "draws", "least_steps", "relearn", "keep_head"),
     *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
     *("parallel", "remat", "compilation_cache", "profile"),
 )
+
+# In float32, whatever the tasks become.
+WHOLE: dict[str, Any] = {"byte_budget": 0.0, "row_bits": 32, "head_share": 0.0}
 
 
 def stored_pool(config: RunConfig, workdir: pathlib.Path) -> Pool | None:
@@ -127,7 +131,7 @@ def pretrain(prepared: Prepared, observe: Observe) -> tuple[dict[str, Any], dict
     trained = trainer.train(
         trainer.new_variables(config.seed),
         source.train,
-        dataclasses.replace(config.train, method="finetune", epochs=config.source_epochs),
+        dataclasses.replace(config.train, method="finetune", epochs=config.source_epochs, **WHOLE),
         observe=observe,
     )
     variables = cut_to_model({"params": trained.params, **trained.other}, model, trainer.example)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
+from cwps_jax.core.coding import BITS
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings.checks import at_least, below_one, check_types, within
 
@@ -31,6 +32,14 @@ class TrainConfig:
         parallel: "jit" over a mesh of all devices, or "pmap".
         budget: largest params_ratio that the task may keep, in (0, 1]; 1 is no limit. For methods that choose
             what to keep.
+        byte_budget: largest byte_ratio that the task may keep, instead of `budget`: bytes of all that is
+            stored but the head, over those of the backbone in float32; 0 is no limit.
+        head_share: share of the epochs, the first ones, in which a task's head alone is trained.
+        row_bits: bits of each weight that the pool stores of the task: 32 (float32 as it is), or 16, 8, 4, 3,
+            2 or 1 for its change since pre-training, with a step size for each output channel. Norms have 8
+            bits at least, their statistics 16, and the head stays in float32.
+        rounded_share: share of the epochs, the last ones, in which methods that store channels learn with the
+            rounding.
         norm_batches: training batches from which norm statistics are re-estimated after hardening.
         head: name of the model's head, or names of its heads.
         keep_head: whether a task starts with the pre-trained model's head, whose classes are then its own, in
@@ -52,6 +61,10 @@ class TrainConfig:
     seed: int = 0
     parallel: Literal["jit", "pmap"] = "jit"
     budget: float = 1.0
+    byte_budget: float = 0.0
+    head_share: float = 0.0
+    row_bits: int = 32
+    rounded_share: float = 0.25
     norm_batches: int = 20
     head: str | tuple[str, ...] = "head"
     keep_head: bool = False
@@ -61,11 +74,21 @@ class TrainConfig:
         check_types(self)
         at_least(self, epochs=1, batch_size=1, norm_batches=1)
         at_least(self, learning_rate=0, weight_decay=0, momentum=0, seed=0)
-        within(self, "config.", 0, 1, "learning_rate_warmup")
+        within(self, "config.", 0, 1, "learning_rate_warmup", "rounded_share")
+        below_one(self, "head_share")
         below_one(self, "label_smoothing", "ema")
         if not 0 < self.layer_decay <= 1:
             raise CwpsError(
                 f"config.layer_decay = {self.layer_decay}: must be above 0 and at most 1 (1 is no decay)"
+            )
+        if self.row_bits not in BITS:
+            raise CwpsError(
+                f"config.row_bits = {self.row_bits}: choose one of {', '.join(map(str, BITS))} bits a weight"
+            )
+        if not 0 <= self.byte_budget <= 1 or (self.byte_budget and self.budget < 1):
+            raise CwpsError(
+                f"config.byte_budget = {self.byte_budget}: must be in [0, 1], a share of the backbone's "
+                f"bytes, and stands instead of config.budget ({self.budget}; 1 is no limit)"
             )
         if not 0 < self.budget <= 1:
             raise CwpsError(

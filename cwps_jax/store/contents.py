@@ -20,6 +20,7 @@ from cwps_jax.methods.channels import Ownership
 from cwps_jax.methods.method import Method, Pooled, Stored
 from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import nearest
+from cwps_jax.store.coded import coded
 from cwps_jax.store.damage import Damage, damaged
 from cwps_jax.store.index import Index, Version
 from cwps_jax.store.listing import listed
@@ -123,11 +124,20 @@ class Contents:
 
         Args:
             method: by which it is restored.
-            stored: what there is to store of it.
+            stored: what there is to store of it, see `coded`.
         """
-        own = {path: np.asarray(leaf) for path, leaf in flatten(stored.own).items()}
         uses = tuple(map(self.version, stored.uses))
-        return self._trees.restored(method, self.index.next_id, own, stored.rows, uses, self.effective)
+        own, number = flatten(stored.own), self.index.next_id
+        return self._trees.restored(method, number, own, stored.rows, uses, self.effective)
+
+    def coded(self, stored: Stored, bits: int) -> Stored:
+        """Returns what there is to store of a task in few bits, see `store.coded`.
+
+        Args:
+            stored: the same in float32.
+            bits: of a weight, see `config.row_bits`.
+        """
+        return coded(self.layout, stored, bits, self._trees.rows(0), self._trees.before())
 
     def method(self, task: str) -> Method:
         """Returns the method by which a task is stored, with its settings.
@@ -220,15 +230,11 @@ class Contents:
             sum to 1.
         """
         tasks = tuple(task for task in self.tasks if self.shares_channels(task))
-        owners = (PRETRAINED, *tasks)
-        return (
-            tasks,
-            owners,
-            accounting.relation_matrix({task: self.relation(task) for task in tasks}, owners),
-        )
+        owners, relations = (PRETRAINED, *tasks), {task: self.relation(task) for task in tasks}
+        return tasks, owners, accounting.relation_matrix(relations, owners)
 
     def total_ratio(self) -> float:
-        """Returns what all tasks and the pre-trained model, which counts 1, keep over its parameters."""
+        """Returns what all tasks and the pre-trained model, which is 1, keep over its parameters."""
         return 1 + sum(self.count(task).ratio for task in self.tasks)
 
     def count(self, task: str) -> accounting.Count:
@@ -241,7 +247,7 @@ class Contents:
             CwpsError: not in the pool.
         """
         version = self.version(task)
-        counted = accounting.count_stored(self.layout, self._trees.own(version), {})
+        counted = accounting.count_stored(self.layout, self._trees.own(version).leaves, {})
         of_rows = accounting.count(self.layout, self.gates(task)).active if self.shares_channels(task) else 0
         return dataclasses.replace(counted, active=counted.active + of_rows, bits=8 * version.bytes)
 

@@ -111,7 +111,7 @@ class Lifecycle(Writable):
             names = ", ".join(self.index.by_id[one].name for one in version.uses)
             raise CwpsError(f"{self.folder}: {version.name} needs {names} as a whole; learn it there instead")
         method = self.method(version.name)
-        own = self._trees.own(version)
+        own = self._trees.own(version).leaves
         with to._turn() as index:
             if any(one.task == name for one in index.versions):
                 raise CwpsError(f"{to.folder}: {name!r} is in this pool already; give the copy another name")
@@ -175,7 +175,7 @@ class Lifecycle(Writable):
         for one in ordered:
             stored = stored_anew(
                 self.layout,
-                self._trees.own(one),
+                self._trees.own(one).leaves,
                 self._trees.rows(one.id),
                 ownerships[one.id],
                 places[one.id],

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from cwps_jax import parallel, tracing
-from cwps_jax.core import masks as core_masks
+from cwps_jax.core import budgets
 from cwps_jax.core.trees import Tree
 from cwps_jax.data.preparation import Preparation, blended
 from cwps_jax.inputs import inputs_of
@@ -55,12 +55,13 @@ def make_step(
         """Returns lambda, and its base for the next step."""
         if stage.penalty is None or kept is None:
             return state.lambda_base, state.lambda_base
-        found = core_masks.steer(state.lambda_base, kept, plan.budget, plan.budget_rate, plan.budget_gain)
+        found = budgets.steer(state.lambda_base, kept, plan.budget, plan.budget_rate, plan.budget_gain)
         lambda_, base = jax.tree.map(lambda one: jnp.where(plan.budget < 1, one, state.lambda_base), found)
         return jnp.where(state.step - plan.stage_start < plan.free_steps, 0, lambda_), base
 
     def objective(own, state, frozen, plan, batch):
         clock = Clock((state.step - plan.stage_start) % plan.steps_per_epoch, plan.steps_per_epoch)
+        own = stage.seen(own, frozen)
         effective = stage.rule(own, frozen, clock)
         lambda_, next_base = steered(jax.lax.stop_gradient(effective.kept), state, plan)
         with contextlib.ExitStack() as contexts:
@@ -172,7 +173,7 @@ def make_norm_step(
     def statistics(
         state: TrainState, frozen: Tree, number: jax.Array, batch: Mapping[str, jax.Array]
     ) -> Tree:
-        effective = at_the_end(stage, state.own, frozen)
+        effective = at_the_end(stage, stage.seen(state.own, frozen), frozen)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
         with batch_norm_overrides(axis_name=axis_name, momentum=0.0):
             _, changed = apply_model(

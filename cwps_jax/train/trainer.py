@@ -19,6 +19,7 @@ from cwps_jax.core.trees import Tree
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
+from cwps_jax.methods.head_first import stages_of
 from cwps_jax.methods.method import Effective, Finished, Group, Method, Moment, Pooled, Stage
 from cwps_jax.methods.network import Network
 from cwps_jax.parallel import Compiled, Parallel
@@ -102,7 +103,7 @@ class Trainer:
         self.parallel.check_batch(config.batch_size, split.preparation.group)
         method = methods.resolve(config.method)
         method.check(self.network, config)
-        stages = method.stages(self.network, config)
+        stages = stages_of(method, self.network, config)
         steps = steps_per_epoch(split, config.batch_size)
         epochs = sum(stage.epochs for stage in stages)
         other = {collection: tree for collection, tree in variables.items() if collection != "params"}
@@ -221,7 +222,7 @@ class Trainer:
     ) -> TrainState:
         """Returns the state with norm statistics estimated anew over single batches of training data."""
         statistics = self._compiled(
-            ("norms", stage.rule, id(model), split.preparation),
+            ("norms", stage.rule, stage.seen, id(model), split.preparation),
             lambda: self.parallel.compile(
                 make_norm_step(stage, model, self.parallel.axis_name, split.preparation)
             ),
@@ -255,7 +256,7 @@ class Trainer:
         # What a step is built from: its stage's functions, its loss, its optimizers and how a batch is
         # prepared. All else is traced.
         key = (
-            (stage.rule, stage.context, stage.project, stage.schedule, stage.loss),
+            (stage.rule, stage.context, stage.project, stage.schedule, stage.loss, stage.seen),
             (stage.inference, stage.penalty is None, averages),
             tuple((name, group.optimizer) for name, group in stage.groups.items()),
             (preparation, config.label_smoothing),
