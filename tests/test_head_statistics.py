@@ -73,11 +73,13 @@ def test_a_task_of_other_classes_keeps_its_heads_statistics(pool, trainer, pretr
     chex.assert_trees_all_equal(pool.effective("pretrained"), pretrained)
 
 
-def test_the_statistics_are_those_of_the_tasks_own_data(pool, trainer):
+@pytest.mark.parametrize("settings", [{}, {"row_bits": 4}, {"head_share": 0.3}], ids=str)
+def test_the_statistics_are_those_of_the_tasks_own_data(pool, trainer, settings):
     """Nothing moves in training: one more look at all data changes them little."""
     data = task()
-    config = dataclasses.replace(CONFIG, learning_rate=0.0)
+    config = dataclasses.replace(CONFIG, learning_rate=0.0, **settings)
     learned = cwps.learn_task(pool, "t", MODEL, data, config=config, trainer=trainer)
+    chex.assert_trees_all_equal(cwps.Pool.open(pool.folder).effective("t"), learned.variables)
     _, changed = MODEL.apply(learned.variables, data.train["image"], train=True, mutable=["batch_stats"])
     ours, theirs = flatten(learned.variables["batch_stats"]), flatten(changed["batch_stats"])
     for path, mean in ours.items():  # 0.01 of what they are off
