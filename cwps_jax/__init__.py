@@ -13,6 +13,7 @@ from cwps_jax.core.patterns import PRIVATE
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
+from cwps_jax.inputs import Inputs
 from cwps_jax.learn import LearnedTask, composite_parent, learn_task, make_trainer
 from cwps_jax.models import BACKBONES
 from cwps_jax.models.pretrained import load_backbone, save_backbone
@@ -33,6 +34,7 @@ __all__ = [
     "ChannelShared",
     "CwpsError",
     "Evaluation",
+    "Inputs",
     "Layer",
     "Layout",
     "LearnedTask",

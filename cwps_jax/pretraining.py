@@ -135,7 +135,7 @@ def pretrain(prepared: Prepared, observe: Observe) -> tuple[dict[str, Any], dict
         dataclasses.replace(config.train, method="finetune", epochs=config.source_epochs, **WHOLE),
         observe=observe,
     )
-    variables = {"params": cut_to_model(trained.params, model, trainer.example), **trained.other}
+    variables = cut_to_model({"params": trained.params, **trained.other}, model, trainer.example)
     predict = functools.partial(trainer.predictor(model), variables, batch_size=config.batch_size)
     scores = {
         name: measure(accuracy, predict(split), split)

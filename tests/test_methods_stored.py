@@ -229,7 +229,7 @@ def test_what_is_evaluated_is_what_the_last_rule_computed(name):
     config = dataclasses.replace(CONFIG, method=LEARNED[name])
     pool = learned(False).pool
     start = pool.effective("pretrained")
-    start["params"] = {**start["params"], **where.trainer.new_head(0)}
+    start["params"] = {**start["params"], **where.trainer.new_head(0)["params"]}
     pooled = pool.pooled(method=LEARNED[name].name)
     trained = where.trainer.train(start, task(turned=True).train, config, pooled)
     stored = trained.method.store(trained.finished)

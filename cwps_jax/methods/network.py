@@ -29,7 +29,7 @@ class Network:
     Attributes:
         model: a Linen model with its head.
         layout: its layout.
-        example: shape and type of a batch of one image.
+        example: shape and type of a batch of one image; a dict of such for `Inputs`.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, example: jax.ShapeDtypeStruct) -> None:

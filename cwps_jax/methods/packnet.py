@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax.core.channels import Layout
+from cwps_jax.core.heads import head_of
 from cwps_jax.core.trees import Flat, Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.channels import pack_bits, smallest, unpack_bits
@@ -88,6 +89,7 @@ class PackNet(Method):
         free = moment.found["free"]
         own = {
             "params": moment.own["params"],
+            "other": head_of(moment.network.layout, finished.other),
             "masks": unflatten({path: pack_bits(mine[path][free[path]]) for path in mine}),
             "free": smallest(np.asarray(_count(free))),
             "weights": unflatten({path: np.asarray(weights[path])[mine[path]] for path in mine}),

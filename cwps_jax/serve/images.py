@@ -13,7 +13,7 @@ from absl import logging
 from cwps_jax.data.decode import Undecodable
 from cwps_jax.data.load import threads_of
 from cwps_jax.data.source import ArraySource, ImageSource, Record
-from cwps_jax.data.split import ArraySplit, ImageSplit, Split
+from cwps_jax.data.split import Arrays, ArraySplit, ImageSplit, Split
 from cwps_jax.errors import CwpsError
 from cwps_jax.serve.learned_with import LearnedWith
 from cwps_jax.settings import DataConfig, nearest
@@ -102,6 +102,18 @@ def given_images(known: LearnedWith, images: Path | Sequence[Path] | np.ndarray)
     files = image_files([images] if isinstance(images, str | os.PathLike) else images)
     unknown = np.zeros(len(files), np.int32)
     return _split(known, FileSource(files, unknown, known.class_names), unknown)
+
+
+def given_arrays(known: LearnedWith, arrays: Arrays) -> Split:
+    """Returns a dict of arrays as a split: "image" as `given_images` takes it, and fields such as "label".
+
+    Raises:
+        CwpsError: there is no "image", or it does not fit.
+    """
+    if "image" not in arrays:
+        raise CwpsError(f"{known.name}: the data has no 'image', only {sorted(arrays)}: name the images so")
+    fields = {name: np.asarray(array) for name, array in arrays.items() if name != "image"}
+    return given_images(known, np.asarray(arrays["image"])).with_fields(**fields)
 
 
 def class_folders(known: LearnedWith, folder: Path) -> Split:

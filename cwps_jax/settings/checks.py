@@ -39,6 +39,9 @@ def check_types(config: Any, where: str = "config.") -> None:
 def _plain(value: Any, hint: Any) -> Any:
     if hint is Any:
         return value
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        tuples = [one for one in typing.get_args(hint) if typing.get_origin(one) is tuple]
+        return _plain(value, tuples[0]) if tuples else value
     if typing.get_origin(hint) is tuple:
         if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:
             return tuple(_plain(one, typing.get_args(hint)[0]) for one in value)

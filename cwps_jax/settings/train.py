@@ -47,7 +47,7 @@ class TrainConfig:
         rounded_share: share of the epochs, the last ones, in which methods that store channels learn with the
             rounding.
         norm_batches: training batches from which norm statistics are re-estimated after hardening.
-        head: name of the model's head.
+        head: name of the model's head, or names of its heads.
         keep_head: whether a task starts with the pre-trained model's head, whose classes are then its own, in
             the same order; by default it starts with a new one.
         private: further patterns over paths of leaves that the task keeps for itself.
@@ -72,7 +72,7 @@ class TrainConfig:
     row_bits: int = 32
     rounded_share: float = 0.25
     norm_batches: int = 20
-    head: str = "head"
+    head: str | tuple[str, ...] = "head"
     keep_head: bool = False
     private: tuple[str, ...] = ()
 

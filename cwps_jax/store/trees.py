@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cwps_jax.core.trees import Tree, flatten, unflatten
+from cwps_jax.core.heads import without_head
+from cwps_jax.core.trees import Tree, flatten, unflatten, unite
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.channels import opened
 from cwps_jax.methods.method import Method, Restoring
@@ -136,7 +137,9 @@ class Trees:
             tuple(functools.partial(self.own, version) for version in uses),
         )
         other = {key: tree for key, tree in self.shared().items() if key != "params"}
-        return {**other, **unflatten(view.under("other")), **method.restore(view)}
+        if mine := unflatten(view.under("other")):  # not even a leaf of another task's head
+            other = unite(without_head(view.layout, other), mine)
+        return {**other, **method.restore(view)}
 
     def _load(self, version: Version, tree: str, sha256: str) -> arrays.Leaves:
         try:

@@ -13,6 +13,7 @@ from cwps_jax import parallel, tracing
 from cwps_jax.core import budgets
 from cwps_jax.core.trees import Tree
 from cwps_jax.data.preparation import Preparation, blended
+from cwps_jax.inputs import inputs_of
 from cwps_jax.methods.method import Clock, Effective, Stage
 from cwps_jax.methods.schedules import Schedule
 from cwps_jax.modules import batch_norm_overrides
@@ -24,10 +25,10 @@ Step = Callable[[TrainState, Tree, Plan, Mapping[str, jax.Array]], tuple[TrainSt
 
 
 def apply_model(
-    model: nn.Module, params: Tree, other: Tree, images: jax.Array, *, train: bool, **options: Any
+    model: nn.Module, params: Tree, other: Tree, inputs: Any, *, train: bool, **options: Any
 ) -> Any:
     """Applies a Linen model, in training or inference mode where it has both."""
-    return model.apply({"params": params, **other}, images, **tracing.mode(model, train=train), **options)
+    return model.apply({"params": params, **other}, inputs, **tracing.mode(model, train=train), **options)
 
 
 def make_step(
@@ -71,7 +72,7 @@ def make_step(
                 model,
                 effective.params,
                 {**state.other, **effective.added},
-                batch["image"],
+                inputs_of(model, batch),
                 train=not stage.inference,
                 mutable=["losses", *(() if stage.inference else state.other)],
                 rngs=random_keys(parallel.own_key(step_key(state), axis_name)),
@@ -179,7 +180,7 @@ def make_norm_step(
                 model,
                 effective.params,
                 {**state.other, **effective.added},
-                preparation.normalise(batch["image"]),
+                inputs_of(model, {**batch, "image": preparation.normalise(batch["image"])}),
                 train=True,
                 mutable=["batch_stats"],
                 rngs=random_keys(parallel.own_key(key, axis_name)),

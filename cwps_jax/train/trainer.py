@@ -14,7 +14,8 @@ import numpy as np
 
 from cwps_jax import methods
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import Tree, select
+from cwps_jax.core.heads import head_of
+from cwps_jax.core.trees import Tree
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
@@ -46,7 +47,7 @@ class Trainer:
     Args:
         model: a Linen model with its head.
         layout: its layout.
-        example: shape and type of a batch of one image.
+        example: shape and type of a batch of one image; a dict of such for `Inputs`.
         loss, metric: functions of (outputs, batch) to one value per item; a metric is better when larger, and
             may be one of a `whole_split`.
         parallel: how steps are spread over devices.
@@ -164,15 +165,15 @@ class Trainer:
         program = self._compiled("init", lambda: Compiled(jax.jit(self._init)))
         return dict(jax.device_get(program(jax.random.key(seed), self._example_batch())))
 
-    def new_head(self, seed: int) -> Tree:
-        """Returns a freshly initialised head, by the model's own initialisers, on the host."""
+    def new_head(self, seed: int) -> dict[str, Any]:
+        """Returns a freshly initialised head on the host, {collection: tree}, by the model's initialisers."""
 
         def initialise(key, batch):
-            return select(self._init(key, batch)["params"], self.layout.head_paths)
+            return head_of(self.layout, self._init(key, batch))
 
         # Under jit the compiler drops the backbone, whose start is not needed.
         program = self._compiled("head", lambda: Compiled(jax.jit(initialise)))
-        return jax.device_get(program(jax.random.key(seed), self._example_batch()))
+        return dict(jax.device_get(program(jax.random.key(seed), self._example_batch())))
 
     def predictor(self, model: nn.Module) -> Predictor:
         """Returns the predictor of a model, the same one each time, so that it compiles once."""
@@ -181,11 +182,11 @@ class Trainer:
             self._predictors[id(model)] = Predictor(model, self.parallel)
         return self._predictors[id(model)]
 
-    def _init(self, key: jax.Array, batch: jax.Array) -> Tree:
-        return nn.meta.unbox(self.model.init(key, batch, **mode(self.model, train=False)))
+    def _init(self, key: jax.Array, inputs: Any) -> Tree:
+        return nn.meta.unbox(self.model.init(key, inputs, **mode(self.model, train=False)))
 
-    def _example_batch(self) -> jax.Array:
-        return jnp.zeros(self.example.shape, self.example.dtype)
+    def _example_batch(self) -> Any:
+        return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), self.example)
 
     def _watched(
         self, step: Compiled, method: str, stage: str, steps: int
