@@ -13,6 +13,7 @@ import functools
 from step import BASELINE, KINDS, Make, run
 from turn import Turn
 
+from cwps_jax.core.budgets import Prices
 from cwps_jax.methods import Cwps
 from cwps_jax.methods.method import Group, Stage
 from cwps_jax.methods.network import Network
@@ -22,9 +23,9 @@ from cwps_jax.methods.network import Network
 class DenseCwps(Cwps):
     """Hardens channels, and then trains on as it does where single weights are gated: without packing."""
 
-    def hard_stage(self, epochs: int, groups: dict[str, Group], network: Network) -> Stage:
+    def hard_stage(self, epochs: int, groups: dict[str, Group], network: Network, cost: Prices) -> Stage:
         by_weight = dataclasses.replace(self, granularity="weight")
-        return Cwps.hard_stage(by_weight, epochs, groups, network)
+        return Cwps.hard_stage(by_weight, epochs, groups, network, cost)
 
 
 FORMS: dict[str, Make] = {

@@ -12,7 +12,7 @@ import numpy as np
 from measurement import seconds_of
 from turn import CLASSES, random_variables, share_open
 
-from cwps_jax.core import masks
+from cwps_jax.core import budgets
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.mixing import mix
 from cwps_jax.core.trees import Tree, map_with_path
@@ -49,7 +49,7 @@ def stored_pool(
     other = {name: tree for name, tree in variables.items() if name != "params"}
     for number in range(tasks):
         rng = np.random.default_rng(number)
-        gates = masks.harden(share_open(layout, active, rng), layout, 1.0)
+        gates = budgets.harden(share_open(layout, active, rng), layout, 1.0)
         child = moved(variables["params"], rng)
         if families:
             child = related(variables["params"], child, number % families)

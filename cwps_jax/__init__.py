@@ -4,14 +4,16 @@
 """
 
 from cwps_jax import methods
+from cwps_jax.core.budgets import harden, params_ratio, steer
 from cwps_jax.core.channels import Layer, Layout, layout_from_axes
 from cwps_jax.core.foreign import layout_from_shapes
-from cwps_jax.core.masks import gates, harden, init_scores, params_ratio, sparsity, steer, temperature
+from cwps_jax.core.masks import gates, init_scores, sparsity, temperature
 from cwps_jax.core.mixing import mix
 from cwps_jax.core.patterns import PRIVATE
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
+from cwps_jax.inputs import Inputs
 from cwps_jax.learn import LearnedTask, composite_parent, learn_task, make_trainer
 from cwps_jax.models import BACKBONES
 from cwps_jax.models.pretrained import load_backbone, save_backbone
@@ -32,6 +34,7 @@ __all__ = [
     "ChannelShared",
     "CwpsError",
     "Evaluation",
+    "Inputs",
     "Layer",
     "Layout",
     "LearnedTask",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -81,8 +82,10 @@ class RunConfig(TrainConfig, DataConfig):
             raise CwpsError("config.tasks is empty: name at least one task")
         for name in self.tasks:
             check_task_name(name, "config.tasks")
-            if self.tasks.count(name) > 1:
-                raise CwpsError(f"config.tasks names {name!r} twice: a task is learned once in a run")
+            spelled = unicodedata.normalize("NFC", name)
+            if [unicodedata.normalize("NFC", one) for one in self.tasks].count(spelled) > 1:
+                how = "" if self.tasks.count(name) > 1 else ", in both Unicode spellings of its accents"
+                raise CwpsError(f"config.tasks names {name!r} twice{how}: a task is learned once in a run")
         self._check_methods()
         if not self.source and not self.weights:
             raise CwpsError(

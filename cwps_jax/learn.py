@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
-import numpy as np
 
 from cwps_jax import methods
 from cwps_jax.core.accounting import count_stored
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import Tree, check_params, flatten, select, unite
+from cwps_jax.core.heads import without_head
+from cwps_jax.core.trees import Tree, check_params, flatten, unite
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
+from cwps_jax.inputs import check_inputs, inputs_of
 from cwps_jax.methods.method import Stored
 from cwps_jax.modules import channel_layout
 from cwps_jax.parallel import Parallel
@@ -24,7 +24,7 @@ from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
 from cwps_jax.train.evaluation import measure, outputs_sha256
 from cwps_jax.train.heads import cut_to_model, with_kept_head
-from cwps_jax.train.meeting import check_given, check_meeting
+from cwps_jax.train.meeting import batch_shapes, calling, check_given, check_meeting
 from cwps_jax.train.objectives import Metric, Objective, accuracy, cross_entropy
 from cwps_jax.train.records import Progress, Trained
 from cwps_jax.train.trainer import Trainer
@@ -75,8 +75,8 @@ def learn_task(
     Args:
         pool: the stored models. What is stored of earlier tasks is read and never changed.
         name: the task's name.
-        model: a Linen model whose backbone is the pool's, with the task's own head; see `Pool.model` for what
-            a method may make of it.
+        model: a Linen model whose backbone is the pool's, with the task's own head, in `Inputs` where it does
+            not take an image alone; see `Pool.model` for what a method may make of it.
         data: the task's data. Choices are made on validation data; the test data is read at the end.
         loss: (outputs, batch) to one loss per item, (batch,); cross-entropy by default.
         metric: the same, better when larger, or one of a `whole_split`; accuracy by default.
@@ -149,17 +149,18 @@ def train_task(
     _check_same_backbone(pool, trainer)
     check_meeting(trainer, model, data, config)
     method = methods.resolve(config.method)
+    example = _example(model, data)
     start = pool.effective(PRETRAINED)
     # The stored head is another task's: only its backbone is the start, unless told otherwise.
-    backbone = select(start["params"], (*pool.layout.layer_paths, *pool.layout.private_paths))
     head = trainer.new_head(config.seed)
     if config.keep_head:
-        head = with_kept_head(head, start["params"], model, image_shape(data))
-    start = {**start, "params": unite(backbone, head)}
+        head = with_kept_head(head, start, model, example)
+    start = unite(without_head(pool.layout, start), head)
     trained = trainer.train(start, data.train, config, pool.pooled(without, method.name), observe)
     stored = method.store(trained.finished)
-    cut = cut_to_model(stored.own["params"], model, image_shape(data))
-    stored = dataclasses.replace(stored, own={**stored.own, "params": cut})
+    other = cut_to_model({"params": stored.own["params"], **stored.own.get("other", {})}, model, example)
+    cut = {"params": other.pop("params"), **({"other": other} if other else {})}
+    stored = pool.coded(dataclasses.replace(stored, own={**stored.own, **cut}), config.row_bits)
     return trained, stored, pool.restored(method, stored)
 
 
@@ -183,6 +184,7 @@ def measured(
         "validation_accuracy": measure(trainer.metric, validation, data.validation),
         "lambda": trained.lambda_,
         "budget": config.budget,
+        "row_bits": config.row_bits,
         "epochs": trained.epochs,
         "seconds": trained.seconds,
         "trained": trained.numbers - trainer.layout.head_parameters + own_head,
@@ -195,10 +197,10 @@ def measured(
 
 def counted(layout: Layout, stored: Stored) -> dict[str, Any]:
     """Returns what there is to store of a task, counted: parameters, bits and bytes."""
-    own = {path: np.asarray(leaf) for path, leaf in flatten(stored.own).items()}
-    count = count_stored(layout, own, stored.rows)
+    count = count_stored(layout, flatten(stored.own), stored.rows)
     return {
         "params_ratio": count.ratio,
+        "byte_ratio": count.byte_ratio,
         "parameters": count.active + count.private,
         "head_parameters": count.head,
         "bits": count.bits,
@@ -228,8 +230,9 @@ def make_trainer(
         CwpsError: the model has no channels to share, or no head.
     """
     check_given(data, config)
-    example = image_shape(data)
-    layout = channel_layout(model, example, head=config.head, private=config.private)
+    example = _example(model, data)
+    with calling(model, example):
+        layout = channel_layout(model, example, head=config.head, private=config.private)
     if not layout.layers:
         raise CwpsError("the model has no layer with output channels outside its head: nothing to share")
     if not layout.head:
@@ -238,10 +241,10 @@ def make_trainer(
     return Trainer(model, layout, example, loss=loss, metric=metric, parallel=parallel, profiler=profiler)
 
 
-def image_shape(data: TaskData) -> jax.ShapeDtypeStruct:
-    """Returns the shape and type of a batch of one image, as the model sees it."""
-    image = data.train.image
-    return jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
+def _example(model: nn.Module, data: TaskData) -> Any:
+    """Returns shape and type of what a model is called with for a batch of one item."""
+    check_inputs(model, {*data.train.fields, "image"}, "train data")
+    return inputs_of(model, batch_shapes(data.train, 1))
 
 
 def composite_parent(

@@ -17,7 +17,7 @@ from flax.core.scope import subtract_filters
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.channels import Axes, Layout, layout_from_axes
 from cwps_jax.core.mixing import mix
-from cwps_jax.core.patterns import HEAD, PRIVATE, check_head, check_patterns, leaves_of, matches
+from cwps_jax.core.patterns import HEAD, PRIVATE, check_patterns, leaves_of_heads, matches
 from cwps_jax.core.trees import flatten, select
 from cwps_jax.errors import CwpsError
 from cwps_jax.tracing import Owner, trace_parameters
@@ -130,10 +130,7 @@ def channel_layout(
     shapes, owners = trace_parameters(model, *args, **kwargs)
     params = flatten(shapes)
     check_patterns((*private, *(rules or {})), params)
-    heads = (head,) if isinstance(head, str) else tuple(head)
-    for name in heads:
-        check_head(name, params)
-    head_paths = [path for name in heads for path in leaves_of(name, params)]
+    head_paths = leaves_of_heads(head, params)
     axes = {
         path: _axes_of(path, leaf.shape, owners, (*PRIVATE, *private), rules or {})
         for path, leaf in params.items()

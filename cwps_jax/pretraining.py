@@ -13,6 +13,7 @@ from cwps_jax.errors import CwpsError
 from cwps_jax.learn import Observe
 from cwps_jax.models.pretrained import load_backbone, local_weights
 from cwps_jax.prepare import Prepared, model_options
+from cwps_jax.provenance import plain
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import measure
 from cwps_jax.train.heads import cut_to_model
@@ -22,10 +23,14 @@ from cwps_jax.train.trainer import Trainer
 # What a model that is trained in the run does not depend on; all else is recorded and compared.
 IRRELEVANT = (
     *("method", "settings", "epochs", "budget", "norm_batches", "compare", "keep_compared"),  # of the tasks
+    *("byte_budget", "row_bits", "rounded_share", "head_share"),
     *("tasks", "overrides", "weights", "shots", "draws", "least_steps", "relearn", "keep_head"),
     *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
     *("parallel", "remat", "compilation_cache", "profile"),
 )
+
+# In float32, whatever the tasks become.
+WHOLE: dict[str, Any] = {"byte_budget": 0.0, "row_bits": 32, "head_share": 0.0}
 
 
 def stored_pool(config: RunConfig, workdir: pathlib.Path) -> Pool | None:
@@ -68,7 +73,7 @@ def origin(config: RunConfig) -> dict[str, Any]:
         if not path.is_file():
             raise CwpsError(f"config.weights = {config.weights!r}: no such file")
         return {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    own = {**dataclasses.asdict(config), **dataclasses.asdict(config.for_task(config.source).images)}
+    own = {**plain(config), **dataclasses.asdict(config.for_task(config.source).images)}
     own = {key: own[key] for key in sorted(own) if key not in IRRELEVANT}
     return {"trained_by": json.loads(json.dumps(own))}
 
@@ -127,10 +132,10 @@ def pretrain(prepared: Prepared, observe: Observe) -> tuple[dict[str, Any], dict
     trained = trainer.train(
         trainer.new_variables(config.seed),
         source.train,
-        dataclasses.replace(config.train, method="finetune", epochs=config.source_epochs),
+        dataclasses.replace(config.train, method="finetune", epochs=config.source_epochs, **WHOLE),
         observe=observe,
     )
-    variables = {"params": cut_to_model(trained.params, model, trainer.example), **trained.other}
+    variables = cut_to_model({"params": trained.params, **trained.other}, model, trainer.example)
     predict = functools.partial(trainer.predictor(model), variables, batch_size=config.batch_size)
     scores = {
         name: measure(accuracy, predict(split), split)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import optax
 
 from cwps_jax import methods
 from cwps_jax.data.task import TaskData
@@ -22,6 +23,7 @@ from cwps_jax.version import __version__
 KEY = "learned_with"  # in a version's record
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 SHOWN = 3  # differences in one line
+GIVEN = "given from Python"  # in the place of a setting that is no plain JSON: an optax transformation
 
 
 def versions() -> dict[str, str]:
@@ -54,7 +56,7 @@ def learned_with(task: str, data: TaskData, config: TrainConfig, dtype: str = "f
     image = data.train.image
     told = {
         "task": task,
-        "config": {**dataclasses.asdict(dataclasses.replace(config, method="")), "method": settings},
+        "config": {**plain(dataclasses.replace(config, method="")), "method": settings},
         "images": dataclasses.asdict(data.images) if data.images else None,
         "class_names": data.class_names or None,
         "input": {"shape": image.shape, "dtype": image.dtype.name},
@@ -64,6 +66,21 @@ def learned_with(task: str, data: TaskData, config: TrainConfig, dtype: str = "f
         "versions": versions(),
     }
     return json.loads(json.dumps(told))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Returns a config's settings as plain JSON has them: `GIVEN` for an optax transformation.
+
+    Args:
+        config: a `TrainConfig`, or a `RunConfig`.
+    """
+
+    def told(value: Any) -> Any:
+        if isinstance(value, optax.GradientTransformation):
+            return GIVEN
+        return {key: told(one) for key, one in value.items()} if isinstance(value, Mapping) else value
+
+    return told(dataclasses.asdict(config))
 
 
 def different_task(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -82,9 +99,14 @@ def different_task(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def different_training(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Returns in what a stored task was learned otherwise than it would be now; "" for nothing."""
+    """Returns in what a stored task was learned otherwise than it would be now; "" for nothing.
+
+    An optimizer that is given from Python, then and now, cannot be compared, and is named as that.
+    """
     keys = ("config",)
     found = _differences(_only(before, keys), _only(now, keys))
+    if before["config"].get("optimizer") == now["config"]["optimizer"] == GIVEN:
+        found.append(f"perhaps config.optimizer ({GIVEN} then and now, which cannot be compared)")
     for name in ("train", "validation"):
         if before["fingerprints"][name] != now["fingerprints"][name]:
             found.append(f"the {'training' if name == 'train' else name} data have other contents")

@@ -1,6 +1,5 @@
 """A run of main in two processes: `learn` fills the pool, `finish` measures what the pool really holds."""
 
-import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -15,7 +14,7 @@ from cwps_jax.parallel import Parallel
 from cwps_jax.prepare import Prepared, load_task, model_maker, open_image_cache, prepare
 from cwps_jax.pretraining import pretrained_pool, stored_pool
 from cwps_jax.profiling import Profiler
-from cwps_jax.provenance import KEY, check_task, different_training, learned_with, versions
+from cwps_jax.provenance import KEY, check_task, different_training, learned_with, plain, versions
 from cwps_jax.report.costs import show_costs
 from cwps_jax.report.draws import draw_folders, together
 from cwps_jax.report.progress import RunProgress
@@ -199,7 +198,7 @@ def _learned_with(prepared: Prepared, name: str, method: str) -> dict[str, Any]:
 def _write_config(config: RunConfig, pool: Pool | None, workdir: pathlib.Path) -> None:
     """Writes what this run was asked for, and what each task in the pool was learned with."""
     stored = {name: pool.version(name).record.get(KEY) for name in pool.tasks} if pool else {}
-    values = {"config": dataclasses.asdict(config), "versions": versions(), "tasks": stored}
+    values = {"config": plain(config), "versions": versions(), "tasks": stored}
     write_json(workdir / "config.json", values)
 
 

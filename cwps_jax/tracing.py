@@ -71,7 +71,7 @@ def trace_parameters(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[
         if path is not None:
             own = nn.meta.unbox(module.scope.variables().get("params", {}))
             shapes = {name: leaf.shape for name, leaf in own.items() if not isinstance(leaf, Mapping)}
-            if shapes:
+            if shapes and shapes != owners[path].shapes:  # a wrapper may hold its model's own
                 owners[path] = Owner(module, shapes)
         return result
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from cwps_jax import TrainConfig
+from cwps_jax.core.budgets import Prices
 from cwps_jax.methods import Cwps
 from cwps_jax.methods.method import Group, Stage
 from cwps_jax.methods.network import Network
@@ -15,9 +16,9 @@ class DenseCwps(Cwps):
 
     name: ClassVar[str] = "dense_cwps"
 
-    def hard_stage(self, epochs: int, groups: dict[str, Group], network: Network) -> Stage:
+    def hard_stage(self, epochs: int, groups: dict[str, Group], network: Network, cost: Prices) -> Stage:
         by_weight = dataclasses.replace(self, granularity="weight")
-        return Cwps.hard_stage(by_weight, epochs, groups, network)
+        return Cwps.hard_stage(by_weight, epochs, groups, network, cost)
 
 
 def dense(config: TrainConfig) -> TrainConfig:

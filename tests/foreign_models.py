@@ -197,3 +197,89 @@ class Partitioned(nn.Module):
         if train:
             x *= 2.0 * jax.random.bernoulli(self.make_rng("drop_path"), 0.5, (len(x), 1, 1, 1))
         return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+class Several(nn.Module):
+    """Two inputs by place, the second a row of numbers, and batch norm."""
+
+    @nn.compact
+    def __call__(self, x, numbers, train: bool = False):
+        x = nn.Conv(6, (3, 3), strides=2, name="conv")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x)).mean((1, 2))
+        x = jnp.concatenate([x, nn.Dense(5, name="numbers")(numbers)], axis=-1)
+        return nn.Dense(3, name="head")(nn.relu(x))
+
+
+class Named(nn.Module):
+    """Inputs by keyword alone, none of them called as in the data, and a scale at the model's top."""
+
+    @nn.compact
+    def __call__(self, *, pixels, clues, deterministic: bool):
+        x = nn.relu(nn.Conv(6, (3, 3), strides=2)(pixels)).mean((1, 2))
+        gain = self.param("gain", nn.initializers.ones, (6,))
+        x = nn.Dropout(0.1)(gain * x, deterministic=deterministic)
+        return nn.Dense(3, name="head")(jnp.concatenate([x, nn.relu(nn.Dense(5)(clues))], axis=-1))
+
+
+@cwps.channel_rule(Named)
+def named(module):
+    return {"gain": None}
+
+
+class Nested(nn.Module):
+    """One nested input, made of modules of setup."""
+
+    def setup(self):
+        self.encoder = nn.Conv(6, (3, 3), strides=2)
+        self.clue = nn.Dense(5)
+        self.head = nn.Dense(3)
+
+    def __call__(self, inputs):
+        image, (numbers, _) = inputs["picture"], inputs["more"]
+        parts = [nn.relu(self.encoder(image)).mean((1, 2)), nn.relu(self.clue(numbers))]
+        return self.head(jnp.concatenate(parts, axis=-1))
+
+
+class NormedHead(nn.Module):
+    """A head with a norm before its outputs, and one of the outputs that has no parameters."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        norm = lambda name, **fields: nn.BatchNorm(use_running_average=not train, name=name, **fields)
+        x = nn.Dense(self.outputs, name="out")(norm("before")(x))
+        return norm("after", use_scale=False, use_bias=False)(x)
+
+
+class NormedHeadNet(nn.Module):
+    """A convolution with a norm, and a head with norms of its own."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Conv(6, (3, 3), strides=2, name="conv")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x)).mean((1, 2))
+        return NormedHead(self.outputs, name="head")(x, train)
+
+
+class TwoHeads(nn.Module):
+    """A class and a number of each image, by two heads, as a dict."""
+
+    classes: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(6, (3, 3), strides=2, name="conv")(x)).mean((1, 2))
+        x = nn.relu(nn.Dense(8, name="hidden")(x))
+        classes = nn.Dense(self.classes, name="classes")(x)
+        return {"classes": classes, "size": nn.Dense(1, name="size")(x)[:, 0]}
+
+
+class Outer(nn.Module):
+    """Modules called as what wraps them might call its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="head")(nn.relu(nn.Conv(6, (3, 3), name="model")(x)).mean((1, 2)))

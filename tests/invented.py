@@ -25,6 +25,7 @@ def invented(count: int, draws: int = 1, tasks: Sequence[str] = TASKS) -> dict:
                 **{"accuracy": accuracy(task, number, draw, tasks), "validation_accuracy": 0.5, "epochs": 8},
                 **{"params_ratio": 0.25 * (1 + number), "parameters": 250 * (1 + number), "trained": 1000},
                 **{"head_parameters": 30, "bits": 8000 * (1 + number), "bytes": 1000 * (1 + number)},
+                **{"byte_ratio": 0.125 * (1 + number), "row_bits": 32},
                 **{"seconds": 2.5, "peak_memory_bytes": 2_000_000, "flops_per_step": 3e9},
                 "version": None if number else 1,
                 "relation": None if number else {"pretrained": 0.75, task: 0.25},

@@ -18,6 +18,7 @@ RANKS = {
     "version": 0,
     "tracing": 0,
     "active_gradient": 1,
+    "inputs": 1,
     "settings": 1,
     "modules": 1,
     "parallel": 1,

@@ -374,7 +374,7 @@ def test_what_stops_the_run_beside_its_data_is_found_by_the_same_preparation(val
 
 
 def test_images_that_use_little_of_the_range_are_told_of(splits):
-    """Such as colours of 12 bits in PNG files of 16, of which a decoder takes the upper 8."""
+    """Such as colours that another program has cut to the upper bits of a range that they do not use."""
     for row in range(3 * TRAIN):
         pixels = np.random.default_rng(row).integers(0, 16, (6, 5, 3), np.uint8)
         buffer = io.BytesIO()

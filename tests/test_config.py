@@ -88,7 +88,11 @@ VALID = shipped(DIGITS)
         ({"method": "magic"}, "method 'magic' is not known; choose one of cwps, "),
         ({"method": 3}, "method 3 is not known"),
         ({"tasks": ()}, "config.tasks is empty: name at least one task"),
-        ({"tasks": ("a", "b", "a")}, "config.tasks names 'a' twice"),
+        ({"tasks": ("a", "b", "a")}, "config.tasks names 'a' twice: a task is learned once"),
+        (
+            {"tasks": ("caf\u00e9", "b", "cafe\u0301")},
+            "config.tasks names 'caf\u00e9' twice, in both Unicode spellings of its accents: a task is",
+        ),
         ({"tasks": ("pretrained",)}, "'pretrained' is the pre-trained model's own name"),
         ({"tasks": ("a/b",)}, "'a/b' cannot be a task's name"),
         ({"tasks": ("..",)}, "'..' cannot be a task's name"),

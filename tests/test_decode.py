@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from cwps_jax.data.decode import MAX_PIXELS, Undecodable, open_image, to_rgb, upright_size
+from cwps_jax.data.decode import MAX_PIXELS, Undecodable, open_image, to_rgb, upright_size, values
 
 # Smooth, so that JPEG keeps it, and unlike itself however it is turned.
 ROWS, COLUMNS = np.mgrid[0:33, 0:46] / 50
@@ -146,6 +146,46 @@ def test_grey_of_16_bits_is_scaled_not_cut_off(kind):
     assert open_image(content).mode.startswith("I")
     np.testing.assert_array_equal(decoded(content), np.repeat(GREY[..., None], 3, -1))
     assert (by_pillow(content) == 255).mean() > 0.9  # what plain conversion makes of it
+
+
+def deep_png(levels: np.ndarray, kind: int, orientation: int = 0) -> bytes:
+    """Returns a PNG file of 16 bits, by hand: kind 2 is colours, 6 with transparency, 4 grey with it."""
+    height, width = levels.shape[:2]
+    chunk = lambda name, body: (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    )
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        (
+            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)),
+            chunk(b"eXIf", exif.tobytes()[6:]) if orientation else b"",
+            chunk(b"IDAT", zlib.compress(rows)),
+            chunk(b"IEND", b""),
+        )
+    )
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_colours_of_16_bits_are_scaled_by_what_they_use(kind, channels):
+    """Pillow takes the upper 8 bits: of 12 that are used, these are four, and all but black."""
+    levels = np.random.default_rng(0).integers(0, 2**12, (33, 46, channels), np.uint16)
+    image = open_image(deep_png(levels, kind))
+    colours = levels[..., :3] if channels > 2 else np.repeat(levels[..., :1], 3, -1)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image, bits=12)), colours >> 4)
+    assert values(image, to_rgb(image)) == (16, colours.min(), colours.max())
+    cut = open_image(deep_png(levels << 4, kind))
+    np.testing.assert_array_equal(np.asarray(to_rgb(cut)), colours >> 4)
+
+
+def test_colours_of_16_bits_are_turned_once_and_broken_ones_told_of():
+    levels = np.random.default_rng(1).integers(0, 2**16, (33, 46, 3), np.uint16)
+    image = open_image(deep_png(levels, 2, orientation=6))
+    assert upright_size(image) == (33, 46)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.rot90(levels >> 8, -1))
+    with pytest.raises(Undecodable, match="broken PNG file"):
+        to_rgb(open_image(deep_png(levels, 2)[:-300]))
 
 
 @pytest.mark.parametrize("orientation", STORED)

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 import cwps_jax as cwps
 from cwps_jax.core.trees import flatten, unflatten
+from cwps_jax.store.index import FORMAT
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 NAMES = ("pretrained", "a", "b", "tuned", "probed")
@@ -47,21 +48,23 @@ def assert_same_bits(ours: dict, theirs: dict) -> None:
         assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes()), path
 
 
-def test_a_pool_of_format_3_has_models_of_many_methods_the_same_to_the_bit(tiny_model, tmp_path):
+@pytest.mark.parametrize("number", [3, 4])
+def test_a_pool_of_many_methods_has_models_the_same_to_the_bit(number, tiny_model, tmp_path):
     """It is read where it lies, and again after it was written to, which keeps its folders' names."""
-    wanted = load_file(GOLDEN / "pool_format_3.safetensors")
-    index = json.loads((GOLDEN / "pool_format_3" / "index.json").read_text())
-    assert index["format"] == 3
+    wanted = load_file(GOLDEN / f"pool_format_{number}.safetensors")
+    old = GOLDEN / f"pool_format_{number}"
+    index = json.loads((old / "index.json").read_text())
+    assert index["format"] == number
     names = ("pretrained", *(version["task"] for version in index["versions"]))
-    changed = cwps.Pool.open(shutil.copytree(GOLDEN / "pool_format_3", tmp_path / "pool"))
+    changed = cwps.Pool.open(shutil.copytree(old, tmp_path / "pool"))
     assert {changed.version(name).method for name in names[1:]} >= {"cwps", "packnet", "atlas", "piggyback"}
     before = files_of(changed.folder)
     changed.rename("masked", "renamed")
     changed.rename("renamed", "masked")
     changed.copy("a", changed, "again")
-    assert json.loads((changed.folder / "index.json").read_text())["format"] == 4
+    assert json.loads((changed.folder / "index.json").read_text())["format"] == FORMAT
     assert before.items() <= files_of(changed.folder).items()
-    for pool in (cwps.Pool.open(GOLDEN / "pool_format_3"), changed, cwps.Pool.open(changed.folder)):
+    for pool in (cwps.Pool.open(old), changed, cwps.Pool.open(changed.folder)):
         assert pool.verify() == []
         for name in names:
             variables = pool.effective(name)
@@ -136,7 +139,7 @@ def test_a_new_task_is_added_and_the_old_versions_stay(pool, golden, tiny_model)
     probed = cwps.learn_task(pool, "head", tiny_model, data, config=probe, trainer=trainer)
     assert before.items() <= files_of(pool.folder).items()
     index = json.loads((pool.folder / "index.json").read_text())
-    assert index["format"] == 4
+    assert index["format"] == FORMAT
     for was, now in zip(old, index["versions"], strict=False):
         assert was.items() <= now.items()
         assert (now["method"], now["settings"], now["uses"], now["compared"]) == ("cwps", {}, [], False)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -222,20 +223,24 @@ def test_a_box_is_part_of_what_the_cache_knows_an_image_by(splits, tmp_path):
 
 
 def deep(bits, seed, count=12, kind="PNG"):
-    """Returns grey images of 16 bits whose values use `bits` of them, and the same in 8 bits."""
+    """Returns images of 16 bits whose values use `bits` of them, and the same in 8 bits."""
     rng = np.random.default_rng(seed)
     contents, shown = [], []
+    kind, _, colours = kind.partition(" of ")
     for _ in range(count):
-        levels = rng.integers(0, 2**bits, (8, 8), dtype=np.uint16)
+        levels = rng.integers(0, 2**bits, (8, 8, 3 if colours else 1), dtype=np.uint16)
         levels[0, 0] = 2**bits - 1
-        buffer = io.BytesIO()
-        Image.fromarray(levels).save(buffer, kind)
-        contents.append(buffer.getvalue())
-        shown.append((levels >> (bits - 8)).astype(np.uint8))
+        if colours:
+            contents.append(cv2.imencode(f".{kind.lower()}", levels[:, :, ::-1])[1].tobytes())
+        else:
+            buffer = io.BytesIO()
+            Image.fromarray(levels[:, :, 0]).save(buffer, kind)
+            contents.append(buffer.getvalue())
+        shown.append((np.broadcast_to(levels, (8, 8, 3)) >> (bits - 8)).astype(np.uint8))
     return contents, np.stack(shown)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PNG of colours", "TIFF of colours"])
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_images_of_16_bits_are_scaled_by_what_they_use_or_refused(bits, kind):
     """In training, in evaluation and through the cache alike."""
@@ -253,7 +258,7 @@ def test_images_of_16_bits_are_scaled_by_what_they_use_or_refused(bits, kind):
         for cache in (None, open_cache("memory", "", 10**9)):
             chosen = dataclasses.replace(SETTINGS, image_bits=bits if bits < 16 else 0)
             task = load_task(sources, chosen, "t", cache=cache)
-            expected = np.repeat(shown[task.train.items][..., None], 3, axis=3)
+            expected = shown[task.train.items]
             for draws in (None, np.zeros((len(task.train), task.train.draws))):
                 np.testing.assert_array_equal(
                     task.train.read(np.arange(len(task.train)), draws)["image"], expected

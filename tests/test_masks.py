@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zoo
 
-from cwps_jax.core import masks
+from cwps_jax.core import budgets, masks
 from cwps_jax.core.mixing import mix
 from cwps_jax.core.trees import flatten, select, unflatten
 from cwps_jax.errors import CwpsError
@@ -255,31 +255,31 @@ def test_hardening_spends_the_budget_on_the_highest_scores(name, seed, tiny_layo
     scores = unflatten(
         {layer.path: rng.normal(0.8, 1, layer.gate_shape).astype(np.float32) for layer in layout.layers}
     )
-    open_ratio = float(masks.params_ratio(masks.gates(scores), layout))
+    open_ratio = float(budgets.params_ratio(masks.gates(scores), layout))
     least = layout.private_parameters / layout.backbone_parameters
     budget = least + (open_ratio - least) * rng.uniform(0, 0.95)  # the scores ask for more than it
-    gates = masks.harden(scores, layout, budget)
+    gates = budgets.harden(scores, layout, budget)
     wanted, spent, tried = reference_gates(scores, layout, budget)
     assert_same_bits(gates, wanted)
     total = layout.backbone_parameters
-    np.testing.assert_allclose(masks.params_ratio(gates, layout), spent / total, rtol=1e-6)
+    np.testing.assert_allclose(budgets.params_ratio(gates, layout), spent / total, rtol=1e-6)
     assert spent <= budget * total + 1e-6 < spent + tried.channel_parameters
 
 
 def test_hardening_opens_no_channel_below_the_threshold(tiny_layout):
     scores = constant(tiny_layout, -1.0)
     scores["conv1"]["kernel"] = scores["conv1"]["kernel"].at[..., 2].set(0.05)
-    gates = masks.harden(scores, tiny_layout, 1.0)
+    gates = budgets.harden(scores, tiny_layout, 1.0)
     assert gates["conv1"]["kernel"].ravel().tolist() == [False, False, True, False, False, False]
     assert not gates["conv2"]["kernel"].any()
-    closed = masks.harden(scores, tiny_layout, 1.0, estimator="straight_through")
+    closed = budgets.harden(scores, tiny_layout, 1.0, estimator="straight_through")
     assert not any(leaf.any() for leaf in jax.tree.leaves(closed))
 
 
 def test_equal_scores_open_in_the_order_of_the_layers(tiny_layout):
     # conv1 whole (54), then two channels of conv2 (55 each), of 506 parameters with the norm's 12.
     budget = (12 + 54 + 2 * 55 + 54) / 506
-    gates = masks.harden(constant(tiny_layout, 1.0), tiny_layout, budget)
+    gates = budgets.harden(constant(tiny_layout, 1.0), tiny_layout, budget)
     assert gates["conv1"]["kernel"].all()
     assert gates["conv2"]["kernel"].ravel().tolist() == [True, True] + 6 * [False]
 
@@ -287,35 +287,37 @@ def test_equal_scores_open_in_the_order_of_the_layers(tiny_layout):
 def test_a_full_budget_opens_all_that_is_wanted(tiny_layout, moved):
     scores = moved(constant(tiny_layout, 0.0), 1.0, 0)
     for budget in ((), (1.0,), (1,)):
-        assert_same_bits(masks.harden(scores, tiny_layout, *budget), masks.gates(scores))
+        assert_same_bits(budgets.harden(scores, tiny_layout, *budget), masks.gates(scores))
     assert_same_bits(
-        masks.harden(constant(tiny_layout, 1.0), tiny_layout, 1.0), masks.all_gates(tiny_layout, True)
+        budgets.harden(constant(tiny_layout, 1.0), tiny_layout, 1.0), masks.all_gates(tiny_layout, True)
     )
 
 
 def test_hardening_works_under_jit(tiny_layout, moved):
     scores = moved(constant(tiny_layout, 0.5), 1.0, 1)
-    jitted = jax.jit(masks.harden, static_argnames=("layout", "budget"))
-    assert_same_bits(jitted(scores, tiny_layout, 0.4), masks.harden(scores, tiny_layout, 0.4))
+    jitted = jax.jit(budgets.harden, static_argnames=("layout", "budget"))
+    assert_same_bits(jitted(scores, tiny_layout, 0.4), budgets.harden(scores, tiny_layout, 0.4))
 
 
 def test_a_budget_that_norms_alone_exceed_is_refused_with_the_least(tiny_layout):
     scores = masks.init_scores(tiny_layout)
     least = 12 / 506
     with pytest.raises(CwpsError, match=rf"budget 0\.02: .*cost {least:.4f} "):
-        masks.harden(scores, tiny_layout, 0.02)
-    closed = masks.harden(scores, tiny_layout, least + 1e-9)
-    np.testing.assert_allclose(masks.params_ratio(closed, tiny_layout), least, rtol=1e-6)
+        budgets.harden(scores, tiny_layout, 0.02)
+    closed = budgets.harden(scores, tiny_layout, least + 1e-9)
+    np.testing.assert_allclose(budgets.params_ratio(closed, tiny_layout), least, rtol=1e-6)
 
 
 @pytest.mark.parametrize("budget", [0.0, -0.1, 1.0001, 30.0, float("nan")])
 def test_a_budget_out_of_range_is_refused(budget, tiny_layout):
     with pytest.raises(CwpsError, match="must be above 0 and at most 1"):
-        masks.harden(masks.init_scores(tiny_layout), tiny_layout, budget)
+        budgets.harden(masks.init_scores(tiny_layout), tiny_layout, budget)
 
 
 def test_lambda_is_steered_towards_the_budget_and_stays_in_0_to_1():
-    steer = lambda *args: [float(one) for one in masks.steer(*args)]  # lambda, and its base for the next step
+    steer = lambda *args: [
+        float(one) for one in budgets.steer(*args)
+    ]  # lambda, and its base for the next step
     rate, gain = 0.1, 2.0
     assert steer(0.1, 0.6, 0.3, rate, gain) == pytest.approx([0.7, 0.13])  # too large: penalise more
     assert steer(0.5, 0.2, 0.3, rate, gain) == pytest.approx([0.3, 0.49])

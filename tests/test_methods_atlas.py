@@ -60,7 +60,7 @@ def planted(tmp_path_factory):
     trainer = cwps.make_trainer(model, data, loss=squared_error, metric=squared_error, config=CONFIG)
     variables = trainer.new_variables(0)
     pool = cwps.Pool.create(tmp_path_factory.mktemp("atlas") / "pool", variables, trainer.layout)
-    start = {**variables, "params": unite(variables["params"], trainer.new_head(CONFIG.seed))}
+    start = {**variables, "params": unite(variables["params"], trainer.new_head(CONFIG.seed)["params"])}
     for seed, name in enumerate(("one", "two"), 1):
         store(pool, name, noisy(start["params"], 0.1, seed))
     rng, expected, params = np.random.default_rng(0), {}, flatten(start["params"])

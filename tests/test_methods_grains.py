@@ -11,7 +11,7 @@ import pytest
 from methods_shared import CONFIG, LEARNED, learned, noisy, task, tiny, vit
 
 import cwps_jax as cwps
-from cwps_jax.core import masks
+from cwps_jax.core import budgets, masks
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.methods import Ba2, Cwps, Finetune
 from cwps_jax.methods.channels import unpack_bits
@@ -63,13 +63,15 @@ def test_layers_and_channels_agree_where_all_channels_of_a_layer_have_one_score(
     for temperature in (1.0, 30.0, None):
         chex.assert_trees_all_equal(mixed(layers, temperature), mixed(channels, temperature))
     hard = [
-        masks.spread(masks.harden(one, layout, estimator=estimator), layout) for one in (layers, channels)
+        masks.spread(budgets.harden(one, layout, estimator=estimator), layout) for one in (layers, channels)
     ]
     chex.assert_trees_all_equal(*hard)
     assert {path: bool(gate.all()) for path, gate in flatten(hard[0]).items()} == dict(
         zip(layout_paths(layout), (True, False), strict=True)
     )
-    ratios = [masks.params_ratio(masks.gates(one, estimator=estimator), layout) for one in (layers, channels)]
+    ratios = [
+        budgets.params_ratio(masks.gates(one, estimator=estimator), layout) for one in (layers, channels)
+    ]
     assert ratios[0] == ratios[1] == pytest.approx((54 + 12) / 506)
     # The score of a layer gets the sum of what its channels get.
     pull = lambda scores: masks.gates(scores, 2.0, estimator=estimator)
@@ -100,10 +102,10 @@ def test_hardened_gates_keep_every_budget_and_leave_less_than_one_unit_of_it(whe
     for budget in BUDGETS:
         if budget * layout.backbone_parameters < layout.private_parameters:
             continue
-        gates = masks.harden(scores, layout, budget)
+        gates = budgets.harden(scores, layout, budget)
         ratio = ratio_of(layout, gates)
         assert ratio <= budget + 1e-9
-        assert float(masks.params_ratio(gates, layout)) == pytest.approx(ratio, abs=1e-6)
+        assert float(budgets.params_ratio(gates, layout)) == pytest.approx(ratio, abs=1e-6)
         # The next one in order, the highest score that is closed, would not have fitted.
         hard, costs = flatten(gates), {path: one for path, (_, one) in units(layout, gates).items()}
         closed = {path: np.max(np.where(hard[path], -np.inf, flat[path])) for path in flat}
@@ -118,7 +120,7 @@ def test_a_budget_that_scores_do_not_ask_for_changes_nothing(grain):
     scores = scores_of(layout, grain, positive=False)
     wanted = masks.gates(scores)
     assert 0 < ratio_of(layout, wanted) < 0.98
-    chex.assert_trees_all_equal(masks.harden(scores, layout, 0.98), wanted)
+    chex.assert_trees_all_equal(budgets.harden(scores, layout, 0.98), wanted)
 
 
 @pytest.mark.parametrize("name", ["channels", "layers", "weights"])

@@ -98,6 +98,19 @@ def test_where_nothing_is_free_any_more_one_line_says_so_and_nothing_is_stored(t
     assert pool.tasks == ("all",) == cwps.Pool.open(pool.folder).tasks
 
 
+def test_tasks_of_two_pools_are_restored_beside_each_other_and_no_further_one_is_learned(three, tmp_path):
+    pool, learned = three
+    other = tiny().new_pool(tmp_path / "other")
+    alone = learn(other, "alone")
+    other.merge(pool)
+    for one in (*learned, alone):
+        chex.assert_trees_all_equal(cwps.Pool.open(other.folder).effective(one.name), one.variables)
+    before = files_hash(other.folder)
+    with pytest.raises(cwps.CwpsError, match="or it came from another pool and was learned beside others"):
+        learn(other, "further")
+    assert files_hash(other.folder) == before
+
+
 @pytest.mark.parametrize("share", [0.3, 0.62, 0.9])
 def test_a_task_that_would_free_another_share_of_the_pretrained_weights_is_refused(three, share):
     pool, _ = three

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -228,7 +229,7 @@ def test_what_is_evaluated_is_what_the_last_rule_computed(name):
     config = dataclasses.replace(CONFIG, method=LEARNED[name])
     pool = learned(False).pool
     start = pool.effective("pretrained")
-    start["params"] = {**start["params"], **where.trainer.new_head(0)}
+    start["params"] = {**start["params"], **where.trainer.new_head(0)["params"]}
     pooled = pool.pooled(method=LEARNED[name].name)
     trained = where.trainer.train(start, task(turned=True).train, config, pooled)
     stored = trained.method.store(trained.finished)
@@ -260,3 +261,37 @@ def test_every_tasks_logits_are_the_same_to_the_bit_in_a_fresh_process():
 def _environment() -> dict[str, str]:
     here = pathlib.Path(__file__).parent
     return {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
+
+
+@pytest.mark.parametrize("prompting", [False, True])
+def test_a_pool_of_every_method_is_merged_and_each_task_copied_alone(prompting, tmp_path):
+    pool, where = learned(prompting).pool, setting_of("l2p" if prompting else "channels")
+    merged = where.new_pool(tmp_path / "merged")
+    assert merged.merge(pool) == tuple(one.name for one in pool.index.versions)
+    for name in pool.tasks:
+        alone = where.new_pool(tmp_path / name)
+        pool.copy(name, alone, "copied")
+        assert len(alone) == 1 + len(pool.version(name).uses)
+        for one, called in ((merged, name), (alone, "copied")):
+            chex.assert_trees_all_equal(cwps.Pool.open(one.folder).effective(called), pool.effective(name))
+    assert merged.verify() == []
+
+
+def test_single_weights_over_borrowed_rows_are_the_same_wherever_these_go(tmp_path):
+    """A version by weight has no rows of its own, and names the owners of its parent's all the same."""
+    pool, where = learned(False).pool, setting_of("channels")
+    assert pool._trees.needs(pool.version("weights"))
+    wanted = {name: pool.effective(name) for name in pool.tasks}
+    other = where.new_pool(tmp_path / "other")
+    pool.copy("finetune", other)  # whose number is another owner's here
+    for name in ("layers", "weights"):
+        pool.copy(name, other)
+    assert other._trees.needs(other.version("weights")) <= {other.version("layers").id}
+    rehomed = cwps.Pool.open(shutil.copytree(pool.folder, tmp_path / "rehomed"))
+    rehomed.remove("atlas")
+    for gone in ("channels", "layers"):
+        rehomed.remove(gone, rehome=True)
+    for one in (other, rehomed):
+        assert one.verify() == []
+        for name in one.tasks:
+            chex.assert_trees_all_equal(cwps.Pool.open(one.folder).effective(name), wanted[name])

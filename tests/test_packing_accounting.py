@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zoo
 
-from cwps_jax.core import accounting, masks
+from cwps_jax.core import accounting, budgets, masks
 from cwps_jax.core.packing import pack
 from cwps_jax.core.trees import flatten
 from cwps_jax.report.rows import totals
@@ -40,7 +40,7 @@ def test_counts_are_what_lies_in_the_arrays(name):
     flat = flatten(params)
     assert counted.private == sum(flat[path].size for path in layout.private_paths)
     assert counted.backbone == sum(leaf.size for leaf in flat.values())
-    np.testing.assert_allclose(counted.ratio, masks.params_ratio(gates, layout), rtol=1e-6)
+    np.testing.assert_allclose(counted.ratio, budgets.params_ratio(gates, layout), rtol=1e-6)
 
 
 def test_the_head_is_counted_apart(tiny_layout):

@@ -222,6 +222,10 @@ def test_a_tasks_life_from_the_shell(folder, monkeypatch, capsys):
     assert json.loads(tell("copy", "living", "dark", "other", "copied", "--json"))["copied"] == "copied@1"
     with pytest.raises(cwps.CwpsError, match="cannot be removed"):
         tell("remove", "living", "digits")
+    assert json.loads(tell("merge", "living", "other", "--json"))["merged"] == ["negative@1", "copied@1"]
+    assert tell("merge", "living", "other") == "merged: nothing, all is here\n"
+    for one in ("copied", "negative"):
+        assert tell("remove", "living", one) == f"{one}@1: removed\n"
     assert tell("remove", "living", "digits", "--rehome") == "digits@1: removed\n"
     assert set(json.loads(tell("compact", "living", "--json"))) == {"removed"}
     assert cwps.Pool.open("living").tasks == ("dark", "earlier")

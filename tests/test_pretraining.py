@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from test_config import VALID
 
-from cwps_jax import CwpsError, Pool, TrainConfig
+from cwps_jax import CwpsError, Pool, TrainConfig, pretraining
 from cwps_jax.config import DataConfig, RunConfig, run_config
 from cwps_jax.pretraining import IRRELEVANT, origin, stored_pool
 
@@ -66,6 +66,10 @@ def test_what_is_different_for_the_source_alone_counts(workdir):
         {"tasks": ("thick",)},
         {"epochs": 5},
         {"budget": 0.2},
+        {"byte_budget": 0.05, "budget": 1.0},
+        {"row_bits": 2},
+        {"rounded_share": 0.5},
+        {"head_share": 0.5},
         {"norm_batches": 2},
         {"compare": ()},
         {"keep_compared": True},
@@ -88,6 +92,14 @@ def test_what_the_source_does_not_depend_on_may_change(workdir, changes):
     config = dataclasses.replace(CONFIG, **changes)
     assert stored_pool(config, workdir) is not None
     assert origin(config) == origin(CONFIG)
+
+
+def test_the_pretrained_model_is_whole_and_in_float32_whatever_the_tasks_become():
+    assert {*pretraining.WHOLE} <= set(IRRELEVANT)
+    config = dataclasses.replace(CONFIG, row_bits=2, head_share=0.2, byte_budget=0.1, budget=1.0)
+    assert dataclasses.replace(config.train, **pretraining.WHOLE) == dataclasses.replace(
+        CONFIG.train, budget=1.0
+    )
 
 
 def test_settings_of_the_tasks_methods_may_change(workdir):

@@ -1,9 +1,11 @@
 """What a task was learned with: stored, compared before training, and told apart from forgetting."""
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -107,6 +109,20 @@ def test_another_preparation_or_other_test_data_are_refused_before_training(
     assert "'birds' is stored" in str(refused.value) and "\n" not in str(refused.value)
     assert (workdir / "config.json").read_bytes() == before
     assert Pool.open(workdir / "pool").tasks == ("birds",)
+
+
+def test_an_optimizer_from_python_is_written_as_given_and_a_rerun_says_it_cannot_compare(
+    config, tmp_path, capsys
+):
+    given = dataclasses.replace(config(), optimizer=optax.sgd(0.01))
+    run.learn(given, tmp_path, CONSOLE)
+    told = json.loads((tmp_path / "config.json").read_text())
+    assert told["config"]["optimizer"] == "given from Python"
+    assert told["tasks"]["birds"]["config"]["optimizer"] == "given from Python"
+    capsys.readouterr()
+    run.learn(dataclasses.replace(given, optimizer=optax.adam(0.01)), tmp_path, CONSOLE)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "skipped; it was learned with other settings: perhaps config.optimizer (given from Python" in said
 
 
 def test_a_class_that_was_replaced_is_refused(config, workdir, data_dir, tmp_path):

@@ -201,10 +201,11 @@ def test_the_tables_say_what_the_rows_say(count, draws):
         lines = cells_of(text, method)
         assert len(lines) == {1: 0, 3: 1, 14: 2}[count]
         if lines:
-            accuracy_, kept, everything, bits, *costs = lines[0]
+            accuracy_, kept, in_bytes, everything, *costs = lines[0]
             assert accuracy_ == cell(method) and kept == f"{0.25 * (1 + number):.3f}x"
+            assert in_bytes == f"{0.125 * (1 + number):.3f}x"
             assert everything == f"{1 + 0.5 * (1 + number):.2f}x"
-            assert costs == ["1 k", "2 M", "3 G", "2.5"] and bits.endswith("k")
+            assert costs == ["1 k", "2 M", "3 G", "2.5"]
         if lines[1:]:
             assert lines[1] == [cell(method, task) for task in ("birds", "cars")]
     assert "2 tasks and the pre-trained model: 1.50x the" in " ".join(text.split())
@@ -222,10 +223,10 @@ def test_many_tasks_are_parted_where_the_terminal_ends():
 def test_what_was_forgotten_and_what_is_not_known_is_said():
     results = invented(2)
     results["forgetting"][1]["logits_sha256_at_end"] = "b"
-    results["rows"][1]["bits"] = None
+    results["rows"][1]["byte_ratio"] = None
     text = shown(results)
     assert "Forgetting: 1 of 2 stored tasks changed" in text
-    assert cells_of(text, "method1")[0][3] == "-"
+    assert cells_of(text, "method1")[0][2] == "-"
 
 
 @pytest.mark.parametrize("count", [1, 3, 14])

@@ -1,11 +1,14 @@
 """A stored task at work: what it answers is what its evaluation measured, whatever the picture."""
 
 import json
+import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 import served
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -146,6 +149,39 @@ def test_an_export_read_back_gives_the_same_logits_and_says_what_it_is(pool, fol
     assert (said["task"], said["backbone"], said["format"]) == (f"{task}@1", "resnet8", "pt")
     head = pool.effective(task)["params"]["head"]
     np.testing.assert_array_equal(load_file(file)["fc.weight"], np.asarray(head["kernel"]).T)
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_the_file_that_was_there(pool, tmp_path, monkeypatch):
+    def full(arrays, path, metadata):
+        pathlib.Path(path).write_bytes(b"half")
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    file = tmp_path / "negative.safetensors"
+    file.write_bytes(b"before")
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    line = r"negative\.safetensors: cannot be written \(.*No space left on device\); make room there"
+    with pytest.raises(cwps.CwpsError, match=line) as told:
+        cwps.export(pool, "negative", file)
+    assert "\n" not in str(told.value)
+    assert file.read_bytes() == b"before" and [*tmp_path.iterdir()] == [file]
+
+
+def test_pictures_of_a_task_whose_own_were_cut_to_boxes_are_said_to_be_taken_whole(
+    folder, tmp_path, monkeypatch, caplog
+):
+    shutil.copytree(folder / "pool", tmp_path / "pool")
+    index = tmp_path / "pool" / "index.json"
+    values = json.loads(index.read_text())
+    values["versions"][1]["record"]["learned_with"]["images"]["box"] = True
+    index.write_text(json.dumps(values))
+    boxed = cwps.Pool.open(tmp_path / "pool")
+    monkeypatch.chdir(folder)
+    for task in ("digits", "negative", "negative"):
+        cwps.predict(boxed, task, test_files(folder, task)[:2])
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "negative@1 was learned from pictures cut to boxes; these are taken whole: cut them alike"
+    ]
 
 
 def test_nothing_answers_by_mistake(pool, folder, tmp_path):

@@ -1,5 +1,6 @@
 """Split lists beside the tasks and inside them, in folders and archives, and the script that writes them."""
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from test_folders import pack, png, write
 
 from cwps_jax.config import DataConfig
 from cwps_jax.data import folders
+from cwps_jax.data.check import check_task
+from cwps_jax.data.source import Opener
 from cwps_jax.errors import CwpsError
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "make_split_lists.py"
@@ -61,6 +64,37 @@ def test_lists_say_what_belongs_to_which_split(tmp_path, inside, archive, number
         assert [source.describe(index) for index in range(len(source))] == [at + path for path in expected]
         for index, path in enumerate(expected):
             assert source[index] == (IMAGES[path], order.index(path.split("/")[1]), None, None)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_lists_that_no_key_uses_are_told_of_with_the_key_that_would(tmp_path, inside):
+    """Beside them lies what is no list, and the lists of a task whose name begins alike."""
+    start = "" if inside else "real/"
+    lists = {
+        f"real/{name}.txt" if inside else f"real_{name}.txt": lines(None, start, name != "train").encode()
+        for name in ("train", "test", "dev", "Eval")
+    }
+    others = {
+        "real_photo_train.txt": b"real_photo/x/1.png\n",
+        "real_readme.txt": b"x",
+        "real/README.txt": b"x",
+    }
+    write(tmp_path, {**IMAGES, **lists, **others})
+    given = dataclasses.replace(settings(tmp_path), image_size=6, cache_dir="")
+    assert folders.split_names(given, "real") == ("train", "test", "Eval", "dev")
+    opener = Opener(folders.open_split, folders.split_names)
+
+    def told(given: DataConfig) -> list[str]:
+        report = check_task(given, "real", opener, batch_size=2)
+        return [one.text for one in report.findings if one.kind == "unused split"]
+
+    assert told(given) == [
+        f"split {name!r} is not used; config.{key}={name} uses it"
+        for name, key in (("Eval", "test_split"), ("dev", "validation_split"))
+    ]
+    assert told(dataclasses.replace(given, validation_split="dev", test_split="Eval")) == [
+        "split 'test' is not used; config.test_split=test uses it"
+    ]
 
 
 def test_lists_written_on_windows_and_with_blank_lines_are_read(tmp_path):

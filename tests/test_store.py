@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from searched import OPTIONS, names
 
-from cwps_jax.core import masks
+from cwps_jax.core import budgets
 from cwps_jax.core.mixing import mix
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.errors import CwpsError
@@ -414,13 +414,13 @@ def test_budgets_of_one_soft_run_nest(tiny_layout):
     scores = unflatten(
         {one.path: rng.uniform(0.1, 1, one.gate_shape).astype(np.float32) for one in tiny_layout.layers}
     )
-    small, large = (flatten(masks.harden(scores, tiny_layout, budget)) for budget in (0.3, 0.7))
+    small, large = (flatten(budgets.harden(scores, tiny_layout, budget)) for budget in (0.3, 0.7))
     for path in small:
         assert not np.any(small[path] & ~large[path])
 
 
 def test_the_index_says_its_format(pool):
-    assert json.loads((pool.folder / "index.json").read_text())["format"] == 4
+    assert json.loads((pool.folder / "index.json").read_text())["format"] == 5
 
 
 def test_what_stands_in_the_index_is_what_the_trees_say(pool, tiny_variables, moved):

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax.core.channels import Layout
+from cwps_jax.core.coding import Codes
 from cwps_jax.core.trees import Tree, flatten
+
+FLOAT32_BITS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Count:
         head: the head; not counted in the ratio.
         backbone: N, the pre-trained backbone without its head.
         bits: all that is stored, head, statistics, masks and owners included; 0 where nothing is stored yet.
+        head_bits: those of the head alone.
     """
 
     active: int
@@ -27,11 +31,17 @@ class Count:
     head: int
     backbone: int
     bits: int = 0
+    head_bits: int = 0
 
     @property
     def ratio(self) -> float:
         """params_ratio: (active + private) / N."""
         return (self.active + self.private) / self.backbone
+
+    @property
+    def byte_ratio(self) -> float:
+        """byte_ratio: all that is stored but the head, over the bytes of the backbone in float32."""
+        return (self.bits - self.head_bits) / (FLOAT32_BITS * self.backbone)
 
 
 def count(layout: Layout, gates: Tree) -> Count:
@@ -41,16 +51,19 @@ def count(layout: Layout, gates: Tree) -> Count:
     return Count(active, layout.private_parameters, layout.head_parameters, layout.backbone_parameters)
 
 
-def count_stored(layout: Layout, own: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]) -> Count:
+def count_stored(
+    layout: Layout, own: Mapping[str, np.ndarray | Codes], rows: Mapping[str, np.ndarray | Codes]
+) -> Count:
     """Counts what is stored of a task by whatever method, from the arrays themselves.
 
     Args:
         layout: the pre-trained backbone's; leaves below "params" that it does not know are the head.
-        own: {path: array}; numbers with a fraction count, but for norm statistics, below "other".
-        rows: {path: array}, the stored channels.
+        own: {path: array, or its codes}; numbers with a fraction count, but for norm statistics, below
+            "other".
+        rows: the same of the stored channels.
     """
     known = layout.backbone_shapes
-    head = private = active = bits = 0
+    head = private = active = bits = head_bits = 0
     for path, leaf in (*own.items(), *((f"rows/{path}", leaf) for path, leaf in rows.items())):
         bits += 8 * leaf.nbytes
         kind, _, name = path.partition("/")
@@ -58,11 +71,12 @@ def count_stored(layout: Layout, own: Mapping[str, np.ndarray], rows: Mapping[st
             continue
         if kind == "params" and name not in known:
             head += leaf.size
+            head_bits += 8 * leaf.nbytes
         elif kind == "params" and name in layout.private_paths:
             private += leaf.size
         else:
             active += leaf.size
-    return Count(active, private, head, layout.backbone_parameters, bits)
+    return Count(active, private, head, layout.backbone_parameters, bits, head_bits)
 
 
 def owned(layout: Layout, owners: Mapping[str, np.ndarray]) -> dict[int, int]:

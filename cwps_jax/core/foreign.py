@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from cwps_jax.core.channels import Axes, Layout, Shape, layout_from_axes
-from cwps_jax.core.patterns import HEAD, PRIVATE, check_head, check_patterns, leaves_of, matches
+from cwps_jax.core.patterns import HEAD, PRIVATE, check_patterns, leaves_of_heads, matches
 from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
 
@@ -11,7 +11,7 @@ from cwps_jax.errors import CwpsError
 def layout_from_shapes(
     params: Tree,
     *,
-    head: str = HEAD,
+    head: str | Sequence[str] = HEAD,
     private: Sequence[str] = (),
     axes: Mapping[str, Axes | None] | None = None,
 ) -> Layout:
@@ -23,7 +23,7 @@ def layout_from_shapes(
 
     Args:
         params: nested dict of arrays or shapes.
-        head: path of the module whose parameters are the head, or its name anywhere in the tree.
+        head: path of the module whose parameters are the head, or its name anywhere in the tree; or several.
         private: further patterns (`fnmatch`) over paths of private leaves, beside norms, tokens, LayerScale.
         axes: {pattern over paths: channel axes, or None for a private leaf}, which win over the shapes; the
             first that matches counts.
@@ -41,8 +41,7 @@ def layout_from_shapes(
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
     given = axes or {}
     check_patterns((*private, *given), shapes)
-    check_head(head, shapes)
-    heads = leaves_of(head, shapes)
+    heads = leaves_of_heads(head, shapes)
     found: dict[str, Axes | None] = {}
     # Kernels first: a bias is private where the kernel beside it is.
     for path in sorted(shapes.keys() - heads, key=lambda path: (_name(path) != "kernel", path)):

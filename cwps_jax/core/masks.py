@@ -1,4 +1,4 @@
-"""Scores and gates: annealing, straight-through, sparsity, and the parameter budget.
+"""Scores and gates: annealing, straight-through, and sparsity.
 
 A *score* is a real number per output channel, trained. A *gate* is what it means: the share of the child
 in that channel, in [0, 1]; 0 or 1 once hard. Both live in nested dicts keyed like the kernels they gate.
@@ -55,17 +55,6 @@ def spread(gates: Tree, layout: Layout) -> dict[str, jax.Array]:
         if flat[layer.path].size == 1:
             flat[layer.path] = jnp.broadcast_to(flat[layer.path], layer.gate_shape)
     return unflatten(flat)
-
-
-def _costs(gates: Tree, layout: Layout) -> dict[str, int]:
-    """Returns how many parameters one gate stands for, by the paths of the gates."""
-    flat, found = flatten(gates), {}
-    for layer in layout.layers:
-        for leaf, shape in zip(layer.leaves, layer.shapes, strict=True):
-            if leaf in flat:
-                of_all = layer.leaves[0] == leaf and not set(layer.leaves) <= flat.keys()
-                found[leaf] = (layer.parameters if of_all else math.prod(shape)) // flat[leaf].size
-    return found
 
 
 def temperature(
@@ -177,100 +166,6 @@ def sparsity(gates: Tree, params: Tree) -> jax.Array:
     total = max(sum(sizes[path] for path in by_leaf), 1)
     means = [sizes[path] / total * jnp.mean(gate, dtype=jnp.float32) for path, gate in by_leaf.items()]
     return jnp.sum(jnp.stack(means)) if means else jnp.zeros(())
-
-
-def params_ratio(gates: Tree, layout: Layout) -> jax.Array:
-    """Returns what the task keeps, without its head, over the backbone's parameters, float32 ().
-
-    Args:
-        gates: nested dict of gates, soft or hard, in the kernels' places.
-        layout: the backbone's.
-    """
-    flat = flatten(gates)
-    kept = jnp.float32(layout.private_parameters)
-    for path, cost in _costs(gates, layout).items():
-        kept += jnp.sum(flat[path], dtype=jnp.float32) * cost
-    return kept / layout.backbone_parameters
-
-
-def check_budget(layout: Layout, budget: float) -> None:
-    """Raises CwpsError unless the budget is in (0, 1] and pays at least for the private leaves."""
-    if not 0 < budget <= 1:
-        raise CwpsError(f"budget {budget}: must be above 0 and at most 1 (a share of the backbone)")
-    least = layout.private_parameters / layout.backbone_parameters
-    if budget < least:
-        raise CwpsError(
-            f"budget {budget}: norms and other private parameters alone cost {least:.4f} of this "
-            f"backbone; take a budget of at least that"
-        )
-
-
-def harden(
-    scores: Tree,
-    layout: Layout,
-    budget: float = 1.0,
-    *,
-    estimator: Estimator = "annealed",
-) -> dict[str, jax.Array]:
-    """Returns hard, boolean gates that keep within a parameter budget.
-
-    Channels above the estimator's threshold are opened, highest score first, while the budget allows;
-    the first that does not fit ends it. So `params_ratio` never exceeds the budget, and where the scores
-    ask for more than it the slack is below one channel. Equal scores open in the order of the layers.
-
-    Args:
-        scores: nested dict of scores.
-        layout: the backbone's layout; static under jit.
-        budget: the largest params_ratio; 1 is no limit. Several budgets can be hardened from one
-            set of scores.
-        estimator: whose threshold counts.
-
-    Raises:
-        CwpsError: a budget that is out of (0, 1] or below what norms cost.
-    """
-    wanted = gates(scores, estimator=estimator)
-    check_budget(layout, budget)
-    if budget == 1:
-        return wanted
-    if layout.backbone_parameters >= 2**31:
-        raise CwpsError("a backbone of 2**31 parameters or more: harden it without a budget")
-    # Integers: float32 cannot count the parameters of a large backbone exactly.
-    allowance = int(budget * layout.backbone_parameters + 1e-6) - layout.private_parameters
-    flat_scores, flat_wanted, costs = flatten(scores), flatten(wanted), _costs(scores, layout)
-    score = jnp.concatenate([flat_scores[path].ravel() for path in costs])
-    wants = jnp.concatenate([flat_wanted[path].ravel() for path in costs])
-    cost = jnp.concatenate([jnp.full(flat_scores[path].size, one, jnp.int32) for path, one in costs.items()])
-    order = jnp.argsort(jnp.where(wants, -score, jnp.inf), stable=True)
-    fits = jnp.cumsum(jnp.where(wants, cost, 0)[order]) <= allowance
-    opened = jnp.zeros_like(wants).at[order].set(fits) & wants
-    hard, start = {}, 0
-    for path in costs:
-        shape = flat_scores[path].shape
-        hard[path] = opened[start : start + math.prod(shape)].reshape(shape)
-        start += math.prod(shape)
-    return unflatten(hard)
-
-
-def steer(
-    base: jax.Array, ratio: jax.Array, budget: jax.Array, rate: jax.Array, gain: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns lambda for a step, and its base for the next: both follow the budget within [0, 1].
-
-    Scores integrate what lambda tells them, so an integral of the excess alone would swing to and fro; the
-    part in proportion to the excess damps it (PI control).
-
-    Args:
-        base: the part of lambda that has built up.
-        ratio: `params_ratio` of the gates as they would be hardened now.
-        budget: the ratio to reach.
-        rate: change of the base per unit of excess and step.
-        gain: lambda per unit of excess.
-
-    Returns:
-        (lambda, next base).
-    """
-    excess = ratio - budget
-    return jnp.clip(base + gain * excess, 0.0, 1.0), jnp.clip(base + rate * excess, 0.0, 1.0)
 
 
 def all_gates(layout: Layout, value: bool) -> dict[str, jax.Array]:

@@ -2,7 +2,7 @@
 
 import difflib
 import fnmatch
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from cwps_jax.errors import CwpsError
 
@@ -25,6 +25,22 @@ def leaves_of(module: str, paths: Iterable[str]) -> list[str]:
     """Returns the paths of a module's leaves: of the one at that very path, or else of all of that name."""
     exact = [path for path in paths if path.startswith(f"{module}/")]
     return exact or [path for path in paths if f"/{module}/" in path]
+
+
+def leaves_of_heads(head: str | Sequence[str], paths: Collection[str]) -> list[str]:
+    """Returns the paths of the leaves of a model's head, or of its heads.
+
+    Args:
+        head: path or name of a module, or several.
+        paths: paths of all leaves.
+
+    Raises:
+        CwpsError: a head that is no module, see `check_head`.
+    """
+    heads = (head,) if isinstance(head, str) else tuple(head)
+    for name in heads:
+        check_head(name, paths)
+    return [path for name in heads for path in leaves_of(name, paths)]
 
 
 def check_patterns(patterns: Iterable[str], paths: Collection[str]) -> None:

@@ -1,8 +1,9 @@
 """From an encoded image file to an upright RGB image of Pillow, or one line on why that cannot be."""
 
+import functools
 import io
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import (
@@ -46,14 +47,26 @@ class _JpegFile(JpegImagePlugin.JpegImageFile):
         pass
 
 
+class _PngFile(PngImagePlugin.PngImageFile):
+    """A PNG file that keeps its content where its colours have 16 bits, of which Pillow takes the upper 8."""
+
+    deep: bytes = b""
+
+
+class _TiffFile(TiffImagePlugin.TiffImageFile):
+    """The same of a TIFF file."""
+
+    deep: bytes = b""
+
+
 # Not Image.open: it may warn on its way to an answer, and where threads are at work no warning can be caught.
 _FORMATS: tuple[tuple[tuple[bytes, ...], type[ImageFile]], ...] = (
     ((b"\xff\xd8\xff",), _JpegFile),
-    ((b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
+    ((b"\x89PNG\r\n\x1a\n",), _PngFile),
     ((b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
     ((b"RIFF",), WebPImagePlugin.WebPImageFile),
     ((b"BM",), BmpImagePlugin.BmpImageFile),
-    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _TiffFile),
     ((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), PpmImagePlugin.PpmImageFile),
 )
 
@@ -80,6 +93,8 @@ def open_image(content: bytes) -> Image.Image:
         raise Undecodable(
             f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} megapixels; scale it down"
         )
+    if isinstance(image, _PngFile | _TiffFile) and any(";16" in str(tile.args) for tile in image.tile):
+        image.deep = b"" if image.mode.startswith("I") else content
     return image
 
 
@@ -95,7 +110,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     Raises:
         Undecodable: the image had to be decoded and is truncated or broken.
     """
-    if isinstance(image, PngImagePlugin.PngImageFile | TiffImagePlugin.TiffImageFile):
+    if isinstance(image, _PngFile | _TiffFile):
         _attempt(image.load, image.format)
     width, height = image.size
     return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
@@ -106,13 +121,14 @@ def to_rgb(image: Image.Image, reduction: int = 1, bits: int = 16) -> Image.Imag
 
     The first frame of an animation, the first picture of a file of several. Colours are converted as Pillow's
     `convert("RGB")` does it, and as ImageNet's loaders expect: transparency is dropped, not laid on a ground.
-    Grey of more than 8 bits is scaled to 8, where Pillow would cut it off at 255.
+    What has more than 8 bits is scaled to 8, where Pillow would cut grey off at 255, and keep the upper 8
+    bits of colours, whatever they use.
 
     Args:
         image: from `open_image`.
         reduction: 1, 2, 4 or 8: JPEG is decoded at that fraction of its size (rounded up), which is faster;
             other formats keep theirs.
-        bits: how many a grey image of more than 8 uses; what is above is white.
+        bits: how many an image of more than 8 uses; what is above is white.
 
     Raises:
         Undecodable: the image is truncated or broken, or its pixels are floating-point numbers.
@@ -123,9 +139,9 @@ def to_rgb(image: Image.Image, reduction: int = 1, bits: int = 16) -> Image.Imag
     _attempt(image.load, image.format)
     if image.mode == "F":
         raise Undecodable("its pixels are floating-point numbers of no known range; store them as 8 bits")
-    picture = image
-    if image.mode.startswith("I"):
-        picture = Image.fromarray(np.clip(np.asarray(image) // 2 ** (bits - 8), 0, 255).astype(np.uint8))
+    picture, pixels = image, _deep_pixels(image)
+    if pixels is not None:
+        picture = Image.fromarray(np.clip(pixels // 2 ** (bits - 8), 0, 255).astype(np.uint8))
     if picture.mode != "RGB":
         picture.info.pop("transparency", None)  # Pillow would warn that it is lost
         picture = picture.convert("RGB")
@@ -133,18 +149,50 @@ def to_rgb(image: Image.Image, reduction: int = 1, bits: int = 16) -> Image.Imag
     return picture if turn is None else picture.transpose(turn)
 
 
-def values(image: Image.Image) -> tuple[int, int, int]:
+def values(image: Image.Image, picture: Image.Image) -> tuple[int, int, int]:
     """Returns how many bits the pixels of a decoded image are stored with, and their lowest and highest.
 
     Args:
-        image: from `open_image`, after `to_rgb`: 16 or, for all others, 8 bits.
+        image: from `open_image`: 16 or, for all others, 8 bits.
+        picture: what `to_rgb` made of it.
     """
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image)
+    pixels = _deep_pixels(image)
+    if pixels is not None:
         return 16, int(pixels.min()), int(pixels.max())
-    bands = image.getextrema()
+    bands = picture.getextrema()
     each = bands if isinstance(bands[0], tuple) else (bands,)
     return 8, int(min(band[0] for band in each)), int(max(band[1] for band in each))
+
+
+@functools.cache
+def opencv() -> Any:
+    """Returns OpenCV, which is not imported where no image is decoded or resized."""
+    import cv2
+
+    cv2.setNumThreads(1)  # each batch has a thread of its own
+    return cv2
+
+
+def _deep_pixels(image: Image.Image) -> np.ndarray | None:
+    """Returns the pixels of a decoded image of more than 8 bits as they are stored, None of any other.
+
+    Args:
+        image: from `open_image`, decoded.
+
+    Returns:
+        Grey, (height, width), or colours, (height, width, 3).
+    """
+    if image.mode.startswith("I"):
+        return np.asarray(image)
+    if not (isinstance(image, _PngFile | _TiffFile) and image.deep):
+        return None
+    cv2 = opencv()
+    pixels = cv2.imdecode(np.frombuffer(image.deep, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
+        raise Undecodable(
+            f"a {image.format} file with colours of 16 bits in a form that is not read; store 8"
+        )
+    return pixels[:, :, 2::-1]  # from blue, green, red and, perhaps, transparency
 
 
 def _attempt(action: Callable[[], _Result], kind: str | None) -> _Result:

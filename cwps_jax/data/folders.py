@@ -14,14 +14,14 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from cwps_jax.data.classes import same_name
 from cwps_jax.data.places import Folder, Place, open_archive
 from cwps_jax.data.source import Record
 from cwps_jax.data.split_lists import ListedSplits, SplitList
-from cwps_jax.data.split_names import key_of
+from cwps_jax.data.split_names import KEYS, key_of
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import DataConfig
 
@@ -162,18 +162,28 @@ def _layout(settings: DataConfig, task: str, place: Place) -> _FolderSplits | Li
     names = [name for name in dict.fromkeys((*SPLITS, *asked)) if name]
     root, top = _root(settings), place.listing(task)
     beside = root.listing("").files
-    lists: dict[str, SplitList] = {}
-    for name in names:
-        path, inner = f"{task}_{name}.txt", f"{task}/{name}.txt"
-        if path in beside:
-            root.inside(path)
-            lists[name] = SplitList(root.describe(path), root.read(path), f"{task}/")
-        if f"{name}.txt" in top.files:
-            if name in lists:
-                raise CwpsError(f"{lists[name].name} and {place.describe(inner)} are both there: remove one")
-            lists[name] = SplitList(place.describe(inner), place.read(inner), "")
-    if lists:
-        return ListedSplits(place, task, lists)
+
+    def listed(names: Iterable[str]) -> dict[str, SplitList]:
+        lists: dict[str, SplitList] = {}
+        for name in names:
+            path, inner = f"{task}_{name}.txt", f"{task}/{name}.txt"
+            if path in beside:
+                root.inside(path)
+                lists[name] = SplitList(root.describe(path), root.read(path), f"{task}/")
+            if f"{name}.txt" in top.files:
+                if name in lists:
+                    both = f"{lists[name].name} and {place.describe(inner)}"
+                    raise CwpsError(f"{both} are both there: remove one")
+                lists[name] = SplitList(place.describe(inner), place.read(inner), "")
+        return lists
+
+    lists = listed(names)
+    if lists:  # beside them others that are called like splits, so that the check tells of them
+        start, called = f"{task}_", {name for names in KEYS.values() for name in names}
+        files = (*top.files, *(path.removeprefix(start) for path in beside if path.startswith(start)))
+        stems = {name.removesuffix(".txt") for name in files if name.endswith(".txt")}
+        others = sorted(name for name in stems - lists.keys() if name.casefold() in called)
+        return ListedSplits(place, task, {**lists, **listed(others)})
     known = {name.casefold() for name in names}
     # Without any that is called like a split, they are class folders, whose lists are missing.
     are_splits = any(name.casefold() in known for name in top.folders)

@@ -18,7 +18,7 @@ from cwps_jax.data.source import Box, ImageSource
 from cwps_jax.errors import CwpsError
 from cwps_jax.files import write_atomically
 
-FORMAT = 4
+FORMAT = 5
 CHUNK = 1024  # items that are read ahead at most
 NO_BOX = (float("nan"),) * 4
 NO_VALUES = (0, 0, 0)
@@ -87,8 +87,7 @@ def scan(
         if isinstance(record.image, bytes):
             try:
                 image = open_image(record.image)
-                picture = to_rgb(image)
-                found = values(image if image.mode.startswith("I") else picture)
+                found = values(image, to_rgb(image))
             except Undecodable as error:
                 why = str(error)
         elif record.image.dtype == np.uint8 and record.image.size:

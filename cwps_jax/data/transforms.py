@@ -5,7 +5,6 @@ resized by Pillow; random parts and mirror images are OpenCV's, which is several
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -114,7 +113,7 @@ class Transform:
         else:
             pixels = self.evaluation(image, box)
         if self.flip and draws[4 * TRIES] < 0.5:
-            pixels = _opencv().flip(pixels, 1)  # where NumPy takes seven times as long
+            pixels = decode.opencv().flip(pixels, 1)  # where NumPy takes seven times as long
         if self.randaugment_layers or any(self.color_jitter):
             jitter, layers = np.split(draws[4 * TRIES + 1 :], [8])
             picture = Image.fromarray(pixels)
@@ -153,7 +152,7 @@ class Transform:
             pixels = _cut(opened, part)
         else:
             pixels = np.asarray(_decoded(opened, part, size, self.image_bits or 16))
-        opencv = _opencv()
+        opencv = decode.opencv()
         method = {"bilinear": opencv.INTER_LINEAR, "bicubic": opencv.INTER_CUBIC}[self.interpolation]
         if min(pixels.shape[:2]) >= 2 * self.image_size:  # or most pixels would have no part in the result
             method = opencv.INTER_AREA
@@ -180,14 +179,6 @@ def random_part(width: int, height: int, areas: tuple[float, ...], draws: np.nda
     wide = min(width, round(height * ASPECTS[1]))
     high = min(height, round(width / ASPECTS[0]))
     return Part((width - wide) // 2, (height - high) // 2, wide, high)
-
-
-@functools.cache
-def _opencv() -> Any:
-    import cv2
-
-    cv2.setNumThreads(1)  # each batch has a thread of its own
-    return cv2
 
 
 def _opened(image: bytes | np.ndarray) -> Image.Image | np.ndarray:

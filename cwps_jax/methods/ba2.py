@@ -84,7 +84,7 @@ class Ba2(Parts):
         costs = {layer.path: _cost(layer) for layer in layout.layers if layer.path in scores}
         score = np.concatenate(list(scores.values()))
         cost = np.concatenate([np.full(len(one), costs[path]) for path, one in scores.items()])
-        # As core.masks.harden: the first that does not fit ends it; equal scores in the layers' order.
+        # As core.budgets.harden: the first that does not fit ends it; equal scores in the layers' order.
         wanted = score >= THRESHOLD
         order = np.argsort(np.where(wanted, -score, np.inf), kind="stable")
         opened = np.zeros(len(score), bool)

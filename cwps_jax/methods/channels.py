@@ -102,6 +102,11 @@ def ownership(layout: Layout, own: Mapping[str, np.ndarray], identity: int) -> O
     return found
 
 
+def opened(layer: Layer, own: Mapping[str, Any]) -> np.ndarray:
+    """Returns the channels of a layer that are stored as rows of its own, int (rows,), ascending."""
+    return np.flatnonzero(unpack_bits(np.asarray(own[f"masks/{layer.path}"]), layer.channels))
+
+
 def gates_of(layout: Layout, own: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns the hard gates of what is stored, a nested dict of boolean arrays."""
     return unflatten(

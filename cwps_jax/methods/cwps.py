@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
 
 from cwps_jax.active_gradient import active_gradients
+from cwps_jax.core import budgets
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.compact import pack, placements, unpack
 from cwps_jax.core.mixing import mix
@@ -31,12 +33,14 @@ from cwps_jax.methods.method import (
 )
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import adam, by_config, sgd
+from cwps_jax.methods.rounding import learned_rounded
 from cwps_jax.methods.whole import finetune_stage
 from cwps_jax.search.composite import Candidates, Distance, Granularity, Search, composite
+from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import at_least, within
 
-_hardened = jax.jit(core_masks.harden, static_argnames=("layout", "budget", "estimator"))
+_hardened = jax.jit(budgets.harden, static_argnames=("layout", "budget", "estimator", "prices"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Cwps(Method):
     Attributes:
         granularity: what one gate governs: a "channel", a "layer" or a single "weight". Later tasks can
             borrow channels, not single weights.
+        selection: how channels are chosen: "learned" in a soft stage; or by how far each has "moved" from its
+            parent in the warm-up, for its price, without one: the hard stage has its epochs.
         lambda_: weight of the sparsity penalty, in [0, 1], where there is no budget.
         budget_rate: how fast lambda's base follows the budget, per unit of excess over the whole soft stage.
         budget_gain: lambda per unit of excess over the budget.
@@ -62,6 +68,7 @@ class Cwps(Method):
     name: ClassVar[str] = "cwps"
 
     granularity: Literal["channel", "layer", "weight"] = "channel"
+    selection: Literal["learned", "moved"] = "learned"
     lambda_: float = 0.5
     budget_rate: float = 3.0
     budget_gain: float = 6.0
@@ -88,6 +95,8 @@ class Cwps(Method):
                 f"{where}stage_rates = {self.stage_rates}: must be three factors of at least 0, for the "
                 "warm-up, soft and hard stage"
             )
+        if self.selection == "moved" and self.granularity != "channel":
+            raise CwpsError(f"{where}selection = 'moved': chooses channels; set granularity to 'channel'")
         if self.warm_up_share + self.hard_share >= 1:
             raise CwpsError(
                 f"{where}warm_up_share + hard_share = {self.warm_up_share + self.hard_share}: must be below "
@@ -101,7 +110,9 @@ class Cwps(Method):
         return Search(self.search_distance, self.search_granularity, self.search_candidates, self.search_z)
 
     def check(self, network: Network, training: TrainConfig) -> None:
-        core_masks.check_budget(network.layout, training.budget)
+        if training.byte_budget and self.granularity == "weight":
+            raise CwpsError("config.byte_budget: single weights have no price in bytes; set config.budget")
+        budgets.check_budget(prices(network, training), training.byte_budget or training.budget)
         if training.epochs < 3:
             raise CwpsError(f"config.epochs = {training.epochs}: cwps needs at least 3, one a stage")
 
@@ -110,31 +121,41 @@ class Cwps(Method):
         warm_up = min(max(1, round(training.epochs * self.warm_up_share)), training.epochs - 2)
         hard = min(max(1, round(training.epochs * self.hard_share)), training.epochs - warm_up - 1)
         soft = training.epochs - warm_up - hard
-        rates = [training.learning_rate * factor for factor in self.stage_rates]
+        if self.selection == "moved":
+            soft, hard = 0, hard + soft
+        rates = [training.peak * factor for factor in self.stage_rates]
         child = [{"params": Group(by_config(training, network), rate)} for rate in rates]
         scores = adam(b2=0.9) if self.score_optimizer == "adam" else sgd(training.momentum)
         # A short memory: lambda's first jump must not slow the scores down for a thousand steps.
         child[1]["masks"] = Group(scores, self.score_learning_rate)
         # What the soft rule reads: tasks that differ in other settings share its compiled step.
         read = (type(self), self.granularity, self.estimator, self.compensate, self.max_temperature)
-        return (
+        cost = prices(network, training)
+        # Per unit of what all channels cost together, so that bytes are steered as fast as parameters.
+        steering = [rate / cost.most(network.layout) for rate in (self.budget_rate, self.budget_gain)]
+        budget = training.byte_budget or training.budget
+        stages: tuple[Stage, ...] = (
             dataclasses.replace(finetune_stage("warm-up", warm_up, training, network), groups=child[0]),
             Stage(
                 "soft",
                 soft,
                 self._search,
-                network.remembered(read, lambda: self._soft(network)),
+                network.remembered((*read, cost), lambda: self._soft(network, cost)),
                 child[1],
-                penalty=Penalty(self.lambda_, 0, training.budget, self.budget_rate, self.budget_gain),
+                penalty=Penalty(self.lambda_, 0, budget, *steering),
                 project=_clip,
             ),
-            self.hard_stage(hard, child[2], network),
+            self.hard_stage(hard, child[2], network, cost),
         )
+        stages = tuple(stage for stage in stages if stage.epochs)
+        return stages if self.granularity == "weight" else learned_rounded(stages, training, network)
 
-    def hard_stage(self, epochs: int, groups: dict[str, Group], network: Network) -> Stage:
+    def hard_stage(
+        self, epochs: int, groups: dict[str, Group], network: Network, cost: budgets.Prices
+    ) -> Stage:
         """Returns the last stage, in which the gates stand and the open channels alone are parameters."""
         by_weight = self.granularity == "weight"
-        rule = dense_rule(network) if by_weight else compact_rule(network)
+        rule = dense_rule(network) if by_weight else compact_rule(network, cost)
         stage = Stage("hard", epochs, self._harden, rule, groups, reestimates_norms=True)
         if by_weight:
             return stage
@@ -154,7 +175,7 @@ class Cwps(Method):
         """Returns what is added to the loss, times lambda: METHOD's sparsity."""
         return core_masks.sparsity(gates, child)
 
-    def _soft(self, network: Network) -> Rule:
+    def _soft(self, network: Network, cost: budgets.Prices) -> Rule:
         layout = network.layout
 
         def soft(own: Tree, frozen: Tree, clock: Clock) -> Effective:
@@ -169,7 +190,7 @@ class Cwps(Method):
                 ),
                 layout,
             )
-            kept = core_masks.params_ratio(core_masks.gates(scores, estimator=self.estimator), layout)
+            kept = budgets.params_ratio(core_masks.gates(scores, estimator=self.estimator), layout, cost)
             params = mix(frozen["parent"], child, gates)
             return Effective(params, gates=gates, kept=kept, penalty=self.penalty(gates, scores, child))
 
@@ -187,27 +208,53 @@ class Cwps(Method):
         )
 
     def _harden(self, moment: Moment) -> Begun:
-        network, child = moment.network, moment.own["params"]
-        scores, budget = moment.own["masks"], moment.training.budget
-        gates = _hardened(scores, network.layout, budget, estimator=self.estimator)
+        network, child, training = moment.network, moment.own["params"], moment.training
+        found: Mapping[str, Any] = {}
+        estimator: core_masks.Estimator = "annealed"
+        cost = prices(network, training, moment.pool.models)
+        if self.selection == "moved":
+            begun = self._search(moment)
+            scores = budgets.moved(child, begun.frozen["parent"], network.layout, cost)
+            found, moment = begun.found, dataclasses.replace(moment, frozen=begun.frozen)
+        else:
+            scores, estimator = moment.own["masks"], self.estimator
+        budget = training.byte_budget or training.budget
+        gates = _hardened(scores, network.layout, budget, estimator=estimator, prices=cost)
         gates = jax.device_get(core_masks.spread(gates, network.layout))
         frozen = {"parent": moment.frozen["parent"], "gates": gates}
         if self.granularity == "weight":
-            return Begun({"params": child}, frozen, carried={"params": unchanged})
+            return Begun({"params": child}, frozen, found, carried={"params": unchanged})
         placed = placements(network.layout, gates, network.capacity(gates))
         packed = lambda tree: pack(tree, gates, placed)
-        return Begun({"params": packed(child)}, {**frozen, "placed": placed}, carried={"params": packed})
+        own = {"params": packed(child)}
+        return Begun(own, {**frozen, "placed": placed}, found, carried={"params": packed})
 
 
-def compact_rule(network: Network) -> Rule:
+def prices(network: Network, training: TrainConfig, models: StoredModels | None = None) -> budgets.Prices:
+    """Returns what channels cost: bytes where the config has a budget of these, else parameters.
+
+    Args:
+        network: the backbone.
+        training: the task's config.
+        models: whose channels may be borrowed; by default few of them.
+    """
+    layout = network.layout
+    if not training.byte_budget:
+        return budgets.parameter_prices(layout)
+    newest = max((int(owner.max()) for owner in models.owner.values()), default=0) if models else 0
+    owner_bytes = np.min_scalar_type(newest).itemsize
+    return budgets.byte_prices(layout, training.row_bits, network.statistics, owner_bytes)
+
+
+def compact_rule(network: Network, cost: budgets.Prices) -> Rule:
     """Returns the rule of a packed child, see `core.compact`."""
 
     def compact(own: Tree, frozen: Tree, clock: Clock) -> Effective:
         gates = frozen["gates"]
         params = unpack(own["params"], frozen["parent"], gates, frozen["placed"])
-        return Effective(params, kept=core_masks.params_ratio(gates, network.layout))
+        return Effective(params, kept=budgets.params_ratio(gates, network.layout, cost))
 
-    return network.remembered("compact", lambda: compact)
+    return network.remembered(("compact", cost), lambda: compact)
 
 
 def dense_rule(network: Network) -> Rule:
@@ -215,7 +262,7 @@ def dense_rule(network: Network) -> Rule:
 
     def dense(own: Tree, frozen: Tree, clock: Clock) -> Effective:
         gates = frozen["gates"]
-        kept = core_masks.params_ratio(gates, network.layout)
+        kept = budgets.params_ratio(gates, network.layout)
         return Effective(mix(frozen["parent"], own["params"], gates), gates=gates, kept=kept)
 
     return network.remembered("dense", lambda: dense)

@@ -7,6 +7,7 @@ from cwps_jax.core.masks import all_gates
 from cwps_jax.methods import channels
 from cwps_jax.methods.method import Finished, Method, Restoring, Stage, Stored
 from cwps_jax.methods.network import Network
+from cwps_jax.methods.rounding import learned_rounded
 from cwps_jax.methods.whole import finetune_stage
 from cwps_jax.settings import TrainConfig
 
@@ -18,7 +19,8 @@ class Finetune(Method):
     name: ClassVar[str] = "finetune"
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
-        return (finetune_stage("finetune", training.epochs, training, network),)
+        stage = finetune_stage("finetune", training.epochs, training, network)
+        return learned_rounded((stage,), training, network)
 
     def store(self, finished: Finished) -> Stored:
         gates = all_gates(finished.moment.network.layout, True)

@@ -75,7 +75,7 @@ class Penalty(NamedTuple):
     Attributes:
         weight: lambda, where there is no budget.
         free_epochs: epochs of the stage before it counts.
-        budget: largest `Effective.kept`; below 1 it steers lambda step by step, see `core.masks.steer`.
+        budget: largest `Effective.kept`; below 1 it steers lambda step by step, see `core.budgets.steer`.
         budget_rate: change of lambda's base per unit of excess, over the whole stage.
         budget_gain: lambda per unit of excess.
     """
@@ -137,7 +137,7 @@ class Begun:
         frozen: what its rule reads beside it.
         found: to be added to `Moment.found`.
         carried: {collection: a function from a tree like the collection of before to one like the new}: these
-            keep their optimizer's moments; the others start anew.
+            keep their optimizer's moments, where they fit; the others start anew.
     """
 
     own: Tree
@@ -151,8 +151,8 @@ def no_context(effective: Effective, own: Tree, frozen: Tree) -> contextlib.Abst
     return contextlib.nullcontext()
 
 
-def unchanged(given: Any) -> Any:
-    """Returns what it is given."""
+def unchanged(given: Any, *beside: Any) -> Any:
+    """Returns what it is given first."""
     return given
 
 
@@ -175,6 +175,7 @@ class Stage:
         loss: from the task's loss to the stage's, both functions of (outputs, batch) to one value an item.
         on_device: from the frozen tree on the host to the one that the steps read, such as in other types.
         project: what is done to the own tree after each update.
+        seen: from own and frozen tree to the own one that rule and context see in training, such as rounded.
     """
 
     name: str
@@ -190,6 +191,7 @@ class Stage:
     loss: Callable[[Loss], Loss] = unchanged
     on_device: Callable[[Tree], Tree] = unchanged
     project: Callable[[Tree], Tree] = unchanged
+    seen: Callable[[Tree, Tree], Tree] = unchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,12 +218,13 @@ class Stored:
     Attributes:
         own: nested dict: "params", leaves of the plain model that are stored as they are; "other", its other
             collections; and whatever else the method needs, such as "masks".
-        rows: {path of a leaf: (rows, fan-in)}, channels that later tasks may borrow; empty for none.
+        rows: {path of a leaf: (rows, fan-in)}, channels that later tasks may borrow; empty for none. The pool
+            makes codes of both where they are stored in few bits.
         uses: names of stored versions that the task cannot be restored without, beside the rows' owners.
     """
 
     own: Tree
-    rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     uses: tuple[str, ...] = ()
 
 

@@ -11,7 +11,14 @@ from cwps_jax.active_gradient import gradient_work
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.compact import Capacity, choose_capacity
 from cwps_jax.core.trees import Tree
-from cwps_jax.tracing import attention_paths, batch_norm_paths, cast_types, grouped_kernels, parameter_depths
+from cwps_jax.tracing import (
+    attention_paths,
+    batch_norm_paths,
+    cast_types,
+    grouped_kernels,
+    mode,
+    parameter_depths,
+)
 
 T = TypeVar("T")
 
@@ -22,7 +29,7 @@ class Network:
     Attributes:
         model: a Linen model with its head.
         layout: its layout.
-        example: shape and type of a batch of one image.
+        example: shape and type of a batch of one image; a dict of such for `Inputs`.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, example: jax.ShapeDtypeStruct) -> None:
@@ -80,6 +87,15 @@ class Network:
     def batch_norms(self) -> frozenset[str]:
         """Paths of the modules that are `nn.BatchNorm`, whose momentum can be set from outside."""
         return batch_norm_paths(self.model, self.example)
+
+    @functools.cached_property
+    def statistics(self) -> tuple[int, ...]:
+        """How many numbers each leaf of the model's other collections has, such as norm statistics."""
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+        begin = lambda images: self.model.init(keys, images, **mode(self.model, train=False))
+        shapes = jax.eval_shape(begin, self.example)
+        other = {key: tree for key, tree in shapes.items() if key != "params"}
+        return tuple(leaf.size for leaf in jax.tree.leaves(other))
 
     @functools.cached_property
     def _work(self) -> Mapping[str, float]:

@@ -36,9 +36,10 @@ def adam(b2: float = 0.999, weight_decay: float = 0.0, clip: float = 0.0) -> opt
 
 
 def by_config(training: TrainConfig, network: Network) -> optax.GradientTransformationExtraArgs:
-    """Returns the config's optimizer of a model's own leaves; `update` takes `gates=`.
+    """Returns the config's optimizer of a model's own leaves, whose rate is `training.peak`.
 
-    Weight decay acts on the kernels of layers and head alone, times the gate of each channel.
+    Its `update` takes `gates=`. Weight decay acts on the kernels of layers and head alone, times the gate of
+    each channel; that of a given optax transformation acts as it says.
 
     Args:
         training: the task's config.
@@ -62,7 +63,10 @@ def child_optimizer(
         depths: {path: depth} of every leaf, for `config.layer_decay`.
     """
     decay = gated_weight_decay(config.weight_decay, layout)
-    if config.optimizer == "adamw":
+    rules: list[optax.GradientTransformation]
+    if isinstance(config.optimizer, optax.GradientTransformation):
+        rules = [config.optimizer, optax.scale(-1.0)]  # its updates are added, and a step subtracts
+    elif config.optimizer == "adamw":
         rules = [optax.scale_by_adam(), decay]
     else:
         rules = [decay, optax.trace(config.momentum)]

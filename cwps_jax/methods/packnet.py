@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax.core.channels import Layout
+from cwps_jax.core.heads import head_of
 from cwps_jax.core.trees import Flat, Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.channels import pack_bits, smallest, unpack_bits
@@ -72,7 +73,7 @@ class PackNet(Method):
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
         again = min(max(1, round(self.retrain_share * training.epochs)), training.epochs - 1)
         groups = {
-            "params": Group(by_config(training, network), training.learning_rate),
+            "params": Group(by_config(training, network), training.peak),
             "weights": Group(sgd(0.9), self.learning_rate),
         }
         rule = network.remembered("packnet", lambda: _rule(network))
@@ -88,6 +89,7 @@ class PackNet(Method):
         free = moment.found["free"]
         own = {
             "params": moment.own["params"],
+            "other": head_of(moment.network.layout, finished.other),
             "masks": unflatten({path: pack_bits(mine[path][free[path]]) for path in mine}),
             "free": smallest(np.asarray(_count(free))),
             "weights": unflatten({path: np.asarray(weights[path])[mine[path]] for path in mine}),
@@ -118,7 +120,7 @@ class PackNet(Method):
             if int(stored["free"]) != _count(free):
                 raise CwpsError(
                     f"packnet: config.packnet.free_share = {self.free_share} is not what {name} was learned "
-                    "with; all tasks of a pool have the same"
+                    "with, or it came from another pool and was learned beside others; begin another pool"
                 )
             _place(kernels, free, stored)
         if not _count(free):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax.core.channels import Layout
+from cwps_jax.core.heads import head_of
 from cwps_jax.core.trees import Flat, Tree, flatten, unflatten, unite
 from cwps_jax.methods.method import (
     Begun,
@@ -90,7 +91,7 @@ class Parts(Method):
         return {name: unflatten(view.under(name)) for name in names if name not in ("params", "other")}
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
-        params = Group(by_config(training, network), training.learning_rate)
+        params = Group(by_config(training, network), training.peak)
         rule = network.remembered((self, "rule"), lambda: self._rule(network))
         stage = Stage(
             self.name,
@@ -107,8 +108,8 @@ class Parts(Method):
     def store(self, finished: Finished) -> Stored:
         layout = finished.moment.network.layout
         own = {name: tree for name, tree in finished.moment.own.items() if name != "params"}
-        other = {} if self.inference else {"other": dict(finished.other)}
-        return Stored({"params": finished.moment.own["params"], **other, **self.packed(layout, own)})
+        other = head_of(layout, finished.other) if self.inference else dict(finished.other)
+        return Stored({"params": finished.moment.own["params"], "other": other, **self.packed(layout, own)})
 
     def restore(self, view: Restoring) -> dict[str, Any]:
         changed = jax.device_get(_program(self, view.layout)(self.unpacked(view), dict(view.pretrained)))

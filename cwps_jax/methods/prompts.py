@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from cwps_jax.core.trees import Tree, flatten, unite
 from cwps_jax.errors import CwpsError
+from cwps_jax.inputs import Inputs, input_names
 from cwps_jax.methods.method import Clock, Effective, Restoring, Rule
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.parts import Parts
@@ -30,6 +31,11 @@ class Prompting(Parts):
             raise CwpsError(
                 f"method {self.name}: prompts need a Vision Transformer, and this backbone has no attention "
                 "(flax.linen.MultiHeadDotProductAttention); choose another method"
+            )
+        if isinstance(network.model, Inputs):
+            raise CwpsError(
+                f"method {self.name}: prompts are put into a model of one image, and this one takes "
+                f"{', '.join(input_names(network.model))} by cwps.Inputs; choose another method"
             )
 
     def restore(self, view: Restoring) -> dict[str, Any]:

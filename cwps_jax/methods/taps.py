@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from cwps_jax.core import masks
+from cwps_jax.core import budgets, masks
 from cwps_jax.core.mixing import mix
 from cwps_jax.core.trees import Tree, select
 from cwps_jax.errors import CwpsError
@@ -27,6 +27,7 @@ from cwps_jax.methods.method import (
 )
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import by_config, sgd
+from cwps_jax.methods.rounding import learned_rounded
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import at_least
 
@@ -64,12 +65,13 @@ class Taps(Method):
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
         groups = {
-            "params": Group(by_config(training, network), training.learning_rate),
+            "params": Group(by_config(training, network), training.peak),
             "masks": Group(sgd(training.momentum), training.learning_rate),
         }
         rule = network.remembered("taps", lambda: _rule(network))
         penalty = Penalty(self.lambda_, self.free_epochs)
-        return (Stage("taps", training.epochs, _begin, rule, groups, penalty=penalty),)
+        stage = Stage("taps", training.epochs, _begin, rule, groups, penalty=penalty)
+        return learned_rounded((stage,), training, network)
 
     def store(self, finished: Finished) -> Stored:
         moment = finished.moment
@@ -92,7 +94,7 @@ def _rule(network: Network) -> Rule:
     def rule(own: Tree, frozen: Tree, clock: Clock) -> Effective:
         scores = own["masks"]
         gates = masks.gates(scores, 1.0, estimator="straight_through")
-        kept = masks.params_ratio(gates, network.layout)
+        kept = budgets.params_ratio(gates, network.layout)
         penalty = jnp.mean(jnp.stack([jnp.abs(score).sum() for score in jax.tree.leaves(scores)]))
         gates = masks.spread(gates, network.layout)
         return Effective(mix(frozen["parent"], own["params"], gates), {}, gates, kept, penalty)

@@ -9,10 +9,13 @@
           params/<leaf>, other/<collection>   as for shared channels
 """
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from cwps_jax.core.channels import Layout, from_columns, to_columns
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.methods.channels import pack_bits, parent_rows, smallest, unpack_bits
 from cwps_jax.methods.method import Finished, Restoring, Stored
@@ -48,3 +51,35 @@ def restore_weights(view: Restoring) -> dict[str, Any]:
         mask = unpack_bits(bits, leaves[path].size).reshape(leaves[path].shape)
         leaves[path][mask] = view.own[f"weights/{path}"]
     return {"params": unflatten({**view.under("params"), **leaves})}
+
+
+def borrows(layout: Layout, own: Mapping[str, Any]) -> bool:
+    """Whether what is stored of a version, {path: array}, is in this form, and it has no rows of its own."""
+    return all(f"owner/{layer.path}" in own and f"weights/{layer.path}" in own for layer in layout.layers)
+
+
+def with_owners(
+    layout: Layout, own: Mapping[str, Any], params: Mapping[str, np.ndarray], known: Mapping[int, int]
+) -> Stored:
+    """Returns what to store of the same network where some owners are: other channels become its own.
+
+    Args:
+        layout: the backbone's.
+        own: {path: array or codes}, what is stored of it now.
+        params: {path: array}, its plain parameters.
+        known: {number of an owner now: its number then}; 0 is the pre-trained model in both.
+    """
+    changed = dict(own)
+    for layer in layout.layers:
+        owner, row = (np.asarray(own[f"{name}/{layer.path}"]).astype(np.int64) for name in ("owner", "row"))
+        lost = ~np.isin(owner, [*known])
+        changed[f"owner/{layer.path}"] = smallest(np.array([known.get(int(one), 0) for one in owner]))
+        changed[f"row/{layer.path}"] = smallest(np.where(lost, np.arange(len(row)), row))
+        for leaf, shape in zip(layer.leaves, layer.shapes, strict=True) if lost.any() else ():
+            mask = unpack_bits(own[f"masks/{leaf}"], math.prod(shape)).reshape(shape)
+            columns = np.array(to_columns(mask, layer.gate_shape))
+            columns[:, lost] = True
+            mask = from_columns(columns, layer.gate_shape, shape)
+            changed[f"masks/{leaf}"] = pack_bits(mask)
+            changed[f"weights/{leaf}"] = np.asarray(params[leaf])[mask]
+    return Stored(unflatten(changed))

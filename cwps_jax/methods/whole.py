@@ -9,7 +9,7 @@ from cwps_jax.settings import TrainConfig
 
 def finetune_stage(name: str, epochs: int, training: TrainConfig, network: Network) -> Stage:
     """Returns a stage that trains every leaf, from the pre-trained model on."""
-    groups = {"params": Group(by_config(training, network), training.learning_rate)}
+    groups = {"params": Group(by_config(training, network), training.peak)}
     return Stage(name, epochs, _begin, whole_child, groups)
 
 

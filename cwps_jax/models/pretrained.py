@@ -102,11 +102,13 @@ def save_backbone(
         metadata: text that the file says of itself.
 
     Raises:
-        CwpsError: unknown backbone or set of names, or variables that are not this backbone's.
+        CwpsError: unknown backbone or set of names, variables that are not this backbone's, or a disk that
+            is full; what was in the file's place is still there.
 
     Example:
         >>> save_backbone("birds.safetensors", "resnet50", pool.effective("birds"))  # doctest: +SKIP
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     tables = {one.name: one for one in find(name).tables if one.suffix == ".safetensors"}
@@ -118,7 +120,11 @@ def save_backbone(
     arrays.update({key: np.zeros((), np.int64) for key in sorted(table.counters(leaves))})
     path = pathlib.Path(path)
     with replacing(path) as partial:
-        save_file(arrays, partial, metadata={**(metadata or {}), "format": "pt"})
+        try:
+            save_file(arrays, partial, metadata={**(metadata or {}), "format": "pt"})
+        except SafetensorError as error:  # to it a full disk is no OSError
+            why = " ".join(str(error).split())
+            raise CwpsError(f"{path}: cannot be written ({why}); make room there, or name another") from error
 
 
 def initialise(

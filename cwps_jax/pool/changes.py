@@ -1,4 +1,4 @@
-"""The verbs of a stored task's life: verify, remove, rename, compact, copy."""
+"""The verbs of a stored task's life: verify, remove, rename, compact, copy, merge."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,7 @@ from cwps_jax.errors import CwpsError
 from cwps_jax.pool.output import print_json, print_line
 from cwps_jax.store import Pool
 
-VERBS = ("verify", "remove", "rename", "compact", "copy")
+VERBS = ("verify", "remove", "rename", "compact", "copy", "merge")
 
 
 def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -31,6 +31,9 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     one.add_argument("to", metavar="TO", help="folder of a pool of the same pre-trained model")
     one.add_argument("name", metavar="NAME", nargs="?", help="its name there; the same by default")
     one.set_defaults(run=_copy)
+    one = verbs.add_parser("merge", parents=[common], help="copy every task of another pool into this one")
+    one.add_argument("other", metavar="OTHER", help="folder of a pool of the same pre-trained model")
+    one.set_defaults(run=_merge)
 
 
 def _verify(pool: Pool, given: argparse.Namespace) -> None:
@@ -65,6 +68,11 @@ def _compact(pool: Pool, given: argparse.Namespace) -> None:
 def _copy(pool: Pool, given: argparse.Namespace) -> None:
     copied = pool.copy(given.task, Pool.open(given.to), given.name)
     _tell(given, f"{copied.name}: in {given.to}", copied=copied.name, to=given.to)
+
+
+def _merge(pool: Pool, given: argparse.Namespace) -> None:
+    merged = pool.merge(Pool.open(given.other))
+    _tell(given, f"merged: {', '.join(merged) or 'nothing, all is here'}", merged=merged, to=given.pool)
 
 
 def _tell(given: argparse.Namespace, text: str, **values: Any) -> None:

@@ -120,6 +120,7 @@ def _stored(pool: Pool, name: str) -> dict[str, Any]:
         "stored": True,
         "version": version.version,
         "params_ratio": count.ratio,
+        "byte_ratio": count.byte_ratio,
         "parameters": count.active + count.private,
         "head_parameters": count.head,
         "bits": count.bits,

@@ -15,11 +15,23 @@ KEYS = (
     *("format", "method", "backbone", "backbone_parameters", "pretrained", "versions"),
     *("rows", "totals", "forgetting"),
 )
-ADDED: dict[str, Any] = {"class_names": {}, "not_measured": []}  # that files of format 2 may lack
+# What files of format 2 may lack, and their rows.
+ADDED: dict[str, Any] = {"class_names": {}, "not_measured": []}
+ADDED_TO_ROWS = ("byte_ratio", "row_bits")
 ROW = (
     *("task", "method", "draw", "seed", "stored", "version"),
     *("accuracy", "validation_accuracy", "params_ratio", "parameters", "head_parameters"),
-    *("bits", "bytes", "trained", "peak_memory_bytes", "flops_per_step", "seconds", "epochs"),
+    *(
+        "bits",
+        "bytes",
+        "byte_ratio",
+        "row_bits",
+        "trained",
+        "peak_memory_bytes",
+        "flops_per_step",
+        "seconds",
+        "epochs",
+    ),
     *("lambda", "budget", "relation"),
 )
 
@@ -106,7 +118,8 @@ def read_results(path: pathlib.Path) -> dict[str, Any]:
                 f"{path}: results of format {values['format']!r}; formats {FORMAT} and 1 are read"
             )
         values = ADDED | {key: values[key] for key in (*KEYS, *(ADDED.keys() & values.keys()))}
-        return values | {"rows": [{key: row[key] for key in ROW} for row in values["rows"]]}
+        lacking = dict.fromkeys(ADDED_TO_ROWS)
+        return values | {"rows": [{key: (lacking | row)[key] for key in ROW} for row in values["rows"]]}
     except FileNotFoundError as error:
         raise CwpsError(f"{path}: no such file") from error
     except KeyError as error:

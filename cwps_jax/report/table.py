@@ -54,7 +54,7 @@ def _left_out(results: Mapping[str, Any]) -> list[str]:
 
 def _tasks(title: str, rows: Rows, methods: Sequence[str], own: str) -> Table:
     """Returns a row a task with each method's accuracy, and what the run's own method keeps of it."""
-    table = _table(title, "task", [*methods, "kept", "bytes"])
+    table = _table(title, "task", [*methods, "kept", "bytes", "in bytes"])
     borrowed = {row["task"]: row["relation"] for row in rows if row["method"] == own and row["relation"]}
     if len(names(rows, "draw")) > 1:
         borrowed = {}  # every draw has relations of its own
@@ -69,6 +69,7 @@ def _tasks(title: str, rows: Rows, methods: Sequence[str], own: str) -> Table:
             *(_percent(spread(rows, method, "accuracy", task)) for method in methods),
             _times(spread(rows, own, "params_ratio", task)),
             f"{size.mean:,.0f}" if size else "-",
+            _times(spread(rows, own, "byte_ratio", task)),
             *([borrowed_from(task, borrowed[task])] if task in borrowed else []),
         )
     return table
@@ -84,15 +85,17 @@ def _accuracies(rows: Rows, methods: Sequence[str], tasks: Sequence[str]) -> Tab
 
 def _methods(results: Mapping[str, Any], methods: Sequence[str]) -> Table:
     """Returns a row a method with its means over the tasks."""
-    costs = ("bits", "trained", "peak_memory_bytes", "flops_per_step", "seconds")
-    headers = ("accuracy", "kept", "all tasks", "bits", "trained", "memory", "FLOPs", "seconds")
+    costs = ("trained", "peak_memory_bytes", "flops_per_step", "seconds")
+    headers = ("accuracy", "kept", "in bytes", "all tasks", "trained", "memory", "FLOPs", "seconds")
     table = _table("means over the tasks", "method", headers)
     for method in methods:
-        means = {key: spread(results["rows"], method, key) for key in ("accuracy", "params_ratio", *costs)}
+        shares = ("accuracy", "params_ratio", "byte_ratio")
+        means = {key: spread(results["rows"], method, key) for key in (*shares, *costs)}
         table.add_row(
             method,
             _percent(means["accuracy"]),
             _times(means["params_ratio"]),
+            _times(means["byte_ratio"]),
             _times(total(results, method), 2),
             *(short(mean.mean if (mean := means[key]) else None) for key in costs),
         )

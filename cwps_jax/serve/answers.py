@@ -5,10 +5,12 @@ import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 
 from cwps_jax import data as sources
 from cwps_jax import models, provenance
@@ -16,7 +18,7 @@ from cwps_jax.data.split import Arrays, Split, as_split
 from cwps_jax.data.task import TaskData, check_labels
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.method import Method
-from cwps_jax.serve.images import Path, class_folders, given_images
+from cwps_jax.serve.images import Path, class_folders, given_arrays, given_images
 from cwps_jax.serve.learned_with import LearnedWith, learned_with
 from cwps_jax.settings import DataConfig, TrainConfig
 from cwps_jax.store.pool import Pool
@@ -29,22 +31,25 @@ class Predictions:
     """What a task answers for images, in their order.
 
     Attributes:
-        class_names: of the outputs.
-        logits: (images, classes).
+        class_names: of the outputs; () for what is no classification.
+        logits: what the model gives, (images, classes); another shape, or a tree of arrays as of several
+            heads, for what is no classification.
     """
 
     class_names: tuple[str, ...]
-    logits: np.ndarray
+    logits: Any
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
-        """The softmax of the logits, (images, classes), float64."""
+        """The softmax of the logits, (images, classes), float64. Raises CwpsError for no classification."""
+        self._check_classified()
         shifted = np.exp(self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
 
     @property
     def classes(self) -> list[str]:
-        """The name of each image's most probable class."""
+        """The name of each image's most probable class. Raises CwpsError for no classification."""
+        self._check_classified()
         return [self.class_names[number] for number in self.logits.argmax(axis=1)]
 
     def top(self, count: int) -> list[list[tuple[str, float]]]:
@@ -52,12 +57,20 @@ class Predictions:
 
         Args:
             count: how many classes, or as many as there are.
+
+        Raises:
+            CwpsError: the task is no classification.
         """
+        self._check_classified()
         best = np.argsort(-self.logits, axis=1, kind="stable")[:, :count]
         return [
             [(self.class_names[number], float(row[number])) for number in order]
             for order, row in zip(best, self.probabilities, strict=True)
         ]
+
+    def _check_classified(self) -> None:
+        if not self.class_names:
+            raise CwpsError("the task is no classification: read what its model gives, predictions.logits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +79,7 @@ class Evaluation:
 
     Attributes:
         metric: the mean of the metric, accuracy by default.
-        class_names: of the outputs.
+        class_names: of the outputs; () for what is no classification.
         confusion: (classes, classes), how many images of the class of a row were taken for that of a column.
     """
 
@@ -87,7 +100,7 @@ class Evaluation:
 def predict(
     pool: Pool,
     task: str,
-    images: Path | Sequence[Path] | np.ndarray | Split,
+    images: Path | Sequence[Path] | np.ndarray | Arrays | Split,
     *,
     model: nn.Module | None = None,
     batch_size: int = 0,
@@ -98,7 +111,9 @@ def predict(
         pool: the stored models.
         task: a task's name, or "task@n".
         images: paths of image files or folders, or patterns; an array (n, height, width, channels), uint8
-            where the task was learned from images, else as its model takes it; or a `Split`.
+            where the task was learned from images, else as its model takes it; a dict of arrays with "image"
+            and what else the model takes; or a `Split`. Pictures are taken whole; where the task's own were
+            cut to boxes, the log says so once.
         model: the plain model with the task's head, where the pool's backbone is one of your own.
         batch_size: images a batch; 0 for that of its training, or less where there are fewer images.
 
@@ -109,10 +124,13 @@ def predict(
     Example:
         >>> predict(pool, "birds", "photos/").top(3)  # doctest: +SKIP
     """
-    known = learned_with(pool, task)
+    known = learned_with(pool, task, classified=False)
     if isinstance(images, str | os.PathLike | Sequence | np.ndarray):
         images = given_images(known, images)
-    return Predictions(known.class_names, _logits(pool, known, images, model, batch_size))
+    elif isinstance(images, Mapping):
+        images = given_arrays(known, images)
+    logits = _logits(pool, known, images, model, batch_size)
+    return Predictions(_classes_of(logits, known), logits)
 
 
 def evaluate(
@@ -133,21 +151,31 @@ def evaluate(
             which the test split counts, a split, or a dict of arrays with "image" and "label"; None for the
             test data that the task was learned with.
         metric: (outputs, batch) to one value per item, (batch,), or one of a `whole_split`; accuracy by
-            default.
+            default, for a classification.
         model, batch_size: see `predict`.
 
     Raises:
         CwpsError: as `predict`; a folder that is no class of the task, a label that is no class, or None for
-            a task that was learned from arrays.
+            a task that was learned from arrays; accuracy for what is no classification.
     """
-    known = learned_with(pool, task)
+    known = learned_with(pool, task, classified=False)
     split = _labelled(known, data)
-    check_labels(split.fields, len(known.class_names), f"{known.name}:")
+    if known.class_names:
+        check_labels(split.fields, len(known.class_names), f"{known.name}:")
     logits = _logits(pool, known, split, model, batch_size)
-    classes = len(known.class_names)
-    confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (split.fields["label"], logits.argmax(axis=1)), 1)
-    return Evaluation(measure(metric, logits, split), known.class_names, confusion)
+    names = _classes_of(logits, known)
+    if metric is accuracy and not names:
+        raise CwpsError(f"{pool.folder}: {known.name} is no classification; give its metric, metric=")
+    confusion = np.zeros((len(names), len(names)), np.int64)
+    if names:
+        np.add.at(confusion, (split.fields["label"], logits.argmax(axis=1)), 1)
+    return Evaluation(measure(metric, logits, split), names, confusion)
+
+
+def _classes_of(logits: Any, known: LearnedWith) -> tuple[str, ...]:
+    """Returns the names of a model's outputs; () where they are no classes, as those of several heads."""
+    shape: tuple[int, ...] = getattr(logits, "shape", ())
+    return known.class_names if len(shape) == 2 and shape[1] >= len(known.class_names) else ()
 
 
 def _labelled(known: LearnedWith, data: Path | TaskData | Split | Arrays | None) -> Split:
@@ -158,8 +186,7 @@ def _labelled(known: LearnedWith, data: Path | TaskData | Split | Arrays | None)
     if isinstance(data, TaskData):
         return data.test
     if isinstance(data, Mapping):
-        given = given_images(known, np.asarray(data["image"]))
-        return given.with_fields(**{name: np.asarray(one) for name, one in data.items() if name != "image"})
+        return given_arrays(known, data)
     return as_split(data)
 
 
@@ -175,14 +202,18 @@ def _recorded(known: LearnedWith) -> Split:
     return data.test
 
 
-def _logits(
-    pool: Pool, known: LearnedWith, split: Split, model: nn.Module | None, batch_size: int
-) -> np.ndarray:
+def _logits(pool: Pool, known: LearnedWith, split: Split, model: nn.Module | None, batch_size: int) -> Any:
     # A batch is padded to its size: one image must not cost as much as 64, nor each number a compilation.
     fitting = 1 << (len(split) - 1).bit_length()
     predictor = Predictor(pool.model(known.name, model)) if model else _of_backbone(pool, known)
     batch_size = batch_size or min(known.told["config"]["batch_size"], fitting)
-    return predictor(pool.effective(known.name), split, batch_size)
+    try:
+        return predictor(pool.effective(known.name), split, batch_size)
+    except FlaxError as error:
+        raise CwpsError(
+            f"{known.name}: its parameters do not fit the model or what it is given ({error}); give the "
+            "model by which it was learned, and inputs of the same shapes"
+        ) from error
 
 
 def _of_backbone(pool: Pool, known: LearnedWith) -> Predictor:

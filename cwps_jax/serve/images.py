@@ -1,17 +1,19 @@
 """Images that a stored task is asked about, prepared as its evaluation prepared its own."""
 
 import dataclasses
+import functools
 import glob
 import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 
 from cwps_jax.data.decode import Undecodable
 from cwps_jax.data.load import threads_of
 from cwps_jax.data.source import ArraySource, ImageSource, Record
-from cwps_jax.data.split import ArraySplit, ImageSplit, Split
+from cwps_jax.data.split import Arrays, ArraySplit, ImageSplit, Split
 from cwps_jax.errors import CwpsError
 from cwps_jax.serve.learned_with import LearnedWith
 from cwps_jax.settings import DataConfig, nearest
@@ -82,7 +84,8 @@ def given_images(known: LearnedWith, images: Path | Sequence[Path] | np.ndarray)
     Args:
         known: what the task was learned with.
         images: paths of files or folders, or patterns; or an array, (n, height, width, channels): uint8 of
-            any size where the task was learned from images, else as its model takes them.
+            any size where the task was learned from images, else as its model takes them. They are taken
+            whole, which is said once where the task's own were cut to boxes.
 
     Raises:
         CwpsError: files for a task that was learned from arrays, or what is not there or does not fit.
@@ -99,6 +102,18 @@ def given_images(known: LearnedWith, images: Path | Sequence[Path] | np.ndarray)
     files = image_files([images] if isinstance(images, str | os.PathLike) else images)
     unknown = np.zeros(len(files), np.int32)
     return _split(known, FileSource(files, unknown, known.class_names), unknown)
+
+
+def given_arrays(known: LearnedWith, arrays: Arrays) -> Split:
+    """Returns a dict of arrays as a split: "image" as `given_images` takes it, and fields such as "label".
+
+    Raises:
+        CwpsError: there is no "image", or it does not fit.
+    """
+    if "image" not in arrays:
+        raise CwpsError(f"{known.name}: the data has no 'image', only {sorted(arrays)}: name the images so")
+    fields = {name: np.asarray(array) for name, array in arrays.items() if name != "image"}
+    return given_images(known, np.asarray(arrays["image"])).with_fields(**fields)
 
 
 def class_folders(known: LearnedWith, folder: Path) -> Split:
@@ -133,6 +148,8 @@ def _split(known: LearnedWith, source: ImageSource, labels: np.ndarray) -> Split
             f"{known.name} was learned from arrays that go into its model as they are, not from image files; "
             "give arrays in Python, cwps.predict(pool, task, array)"
         )
+    if known.told["images"] and known.told["images"].get("box"):
+        _tell_of_boxes(known.name)
     return GivenSplit(
         source,
         np.arange(len(source)),
@@ -142,6 +159,14 @@ def _split(known: LearnedWith, source: ImageSource, labels: np.ndarray) -> Split
         known.preparation,
         None,
         threads_of(DataConfig()),
+    )
+
+
+@functools.cache  # once a task
+def _tell_of_boxes(name: str) -> None:
+    logging.warning(
+        "%s was learned from pictures cut to boxes; these are taken whole: cut them alike",
+        name,
     )
 
 

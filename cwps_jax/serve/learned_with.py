@@ -18,7 +18,8 @@ class LearnedWith:
     Attributes:
         name: "birds@1".
         task: "birds".
-        class_names: a name for each output, in their order; their numbers where the data had no names.
+        class_names: a name for each output, in their order; their numbers where the data had no names; () for
+            what is no classification.
         shape: of one image as the model sees it, (height, width, channels).
         preparation: what is done to a batch on the device.
         transform: what is done to an image on the host; None where images go into the model as they are.
@@ -39,12 +40,13 @@ class LearnedWith:
         return self.record[KEY]
 
 
-def learned_with(pool: Pool, task: str) -> LearnedWith:
+def learned_with(pool: Pool, task: str, *, classified: bool = True) -> LearnedWith:
     """Returns what a task was learned with.
 
     Args:
         pool: the stored models.
         task: a task's name, or "task@n".
+        classified: whether the task has to be a classification.
 
     Raises:
         CwpsError: it is not in the pool, is no classification, or was stored by a release that did not
@@ -62,8 +64,8 @@ def learned_with(pool: Pool, task: str) -> LearnedWith:
             f"{pool.folder}: {version.name} was stored without what it was learned with (image preparation, "
             "names of its classes), as earlier releases did; learn it again, or use pool.effective in Python"
         )
-    if classes is None:
-        raise CwpsError(f"{pool.folder}: {version.name} is no classification; use pool.effective in Python")
+    if classes is None and classified:
+        raise CwpsError(f"{pool.folder}: {version.name} is no classification; use cwps.predict in Python")
     try:
         prepared = known["preparation"]
         mean, deviation = (
@@ -81,7 +83,7 @@ def learned_with(pool: Pool, task: str) -> LearnedWith:
         return LearnedWith(
             version.name,
             version.task,
-            tuple(known["class_names"] or map(str, range(classes))),
+            tuple(known["class_names"] or map(str, range(classes or 0))),
             tuple(known["input"]["shape"]),
             Preparation(mean, deviation),
             transform,

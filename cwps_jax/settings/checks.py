@@ -8,6 +8,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import optax
+
 from cwps_jax.errors import CwpsError
 
 LONGEST = 100  # characters of a value in an error: some are whole functions
@@ -37,6 +39,9 @@ def check_types(config: Any, where: str = "config.") -> None:
 def _plain(value: Any, hint: Any) -> Any:
     if hint is Any:
         return value
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        tuples = [one for one in typing.get_args(hint) if typing.get_origin(one) is tuple]
+        return _plain(value, tuples[0]) if tuples else value
     if typing.get_origin(hint) is tuple:
         if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:
             return tuple(_plain(one, typing.get_args(hint)[0]) for one in value)
@@ -74,9 +79,8 @@ def _describe(hint: Any) -> str:
         return "keys and values"
     if origin is tuple:
         return f"a tuple of {_describe(arguments[0])}"
-    return {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}.get(
-        hint, "None"
-    )
+    names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}
+    return {**names, optax.GradientTransformation: "an optax transformation"}.get(hint, "None")
 
 
 def at_least(config: Any, where: str = "config.", **least: float) -> None:

@@ -25,8 +25,8 @@ class DataConfig:
         label: name of the label among a record's fields.
         box: whether images are cut to the bounding box that the data set gives.
         unreadable: what is done about images that cannot be decoded: "refuse", or "skip" and count them.
-        image_bits: how many bits grey images of 16 bits use, such as 12 for values up to 4095, which is white
-            then. 0 for 16, which is refused where no training image has such values. Of no other images.
+        image_bits: how many bits images of 16 bits, grey or colours, use, such as 12 for values up to 4095,
+            which is white then. 0 for 16, refused where no training image has such values. Of no others.
         shots: training images a class of each task, drawn by the seed (few-shot); 0 for all.
         image_size: side of the images in pixels; 0 for that of embedded data or, for other data, of the
             backbone's published weights.

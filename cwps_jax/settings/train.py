@@ -3,8 +3,13 @@
 import dataclasses
 from typing import Any, Literal
 
+import optax
+
+from cwps_jax.core.coding import BITS
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings.checks import at_least, below_one, check_types, within
+
+OF_ITS_OWN = ("learning_rate", "momentum", "weight_decay")  # a given optimizer has them within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +26,9 @@ class TrainConfig:
         learning_rate_warmup: share of all steps over which the rate rises from zero.
         layer_decay: factor of the rate from each block of the model to the one before it, in (0, 1]: the head
             learns at the full rate, the stem slowest. See `tracing.parameter_depths`.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd" or "adamw"; or, from Python, an optax transformation such as ``optax.adamw(1e-3)``,
+            used as it is: its updates are added, times the schedule with a peak of 1. Its learning rate,
+            momentum and weight decay are within it; these stay at their defaults here.
         momentum: of SGD.
         weight_decay: on kernels only, times the gate of each channel.
         label_smoothing: share of each label that is spread over all classes, in [0, 1). For the default loss.
@@ -31,8 +38,16 @@ class TrainConfig:
         parallel: "jit" over a mesh of all devices, or "pmap".
         budget: largest params_ratio that the task may keep, in (0, 1]; 1 is no limit. For methods that choose
             what to keep.
+        byte_budget: largest byte_ratio that the task may keep, instead of `budget`: bytes of all that is
+            stored but the head, over those of the backbone in float32; 0 is no limit.
+        head_share: share of the epochs, the first ones, in which a task's head alone is trained.
+        row_bits: bits of each weight that the pool stores of the task: 32 (float32 as it is), or 16, 8, 4, 3,
+            2 or 1 for its change since pre-training, with a step size for each output channel. Norms have 8
+            bits at least, their statistics 16, and the head stays in float32.
+        rounded_share: share of the epochs, the last ones, in which methods that store channels learn with the
+            rounding.
         norm_batches: training batches from which norm statistics are re-estimated after hardening.
-        head: name of the model's head.
+        head: name of the model's head, or names of its heads.
         keep_head: whether a task starts with the pre-trained model's head, whose classes are then its own, in
             the same order; by default it starts with a new one.
         private: further patterns over paths of leaves that the task keeps for itself.
@@ -44,7 +59,7 @@ class TrainConfig:
     learning_rate: float = 0.01
     learning_rate_warmup: float = 0.0
     layer_decay: float = 1.0
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] | optax.GradientTransformation = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
@@ -52,8 +67,12 @@ class TrainConfig:
     seed: int = 0
     parallel: Literal["jit", "pmap"] = "jit"
     budget: float = 1.0
+    byte_budget: float = 0.0
+    head_share: float = 0.0
+    row_bits: int = 32
+    rounded_share: float = 0.25
     norm_batches: int = 20
-    head: str = "head"
+    head: str | tuple[str, ...] = "head"
     keep_head: bool = False
     private: tuple[str, ...] = ()
 
@@ -61,14 +80,41 @@ class TrainConfig:
         check_types(self)
         at_least(self, epochs=1, batch_size=1, norm_batches=1)
         at_least(self, learning_rate=0, weight_decay=0, momentum=0, seed=0)
-        within(self, "config.", 0, 1, "learning_rate_warmup")
+        within(self, "config.", 0, 1, "learning_rate_warmup", "rounded_share")
+        below_one(self, "head_share")
         below_one(self, "label_smoothing", "ema")
         if not 0 < self.layer_decay <= 1:
             raise CwpsError(
                 f"config.layer_decay = {self.layer_decay}: must be above 0 and at most 1 (1 is no decay)"
+            )
+        if self.row_bits not in BITS:
+            raise CwpsError(
+                f"config.row_bits = {self.row_bits}: choose one of {', '.join(map(str, BITS))} bits a weight"
+            )
+        if not 0 <= self.byte_budget <= 1 or (self.byte_budget and self.budget < 1):
+            raise CwpsError(
+                f"config.byte_budget = {self.byte_budget}: must be in [0, 1], a share of the backbone's "
+                f"bytes, and stands instead of config.budget ({self.budget}; 1 is no limit)"
             )
         if not 0 < self.budget <= 1:
             raise CwpsError(
                 f"config.budget = {self.budget}: must be above 0 and at most 1, a share of the backbone's "
                 "parameters (1 is no limit)"
             )
+        for field in dataclasses.fields(TrainConfig):
+            value = getattr(self, field.name)
+            if self.optimizer_given and field.name in OF_ITS_OWN and value != field.default:
+                raise CwpsError(
+                    f"config.{field.name} = {value}: would be ignored, since config.optimizer is an optax "
+                    f"transformation; set it in that, and leave config.{field.name} at {field.default}"
+                )
+
+    @property
+    def optimizer_given(self) -> bool:
+        """Whether the optimizer is an optax transformation."""
+        return isinstance(self.optimizer, optax.GradientTransformation)
+
+    @property
+    def peak(self) -> float:
+        """The learning rate at the schedule's peak; 1 for a given optimizer, which has its own."""
+        return 1.0 if self.optimizer_given else self.learning_rate

@@ -3,7 +3,8 @@
 ::
 
     folder/
-      leaves.json           {path of a leaf: its dtype, shape, and offset in elements}, in order
+      leaves.json           {path of a leaf: its dtype, shape, and offset in elements}, in order; of one in
+                            few bits the same of its codes and steps, its bits and its shape
       arrays/               an Orbax tree: for each dtype one flat array, of all leaves that have it
         float32/0             its values and nothing else
 
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from cwps_jax.core.coding import Codes
 from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
 
@@ -35,18 +37,28 @@ def save(folder: pathlib.Path, tree: Tree) -> str:
 
     Args:
         folder: a folder that the index does not refer to; one left by an interrupted run is replaced.
-        tree: nested dict of arrays.
+        tree: nested dict of arrays and codes.
     """
     import orbax.checkpoint as ocp
 
-    arrays = {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
-    leaves, sizes = {}, Counter[str]()
-    for path, leaf in arrays.items():
-        dtype = leaf.dtype.name
-        leaves[path] = {"dtype": dtype, "shape": leaf.shape, "offset": sizes[dtype]}
-        sizes[dtype] += leaf.size
+    leaves: dict[str, Any] = {}
+    arrays: list[np.ndarray] = []
+    sizes = Counter[str]()
+
+    def placed(array: np.ndarray) -> dict[str, Any]:
+        arrays.append(array)
+        dtype = array.dtype.name
+        sizes[dtype] += array.size
+        return {"dtype": dtype, "shape": array.shape, "offset": sizes[dtype] - array.size}
+
+    for path, leaf in flatten(tree).items():
+        if isinstance(leaf, Codes):
+            parts = {key: placed(getattr(leaf, key)) for key in ("codes", "steps")}
+            leaves[path] = {"bits": leaf.bits, "shape": leaf.shape, **parts}
+        else:
+            leaves[path] = placed(np.asarray(leaf))
     flat = {
-        dtype: np.concatenate([leaf.ravel() for leaf in arrays.values() if leaf.dtype.name == dtype])
+        dtype: np.concatenate([array.ravel() for array in arrays if array.dtype.name == dtype])
         for dtype in +sizes  # those that have elements: Orbax stores no others
     }
     if folder.exists():
@@ -67,11 +79,11 @@ def save(folder: pathlib.Path, tree: Tree) -> str:
     return files_sha256(folder)
 
 
-class Leaves(Mapping[str, np.ndarray]):
+class Leaves(Mapping[str, np.ndarray | Codes]):
     """A stored tree's leaves by their paths, read-only: each becomes an array when it is asked for.
 
     Args:
-        described: {path of a leaf: its dtype, shape, and offset in elements}.
+        described: {path of a leaf: its dtype, shape, and offset in elements}, see above.
         flat: {dtype: the elements of all leaves that have it}.
     """
 
@@ -79,8 +91,15 @@ class Leaves(Mapping[str, np.ndarray]):
         self._described = described
         self._flat = flat
 
-    def __getitem__(self, path: str) -> np.ndarray:
-        dtype, shape, offset = (self._described[path][key] for key in ("dtype", "shape", "offset"))
+    def __getitem__(self, path: str) -> np.ndarray | Codes:
+        described = self._described[path]
+        if "bits" not in described:
+            return self._array(described)
+        codes, steps = (self._array(described[key]) for key in ("codes", "steps"))
+        return Codes(described["bits"], tuple(described["shape"]), codes, steps)
+
+    def _array(self, described: Mapping[str, Any]) -> np.ndarray:
+        dtype, shape, offset = (described[key] for key in ("dtype", "shape", "offset"))
         if 0 in shape:
             return np.empty(shape, dtype)
         return self._flat[dtype][offset : offset + math.prod(shape)].reshape(shape)
@@ -90,11 +109,6 @@ class Leaves(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._described)
-
-    def under(self, key: str) -> dict[str, np.ndarray]:
-        """Returns the leaves of the sub-tree of a key, by their paths in it."""
-        within = f"{key}/"
-        return {path.removeprefix(within): self[path] for path in self if path.startswith(within)}
 
 
 def load(folder: pathlib.Path, sha256: str) -> Leaves:
@@ -108,7 +122,9 @@ def load(folder: pathlib.Path, sha256: str) -> Leaves:
     if files_sha256(folder) != sha256:
         raise CwpsError(f"{folder}: damaged, its files are not those that were saved; restore it from a copy")
     described = json.loads((folder / "leaves.json").read_text())
-    dtypes = {leaf["dtype"] for leaf in described.values() if 0 not in leaf["shape"]}
+    whole = [leaf for leaf in described.values() if "bits" not in leaf]
+    parts = [leaf[key] for leaf in described.values() if "bits" in leaf for key in ("codes", "steps")]
+    dtypes = {array["dtype"] for array in (*whole, *parts) if 0 not in array["shape"]}
     flat = {dtype: np.asarray(np.memmap(_file(folder, dtype), dtype, "r")) for dtype in dtypes}
     return Leaves(described, flat)
 
@@ -129,5 +145,6 @@ def files_sha256(folder: pathlib.Path) -> str:
 
 
 def payload_bytes(tree: Tree) -> int:
-    """Returns the bytes of all arrays: what is stored, without the file system's own."""
-    return sum(np.asarray(leaf).nbytes for leaf in flatten(tree).values())
+    """Returns the bytes of all arrays and codes: what is stored, without the file system's own."""
+    leaves = flatten(tree).values()
+    return sum(leaf.nbytes if isinstance(leaf, Codes) else np.asarray(leaf).nbytes for leaf in leaves)

@@ -20,6 +20,7 @@ from cwps_jax.methods.channels import Ownership
 from cwps_jax.methods.method import Method, Pooled, Stored
 from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import nearest
+from cwps_jax.store.coded import coded
 from cwps_jax.store.damage import Damage, damaged
 from cwps_jax.store.index import Index, Version
 from cwps_jax.store.listing import listed
@@ -39,8 +40,7 @@ class Contents:
         self.folder = folder
         self._trees = Trees(folder, index)
         self._ownerships: dict[int, Ownership] = {}
-        # The newest alone: every method of a task asks for it.
-        self._pooled: tuple[Any, StoredModels] | None = None
+        self._pooled: tuple[Any, StoredModels] | None = None  # the newest alone
 
     @property
     def index(self) -> Index:
@@ -123,11 +123,20 @@ class Contents:
 
         Args:
             method: by which it is restored.
-            stored: what there is to store of it.
+            stored: what there is to store of it, see `coded`.
         """
-        own = {path: np.asarray(leaf) for path, leaf in flatten(stored.own).items()}
         uses = tuple(map(self.version, stored.uses))
-        return self._trees.restored(method, self.index.next_id, own, stored.rows, uses, self.effective)
+        own, number = flatten(stored.own), self.index.next_id
+        return self._trees.restored(method, number, own, stored.rows, uses, self.effective)
+
+    def coded(self, stored: Stored, bits: int) -> Stored:
+        """Returns what there is to store of a task in few bits, see `store.coded`.
+
+        Args:
+            stored: the same in float32.
+            bits: of a weight, see `config.row_bits`.
+        """
+        return coded(self.layout, stored, bits, self._trees.rows(0), self._trees.before())
 
     def method(self, task: str) -> Method:
         """Returns the method by which a task is stored, with its settings.
@@ -220,15 +229,11 @@ class Contents:
             sum to 1.
         """
         tasks = tuple(task for task in self.tasks if self.shares_channels(task))
-        owners = (PRETRAINED, *tasks)
-        return (
-            tasks,
-            owners,
-            accounting.relation_matrix({task: self.relation(task) for task in tasks}, owners),
-        )
+        owners, relations = (PRETRAINED, *tasks), {task: self.relation(task) for task in tasks}
+        return tasks, owners, accounting.relation_matrix(relations, owners)
 
     def total_ratio(self) -> float:
-        """Returns what all tasks and the pre-trained model, which counts 1, keep over its parameters."""
+        """Returns what all tasks and the pre-trained model, which is 1, keep over its parameters."""
         return 1 + sum(self.count(task).ratio for task in self.tasks)
 
     def count(self, task: str) -> accounting.Count:
@@ -236,12 +241,9 @@ class Contents:
 
         Args:
             task: a task's name, or "task@n".
-
-        Raises:
-            CwpsError: not in the pool.
         """
         version = self.version(task)
-        counted = accounting.count_stored(self.layout, self._trees.own(version), {})
+        counted = accounting.count_stored(self.layout, self._trees.own(version).leaves, {})
         of_rows = accounting.count(self.layout, self.gates(task)).active if self.shares_channels(task) else 0
         return dataclasses.replace(counted, active=counted.active + of_rows, bits=8 * version.bytes)
 
@@ -255,7 +257,7 @@ class Contents:
         tasks = [task for task in self.tasks if task != without]
         names = (PRETRAINED, *(task for task in tasks if self.shares_channels(task)))
         stored = tuple(version.id for version in self.index.versions), names
-        if self._pooled is None or self._pooled[0] != stored:
+        if not self._pooled or self._pooled[0] != stored:
             self._pooled = stored, self._models(names)
         return Pooled(
             self._pooled[1],
@@ -269,8 +271,7 @@ class Contents:
         )
 
     def _known(self, task: str) -> str:
-        near = nearest(task, [PRETRAINED, *self.index.by_name])
-        last = self.tasks[-NAMED:]
+        near, last = nearest(task, [PRETRAINED, *self.index.by_name]), self.tasks[-NAMED:]
         more = f" and {len(self) - NAMED} older ones" if len(self) > NAMED else ""
         return f"{f'did you mean {near!r}? ' if near else ''}it has {', '.join((PRETRAINED, *last))}{more}"
 

@@ -1,19 +1,19 @@
-"""The life of a stored task after it is learned: removed, renamed, copied to another pool, compacted."""
+"""The life of a stored task after it is learned: removed, renamed, compacted."""
 
 import dataclasses
 import shutil
 
-from cwps_jax.core.trees import unflatten
+from cwps_jax.core.trees import flatten
 from cwps_jax.errors import CwpsError
-from cwps_jax.methods.method import Stored
+from cwps_jax.methods import weights
 from cwps_jax.settings import check_task_name
+from cwps_jax.store.copying import Copying
 from cwps_jax.store.index import Index, Version
-from cwps_jax.store.rehoming import closure, stored_anew, with_owners, without_owner
+from cwps_jax.store.rehoming import closure, stored_anew, without_owner
 from cwps_jax.store.trees import TASKS
-from cwps_jax.store.writing import Writable
 
 
-class Lifecycle(Writable):
+class Lifecycle(Copying):
     """A pool's contents, and how stored tasks are moved about."""
 
     def remove(self, task: str, rehome: bool = False) -> None:
@@ -82,56 +82,6 @@ class Lifecycle(Writable):
                 tuple(dataclasses.replace(one, task=names.get(one.task, one.task)) for one in index.versions),
             )
 
-    def copy(self, task: str, to: "Lifecycle", name: str | None = None) -> Version:
-        """Copies a task's newest version, or the one named "task@n", into another pool.
-
-        Rows that it borrows become its own there, unless the other pool has the very version that stores
-        them. Its variables are the same to the bit.
-
-        Args:
-            task: its name.
-            to: a pool of the same pre-trained model.
-            name: its name there; the same by default.
-
-        Returns:
-            The new version.
-
-        Raises:
-            CwpsError: not in the pool; another pre-trained model; a name that is taken there; a task that is
-                restored from whole other tasks; a stored tree is damaged.
-        """
-        version, name = self.version(task), self.version(task).task if name is None else name
-        check_task_name(name)
-        if (self.index.pretrained_sha256, self.layout) != (to.index.pretrained_sha256, to.layout):
-            raise CwpsError(
-                f"{to.folder}: its pre-trained model is not that of {self.folder}; copy {version.name} into "
-                "a pool that was made with the same weights and private leaves"
-            )
-        if version.uses:
-            names = ", ".join(self.index.by_id[one].name for one in version.uses)
-            raise CwpsError(f"{self.folder}: {version.name} needs {names} as a whole; learn it there instead")
-        method = self.method(version.name)
-        own = self._trees.own(version)
-        with to._turn() as index:
-            if any(one.task == name for one in index.versions):
-                raise CwpsError(f"{to.folder}: {name!r} is in this pool already; give the copy another name")
-            stored = Stored(unflatten(own))
-            if version.rows_sha256:
-                there = {one.rows_sha256: one.id for one in index.versions if not one.compared}
-                known = {
-                    one.id: there[one.rows_sha256]
-                    for one in self.index.versions
-                    if one.id != version.id and one.rows_sha256 in there
-                }
-                before, rows = self.ownership(version.name), self._trees.rows(version.id)
-                after = with_owners(before, {0: 0, **known})
-                stored = stored_anew(self.layout, own, rows, before, after, self._trees.rows)
-            new = dataclasses.replace(
-                version, id=index.next_id, task=name, version=1, settings=dataclasses.asdict(method)
-            )
-            to._replace_index(index, (*index.versions, to._written(index, new, stored)))
-            return to.version(name)
-
     def compact(self, older: bool = False) -> tuple[str, ...]:
         """Removes what nobody refers to: folders that writers which were killed have left.
 
@@ -144,7 +94,7 @@ class Lifecycle(Writable):
         """
         with self._turn() as index:
             self._see(index)
-            kept = self._without_older(index) if older else index.versions
+            kept = self._needed() if older else index.versions
             gone = [one.name for one in index.versions if one not in kept]
             if gone:
                 self._replace_index(index, kept)
@@ -155,14 +105,6 @@ class Lifecycle(Writable):
                 shutil.rmtree(folder)
             return (*gone, *sorted(f"{TASKS}/{folder.name}" for folder in left))
 
-    def _without_older(self, index: Index) -> tuple[Version, ...]:
-        needed = {one.id: self._trees.needs(one) for one in index.versions}
-        newest = {one.task: one.id for one in index.versions}
-        kept, more = set(newest.values()), {*newest.values()}
-        while more := set().union(*(needed[one] for one in more)) - kept:
-            kept |= more
-        return tuple(one for one in index.versions if one.id in kept)
-
     def _rehomed(self, index: Index, gone: Version) -> tuple[Version, ...]:
         """Writes the versions that borrow rows of one that goes, or of one of these; returns all versions."""
         versions = {one.id: one for one in index.versions}
@@ -170,17 +112,17 @@ class Lifecycle(Writable):
         borrowing = closure(needed, [gone.id])
         ordered = [one for one in index.versions if one.id in borrowing]
         numbers = {one.id: index.next_id + place for place, one in enumerate(ordered)}
-        ownerships = {one.id: self.ownership(one.name) for one in ordered}
-        places = without_owner(self.layout, gone.id, numbers, ownerships)
+        ownerships = {one.id: self.ownership(one.name) for one in ordered if one.rows_sha256}
+        places = without_owner(self.layout, gone.id, {one: numbers[one] for one in ownerships}, ownerships)
+        staying = {one: one for one in {0, *versions} - {gone.id, *borrowing}}
         for one in ordered:
-            stored = stored_anew(
-                self.layout,
-                self._trees.own(one),
-                self._trees.rows(one.id),
-                ownerships[one.id],
-                places[one.id],
-                self._trees.rows,
-            )
+            own = self._trees.own(one).leaves
+            if one.id in ownerships:
+                rows, before = self._trees.rows(one.id), ownerships[one.id]
+                stored = stored_anew(self.layout, own, rows, before, places[one.id], self._trees.rows)
+            else:  # single weights over rows of others: what moves becomes its own
+                params = flatten(self.effective(one.name)["params"])
+                stored = weights.with_owners(self.layout, own, params, staying)
             new = dataclasses.replace(one, id=numbers[one.id])
             versions[one.id] = self._written(index, new, stored)
         return tuple(

@@ -1,15 +1,18 @@
 """Rows that move from one owner to another: what is stored anew, so that models stay the same to the bit."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cwps_jax.core.channels import Layer, Layout
+from cwps_jax.core.coding import Codes
 from cwps_jax.core.trees import unflatten
 from cwps_jax.methods.channels import Ownership, pack_bits, smallest
 from cwps_jax.methods.method import Stored
-from cwps_jax.search.models import Rows, looked_up
+from cwps_jax.search.models import Rows
+from cwps_jax.search.slots import runs
+from cwps_jax.store.coded import DecodedRows, Leaves
 
 
 class Channels(NamedTuple):
@@ -22,7 +25,7 @@ class Channels(NamedTuple):
 
 def stored_anew(
     layout: Layout,
-    own: Mapping[str, np.ndarray],
+    own: Leaves,
     rows: Rows,
     before: Ownership,
     after: Mapping[str, Channels],
@@ -32,13 +35,14 @@ def stored_anew(
 
     Args:
         layout: the backbone's.
-        own: {path: array}, what is stored of it now but for its rows.
+        own: {path: array or codes}, what is stored of it now but for its rows.
         rows: its rows now.
         before: where its channels are now.
         after: {path of a kernel: where they will be}.
         read: an owner's number to its rows.
     """
-    changed, new = dict(own), {}
+    changed: dict[str, Any] = dict(own)
+    new: dict[str, np.ndarray | Codes] = {}
     for layer in layout.layers:
         is_open, owner, row = after[layer.path]
         changed[f"masks/{layer.path}"] = pack_bits(is_open)
@@ -46,8 +50,33 @@ def stored_anew(
         changed[f"row/{layer.path}"] = smallest(row[~is_open])
         who, where = (one[is_open] for one in before[layer.path])
         for leaf in layer.leaves:
-            new[leaf] = looked_up(leaf, who, where, read) if len(who) else rows[leaf][:0]
+            new[leaf] = rows[leaf][:0]
+            if len(who):
+                parts = [(read(int(who[first]))[leaf], where[first:last]) for first, last in runs(who)]
+                new[leaf] = _together(parts, np.flatnonzero(is_open))
     return Stored(unflatten(changed), new)
+
+
+def _together(parts: Sequence[tuple[Any, np.ndarray]], channels: np.ndarray) -> np.ndarray | Codes:
+    """Returns rows of several owners as one array, equal to the bit; as codes where all of them are.
+
+    Args:
+        parts: of each owner its rows of a leaf, and which of them.
+        channels: int (rows,), whose rows they become: codes are changes of the same channel.
+    """
+    aligned = all(isinstance(one, DecodedRows) for one, _ in parts) and np.array_equal(
+        np.concatenate([one.channels[which] for one, which in parts]), channels
+    )
+    if not aligned:
+        return np.concatenate([one[which] for one, which in parts])
+    bits = max(one.codes.bits for one, _ in parts)
+    taken = [one.codes.taken(which, bits) for one, which in parts]
+    return Codes(
+        bits,
+        (len(channels), *taken[0].shape[1:]),
+        np.concatenate([one.codes for one in taken]),
+        np.concatenate([one.steps for one in taken]),
+    )
 
 
 def without_owner(

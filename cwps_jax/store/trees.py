@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from cwps_jax.core.trees import Tree, flatten, unflatten
+from cwps_jax.core.heads import without_head
+from cwps_jax.core.trees import Tree, flatten, unflatten, unite
 from cwps_jax.errors import CwpsError
-from cwps_jax.methods.channels import unpack_bits
+from cwps_jax.methods.channels import opened
 from cwps_jax.methods.method import Method, Restoring
 from cwps_jax.search.models import model_rows
 from cwps_jax.search.sketch import sketched
 from cwps_jax.store import arrays
+from cwps_jax.store.coded import DecodedOwn, decoded_rows
 from cwps_jax.store.index import Index, Version
 
 PRETRAINED = "pretrained"
@@ -41,13 +43,20 @@ class Trees:
         version = self.index.by_id[identity]
         if not version.rows_sha256:
             return {}
-        return self._once((version.id, ROWS), lambda: self._load(version, ROWS, version.rows_sha256))
+        stored = lambda: self._load(version, ROWS, version.rows_sha256)
+        return self._once((identity, ROWS), lambda: self.decoded_rows(lambda: self.own(version), stored()))
 
-    def sketch(self, identity: int) -> Mapping[str, np.ndarray]:
+    def decoded_rows(
+        self, own: Callable[[], Mapping[str, Any]], rows: Mapping[str, Any]
+    ) -> Mapping[str, np.ndarray]:
+        """Returns rows as arrays, or as what gives arrays: see `store.coded`."""
+        return decoded_rows(self.index.layout, own, rows, self.pretrained)
+
+    def sketch(self, identity: int) -> Mapping[str, Any]:
         """Returns the sketch of an owner's rows; it is made here where an earlier release wrote none."""
         version = self.index.by_id[identity]
 
-        def read() -> Mapping[str, np.ndarray]:
+        def read() -> Mapping[str, Any]:
             if not version.sketch_sha256:
                 return self.sketched(self.own(version), self.rows(identity))
             return self._load(version, SKETCH, version.sketch_sha256)
@@ -64,15 +73,21 @@ class Trees:
             rows: {path of a leaf: (rows, fan-in)}.
         """
         layout = self.index.layout
-        channels = {
-            layer.path: np.flatnonzero(unpack_bits(np.asarray(own[f"masks/{layer.path}"]), layer.channels))
-            for layer in layout.layers
-        }
+        channels = {layer.path: opened(layer, own) for layer in layout.layers}
         return sketched(layout, rows, channels, self.rows(0))
 
-    def own(self, version: Version) -> arrays.Leaves:
-        """Returns all that is a version's own but its rows."""
-        return self._once((version.id, OWN), lambda: self._load(version, OWN, version.own_sha256))
+    def own(self, version: Version) -> DecodedOwn:
+        """Returns all that is a version's own but its rows; `leaves` has it as it is stored."""
+        stored = lambda: self._load(version, OWN, version.own_sha256)
+        return self._once((version.id, OWN), lambda: self.decoded_own(stored()))
+
+    def decoded_own(self, own: Mapping[str, Any]) -> DecodedOwn:
+        """Returns an own tree, flat, that gives arrays."""
+        return DecodedOwn(own, self.before)
+
+    def before(self) -> dict[str, Any]:
+        """Returns the pre-trained model's variables, a flat dict."""
+        return self._once("before", lambda: flatten(self.shared()))
 
     def shared(self) -> dict[str, Any]:
         """Returns the pre-trained model's variables."""
@@ -95,8 +110,8 @@ class Trees:
         self,
         method: Method,
         identity: int,
-        own: Mapping[str, np.ndarray],
-        rows: Mapping[str, np.ndarray],
+        own: Mapping[str, Any],
+        rows: Mapping[str, Any],
         uses: tuple[Version, ...],
         effective: Callable[[str], Tree],
     ) -> dict[str, Any]:
@@ -107,21 +122,24 @@ class Trees:
         Args:
             method: by which it is stored.
             identity: its number; of what is not stored yet, the next one.
-            own, rows: what is stored of it, flat.
+            own, rows: what is stored of it, flat; arrays or codes.
             uses: the versions that it is restored from, beside the rows' owners.
             effective: a version's name to its variables.
         """
+        arrays_of_own, its_rows = self.decoded_own(own), self.decoded_rows(lambda: own, rows)
         view = Restoring(
             self.index.layout,
             identity,
-            own,
+            arrays_of_own,
             self.pretrained(),
-            lambda owner: rows if owner == identity else self.rows(owner),
+            lambda owner: its_rows if owner == identity else self.rows(owner),
             tuple(functools.partial(_params, effective, version.name) for version in uses),
             tuple(functools.partial(self.own, version) for version in uses),
         )
         other = {key: tree for key, tree in self.shared().items() if key != "params"}
-        return {**other, **unflatten(view.under("other")), **method.restore(view)}
+        if mine := unflatten(view.under("other")):  # not even a leaf of another task's head
+            other = unite(without_head(view.layout, other), mine)
+        return {**other, **method.restore(view)}
 
     def _load(self, version: Version, tree: str, sha256: str) -> arrays.Leaves:
         try:

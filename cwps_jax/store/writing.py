@@ -70,7 +70,7 @@ class Writable(Contents):
         size = arrays.payload_bytes(trees)
         own = flatten(stored.own)
         if stored.rows and not version.compared:  # nobody searches what is no task
-            trees[SKETCH] = self._trees.sketched(own, stored.rows)
+            trees[SKETCH] = self._trees.sketched(own, self._trees.decoded_rows(lambda: own, stored.rows))
         taken = {one.folder for one in index.versions}
         folder = version.name if version.name not in taken else f"{version.name}.{version.id}"
         with partial(self.folder / TASKS) as new:

@@ -13,6 +13,7 @@ from cwps_jax.data.pipeline import ahead, evaluation_batches
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
 from cwps_jax.errors import CwpsError
+from cwps_jax.inputs import check_inputs, input_names, inputs_of
 from cwps_jax.parallel import Compiled, Parallel
 from cwps_jax.train.objectives import Metric, WholeSplit
 from cwps_jax.train.step import apply_model
@@ -35,10 +36,10 @@ class Predictor:
         self._programs: dict[Preparation, Compiled] = {}
 
     def _program(self, preparation: Preparation) -> Compiled:
-        def forward(variables: Tree, images: jax.Array) -> Any:
+        def forward(variables: Tree, batch: Mapping[str, jax.Array]) -> Any:
             other = {key: tree for key, tree in variables.items() if key != "params"}
-            images = preparation.normalise(images)
-            return apply_model(self.model, variables["params"], other, images, train=False)
+            inputs = inputs_of(self.model, {**batch, "image": preparation.normalise(batch["image"])})
+            return apply_model(self.model, variables["params"], other, inputs, train=False)
 
         if preparation not in self._programs:
             self._programs[preparation] = self.parallel.compile(forward, split_output=True)
@@ -49,15 +50,16 @@ class Predictor:
 
         Args:
             variables: "params" and the model's other collections.
-            split: the items; or a dict of arrays with "image".
+            split: the items; or a dict of arrays with "image" and what else the model takes.
             batch_size: items a batch, rounded up to a multiple of the devices.
         """
-        split = as_split(split)
+        split, names = as_split(split), input_names(self.model)
+        check_inputs(self.model, {*split.fields, "image"}, "the data")
         devices = len(self.parallel.devices)
         batch_size = -(-batch_size // devices) * devices
         placed, program = self.parallel.replicate(dict(variables)), self._program(split.preparation)
         dispatched = (
-            (program(placed, self.parallel.split(batch["image"])), real)
+            (program(placed, self.parallel.split({name: batch[name] for name in names})), real)
             for batch, real in evaluation_batches(split, batch_size)
         )
         parts = [

@@ -17,7 +17,8 @@ def why(split: Split, config: TrainConfig, step: int) -> str:
         found = not_finite(values)
         if found:
             return f": the {name!r} of training item {rows[found[0]]} has a value that is {found[1]}; mend it"
-    return "; its images and labels are finite: lower config.learning_rate"
+    rate = "the rate of config.optimizer" if config.optimizer_given else "config.learning_rate"
+    return f"; its images and labels are finite: lower {rate}"
 
 
 def check_finite(trees: Tree) -> None:
@@ -26,5 +27,5 @@ def check_finite(trees: Tree) -> None:
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
             raise FloatingPointError(
                 f"{path} is not finite after training, though the loss is: nothing of it can be stored; look "
-                "for images with huge values, or lower config.learning_rate"
+                "for images with huge values, or lower the learning rate"
             )

@@ -1,18 +1,22 @@
 """Where a task's data, model, loss and metric meet: what does not fit is refused before the first step."""
 
+import contextlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
-from cwps_jax.core.trees import flatten
-from cwps_jax.data.arrays_check import check_labels
+from cwps_jax.core.trees import flatten, unflatten
+from cwps_jax.data.arrays_check import check_labels, not_finite
 from cwps_jax.data.split import Split
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
+from cwps_jax.inputs import check_inputs, input_names, inputs_of
 from cwps_jax.settings import TrainConfig
 from cwps_jax.tracing import mode
 from cwps_jax.train.evaluation import ITEMS, measure
@@ -35,6 +39,25 @@ def check_given(data: Any, config: Any) -> None:
         raise CwpsError(f"config is a {type(config).__name__}: give cwps.TrainConfig(...)")
 
 
+@contextlib.contextmanager
+def calling(model: nn.Module, inputs: Any) -> Iterator[None]:
+    """Within it, a model that cannot be called with what the data has raises a CwpsError.
+
+    Args:
+        model: the model.
+        inputs: shapes of what it is called with.
+    """
+    try:
+        yield
+    except CwpsError:
+        raise
+    except MISFITS as error:
+        raise CwpsError(
+            f"the model cannot be called with the data's {' and '.join(input_names(model))}, {_told(inputs)} "
+            f"({_one_line(error)}); name what it takes by cwps.Inputs(model, ...)"
+        ) from error
+
+
 def check_meeting(trainer: Trainer, model: nn.Module, data: TaskData, config: TrainConfig) -> None:
     """Raises CwpsError unless a trainer can learn a task with a model; nothing is computed but shapes.
 
@@ -46,12 +69,14 @@ def check_meeting(trainer: Trainer, model: nn.Module, data: TaskData, config: Tr
         data: the task's.
         config: the task's.
     """
+    _check_optimizer(trainer, config)
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    _check_inputs(model, splits)
     outputs = _outputs(trainer, model, data, ITEMS)
     if trainer.loss is cross_entropy or trainer.metric is accuracy:
         _check_classes(outputs, data, splits)
     count = config.batch_size
-    trained, batch = _outputs(trainer, trainer.model, data, count), _batch(data.train, count)
+    trained, batch = _outputs(trainer, trainer.model, data, count), batch_shapes(data.train, count)
     _check_values("loss", smoothed(trainer.loss, config.label_smoothing), trained, batch, count)
     if isinstance(trainer.metric, WholeSplit):
         for split in (data.validation, data.test):
@@ -59,44 +84,60 @@ def check_meeting(trainer: Trainer, model: nn.Module, data: TaskData, config: Tr
         return
     _check_values("metric", trainer.metric, trained, batch, count)
     for split in (data.validation, data.test):
-        _check_values("metric", trainer.metric, outputs, _batch(split, ITEMS, image=False), ITEMS)
+        _check_values("metric", trainer.metric, outputs, batch_shapes(split, ITEMS, image=False), ITEMS)
+
+
+def _check_optimizer(trainer: Trainer, config: TrainConfig) -> None:
+    """Raises CwpsError for an optax transformation that wants more than a step has."""
+    given = config.optimizer
+    if not isinstance(given, optax.GradientTransformation):
+        return
+    shapes = {**trainer.layout.backbone_shapes, **dict(trainer.layout.head)}
+    params = unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()})
+    try:
+        jax.eval_shape(lambda params: given.update(params, given.init(params), params), params)
+    except MISFITS as error:
+        raise CwpsError(
+            "config.optimizer: a step gives it gradients, its state and the parameters, and it cannot be "
+            f"applied to this model's by these ({_one_line(error)}); give another transformation"
+        ) from error
 
 
 def _outputs(trainer: Trainer, model: nn.Module, data: TaskData, count: int) -> Any:
     """Returns the shapes of a model's outputs for so many images of the task, one array or a tree of them."""
-    image = data.train.image
+    inputs = inputs_of(model, batch_shapes(data.train, count))
 
     def look() -> tuple[Any, nn.Module]:
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-        images = jax.ShapeDtypeStruct((count, *image.shape), image.dtype)
-        outputs, variables = jax.eval_shape(
-            lambda images: model.init_with_output(keys, images, **mode(model, train=False)), images
-        )
+        with calling(model, inputs):
+            outputs, variables = jax.eval_shape(
+                lambda inputs: model.init_with_output(keys, inputs, **mode(model, train=False)), inputs
+            )
         _check_same_model(trainer, nn.meta.unbox(variables)["params"])
         for leaf in jax.tree.leaves(outputs):
             if leaf.shape[:1] != (count,):
-                hint = "; add a channel axis by images[..., None]" if len(image.shape) == 2 else ""
+                hint = "; add a channel axis by images[..., None]" if len(data.train.image.shape) == 2 else ""
                 raise CwpsError(
-                    f"the model gives outputs {leaf.shape} for images {images.shape}: must be one an image, "
+                    f"the model gives outputs {leaf.shape} for images {_told(inputs)}: must be one an image, "
                     f"({count}, ...){hint}"
                 )
         if trainer.parallel.axis_name is None:  # pmap has an axis, which the model may know
-            _check_training(model, images, nn.meta.unbox(variables))
+            _check_training(model, inputs, nn.meta.unbox(variables))
         return outputs, model  # kept, so that no other one gets its id
 
-    return trainer.network.remembered(("outputs", id(model), image.shape, image.dtype, count), look)[0]
+    return trainer.network.remembered(("outputs", id(model), *jax.tree.leaves(inputs)), look)[0]
 
 
-def _check_training(model: nn.Module, images: jax.ShapeDtypeStruct, variables: Any) -> None:
+def _check_training(model: nn.Module, inputs: Any, variables: Any) -> None:
     """Raises CwpsError for a model that cannot be applied in training mode."""
     params, other = variables["params"], {key: tree for key, tree in variables.items() if key != "params"}
 
-    def train(params: Any, other: Any, images: jax.Array) -> Any:
+    def train(params: Any, other: Any, inputs: Any) -> Any:
         keys = random_keys(jax.random.key(0))
-        return apply_model(model, params, other, images, train=True, mutable=True, rngs=keys)
+        return apply_model(model, params, other, inputs, train=True, mutable=True, rngs=keys)
 
     try:
-        jax.eval_shape(train, params, other, images)
+        jax.eval_shape(train, params, other, inputs)
     except NameError as error:
         raise CwpsError(
             f"the model averages over an axis that is not there ({_one_line(error)}): build it without "
@@ -136,7 +177,33 @@ def _check_classes(outputs: Any, data: TaskData, splits: Mapping[str, Split]) ->
         check_labels(split.fields, count, name)
 
 
-def _batch(split: Split, count: int, *, image: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
+def _check_inputs(model: nn.Module, splits: Mapping[str, Split]) -> None:
+    """Raises CwpsError unless all splits have what a model takes, beside the images, in one finite form."""
+    names = [name for name in input_names(model) if name != "image"]
+    forms: dict[str, str] = {}
+    for where, split in splits.items():
+        check_inputs(model, {*split.fields, "image"}, f"{where} data")
+        for name in names:
+            field = split.fields[name]
+            form = f"{field.shape[1:]} {field.dtype}"
+            if forms.setdefault(name, form) != form:
+                raise CwpsError(f"{where} {name!r} is {form} an item, train {forms[name]}: give it one form")
+            if wrong := not_finite(field):
+                raise CwpsError(f"{where} {name!r} {wrong[0]} has a value that is {wrong[1]}: mend it")
+    if names and splits["train"].preparation.group > 1:
+        raise CwpsError(
+            f"mixup and cutmix blend images alone, and the model takes {names[0]!r} too: set both to 0"
+        )
+
+
+def batch_shapes(split: Split, count: int, *, image: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and types of a batch of so many items, as the device holds them.
+
+    Args:
+        split: the items.
+        count: how many.
+        image: whether the image is in it.
+    """
     fields = {name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in split.fields.items()}
     one = {**fields, "image": split.image} if image else fields
     return {

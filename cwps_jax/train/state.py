@@ -99,29 +99,50 @@ def start_state(other: Tree, config: TrainConfig) -> TrainState:
     )
 
 
-def begun_state(state: TrainState, stage: Stage, begun: Begun, fresh: Mapping[str, Any]) -> TrainState:
+def moved_moments(state: TrainState, stage: Stage, begun: Begun) -> dict[str, Any]:
+    """Returns {collection: the optimizer's state} of the collections whose moments a stage goes on with.
+
+    In an optax state, what is a tree like the collection is moved as the collection is: momentum, or Adam's
+    moments. An optimizer whose state is made of other trees, such as Adafactor's, does not fit a collection
+    that has been cut, and begins anew.
+
+    Args:
+        state: at the end of the stage before, on the host.
+        stage: the stage.
+        begun: what it begins with.
+    """
+    moved = {}
+    for name, move in begun.carried.items():
+        if name not in state.optimizers:
+            continue
+        like = _shapes(state.own[name])
+        is_tree = lambda leaf, like=like: isinstance(leaf, Mapping) and _shapes(leaf) == like
+        new = jax.tree.map(
+            lambda leaf, move=move, is_tree=is_tree: move(leaf) if is_tree(leaf) else leaf,
+            state.optimizers[name],
+            is_leaf=is_tree,
+        )
+        if _shapes(new) == _shapes(jax.eval_shape(stage.groups[name].optimizer.init, begun.own[name])):
+            moved[name] = new
+    return moved
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(jnp.shape, tree)
+
+
+def begun_state(state: TrainState, stage: Stage, begun: Begun, optimizers: Mapping[str, Any]) -> TrainState:
     """Returns the state before a stage's first step.
 
     Args:
         state: at the end of the stage before, on the host.
         stage: the stage.
         begun: what it begins with.
-        fresh: {collection: the optimizer's state before its first step}.
+        optimizers: {collection: the optimizer's state before the first step}.
     """
-
-    def carried(old: Any, move: Any) -> Any:
-        # In an optax state, what is a dict has the collection's structure: momentum, or Adam's moments.
-        is_tree = lambda leaf: isinstance(leaf, Mapping)
-        return jax.tree.map(lambda leaf: move(leaf) if is_tree(leaf) else leaf, old, is_leaf=is_tree)
-
-    kept = {
-        name: carried(state.optimizers[name], move)
-        for name, move in begun.carried.items()
-        if name in state.optimizers
-    }
     lambda_base = state.lambda_base
     if stage.penalty:
         lambda_base = jnp.float32(stage.penalty.weight if stage.penalty.budget == 1 else 0.0)
     return dataclasses.replace(
-        state, own=begun.own, optimizers={**fresh, **kept}, average={}, lambda_base=lambda_base
+        state, own=begun.own, optimizers=dict(optimizers), average={}, lambda_base=lambda_base
     )

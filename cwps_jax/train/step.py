@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from cwps_jax import parallel, tracing
-from cwps_jax.core import masks as core_masks
+from cwps_jax.core import budgets
 from cwps_jax.core.trees import Tree
 from cwps_jax.data.preparation import Preparation, blended
+from cwps_jax.inputs import inputs_of
 from cwps_jax.methods.method import Clock, Effective, Stage
 from cwps_jax.methods.schedules import Schedule
 from cwps_jax.modules import batch_norm_overrides
@@ -24,10 +25,10 @@ Step = Callable[[TrainState, Tree, Plan, Mapping[str, jax.Array]], tuple[TrainSt
 
 
 def apply_model(
-    model: nn.Module, params: Tree, other: Tree, images: jax.Array, *, train: bool, **options: Any
+    model: nn.Module, params: Tree, other: Tree, inputs: Any, *, train: bool, **options: Any
 ) -> Any:
     """Applies a Linen model, in training or inference mode where it has both."""
-    return model.apply({"params": params, **other}, images, **tracing.mode(model, train=train), **options)
+    return model.apply({"params": params, **other}, inputs, **tracing.mode(model, train=train), **options)
 
 
 def make_step(
@@ -54,12 +55,13 @@ def make_step(
         """Returns lambda, and its base for the next step."""
         if stage.penalty is None or kept is None:
             return state.lambda_base, state.lambda_base
-        found = core_masks.steer(state.lambda_base, kept, plan.budget, plan.budget_rate, plan.budget_gain)
+        found = budgets.steer(state.lambda_base, kept, plan.budget, plan.budget_rate, plan.budget_gain)
         lambda_, base = jax.tree.map(lambda one: jnp.where(plan.budget < 1, one, state.lambda_base), found)
         return jnp.where(state.step - plan.stage_start < plan.free_steps, 0, lambda_), base
 
     def objective(own, state, frozen, plan, batch):
         clock = Clock((state.step - plan.stage_start) % plan.steps_per_epoch, plan.steps_per_epoch)
+        own = stage.seen(own, frozen)
         effective = stage.rule(own, frozen, clock)
         lambda_, next_base = steered(jax.lax.stop_gradient(effective.kept), state, plan)
         with contextlib.ExitStack() as contexts:
@@ -70,7 +72,7 @@ def make_step(
                 model,
                 effective.params,
                 {**state.other, **effective.added},
-                batch["image"],
+                inputs_of(model, batch),
                 train=not stage.inference,
                 mutable=["losses", *(() if stage.inference else state.other)],
                 rngs=random_keys(parallel.own_key(step_key(state), axis_name)),
@@ -171,14 +173,14 @@ def make_norm_step(
     def statistics(
         state: TrainState, frozen: Tree, number: jax.Array, batch: Mapping[str, jax.Array]
     ) -> Tree:
-        effective = at_the_end(stage, state.own, frozen)
+        effective = at_the_end(stage, stage.seen(state.own, frozen), frozen)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
         with batch_norm_overrides(axis_name=axis_name, momentum=0.0):
             _, changed = apply_model(
                 model,
                 effective.params,
                 {**state.other, **effective.added},
-                preparation.normalise(batch["image"]),
+                inputs_of(model, {**batch, "image": preparation.normalise(batch["image"])}),
                 train=True,
                 mutable=["batch_stats"],
                 rngs=random_keys(parallel.own_key(key, axis_name)),

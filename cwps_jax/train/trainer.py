@@ -14,10 +14,12 @@ import numpy as np
 
 from cwps_jax import methods
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import Tree, select
+from cwps_jax.core.heads import head_of
+from cwps_jax.core.trees import Tree
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.split import Arrays, Split, as_split
+from cwps_jax.methods.head_first import stages_of
 from cwps_jax.methods.method import Effective, Finished, Group, Method, Moment, Pooled, Stage
 from cwps_jax.methods.network import Network
 from cwps_jax.parallel import Compiled, Parallel
@@ -31,7 +33,7 @@ from cwps_jax.train.finite import check_finite
 from cwps_jax.train.norms import estimated
 from cwps_jax.train.objectives import Metric, Objective, WholeSplit, accuracy, cross_entropy, smoothed
 from cwps_jax.train.records import Progress, Trained
-from cwps_jax.train.state import TrainState, begun_state, make_plan, start_state
+from cwps_jax.train.state import TrainState, begun_state, make_plan, moved_moments, start_state
 from cwps_jax.train.step import at_the_end, make_norm_step, make_step
 
 NO_POOL = Pooled(
@@ -45,7 +47,7 @@ class Trainer:
     Args:
         model: a Linen model with its head.
         layout: its layout.
-        example: shape and type of a batch of one image.
+        example: shape and type of a batch of one image; a dict of such for `Inputs`.
         loss, metric: functions of (outputs, batch) to one value per item; a metric is better when larger, and
             may be one of a `whole_split`.
         parallel: how steps are spread over devices.
@@ -101,7 +103,7 @@ class Trainer:
         self.parallel.check_batch(config.batch_size, split.preparation.group)
         method = methods.resolve(config.method)
         method.check(self.network, config)
-        stages = method.stages(self.network, config)
+        stages = stages_of(method, self.network, config)
         steps = steps_per_epoch(split, config.batch_size)
         epochs = sum(stage.epochs for stage in stages)
         other = {collection: tree for collection, tree in variables.items() if collection != "params"}
@@ -163,15 +165,15 @@ class Trainer:
         program = self._compiled("init", lambda: Compiled(jax.jit(self._init)))
         return dict(jax.device_get(program(jax.random.key(seed), self._example_batch())))
 
-    def new_head(self, seed: int) -> Tree:
-        """Returns a freshly initialised head, by the model's own initialisers, on the host."""
+    def new_head(self, seed: int) -> dict[str, Any]:
+        """Returns a freshly initialised head on the host, {collection: tree}, by the model's initialisers."""
 
         def initialise(key, batch):
-            return select(self._init(key, batch)["params"], self.layout.head_paths)
+            return head_of(self.layout, self._init(key, batch))
 
         # Under jit the compiler drops the backbone, whose start is not needed.
         program = self._compiled("head", lambda: Compiled(jax.jit(initialise)))
-        return jax.device_get(program(jax.random.key(seed), self._example_batch()))
+        return dict(jax.device_get(program(jax.random.key(seed), self._example_batch())))
 
     def predictor(self, model: nn.Module) -> Predictor:
         """Returns the predictor of a model, the same one each time, so that it compiles once."""
@@ -180,11 +182,11 @@ class Trainer:
             self._predictors[id(model)] = Predictor(model, self.parallel)
         return self._predictors[id(model)]
 
-    def _init(self, key: jax.Array, batch: jax.Array) -> Tree:
-        return nn.meta.unbox(self.model.init(key, batch, **mode(self.model, train=False)))
+    def _init(self, key: jax.Array, inputs: Any) -> Tree:
+        return nn.meta.unbox(self.model.init(key, inputs, **mode(self.model, train=False)))
 
-    def _example_batch(self) -> jax.Array:
-        return jnp.zeros(self.example.shape, self.example.dtype)
+    def _example_batch(self) -> Any:
+        return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), self.example)
 
     def _watched(
         self, step: Compiled, method: str, stage: str, steps: int
@@ -200,12 +202,13 @@ class Trainer:
         moment = dataclasses.replace(
             moment, own=begun.own, frozen=begun.frozen, found={**moment.found, **begun.found}
         )
+        moved = moved_moments(host, stage, begun)
         fresh = {
             name: self._fresh(group)(begun.own[name])
             for name, group in stage.groups.items()
-            if not (name in begun.carried and name in host.optimizers)
+            if name not in moved
         }
-        state = begun_state(host, stage, begun, fresh)
+        state = begun_state(host, stage, begun, {**fresh, **moved})
         return moment, *self.parallel.replicate((state, stage.on_device(begun.frozen)))
 
     def _reestimate_norms(
@@ -220,7 +223,7 @@ class Trainer:
     ) -> TrainState:
         """Returns the state with norm statistics estimated anew over single batches of training data."""
         statistics = self._compiled(
-            ("norms", stage.rule, id(model), split.preparation),
+            ("norms", stage.rule, stage.seen, id(model), split.preparation),
             lambda: self.parallel.compile(
                 make_norm_step(stage, model, self.parallel.axis_name, split.preparation)
             ),
@@ -254,7 +257,7 @@ class Trainer:
         # What a step is built from: its stage's functions, its loss, its optimizers and how a batch is
         # prepared. All else is traced.
         key = (
-            (stage.rule, stage.context, stage.project, stage.schedule, stage.loss),
+            (stage.rule, stage.context, stage.project, stage.schedule, stage.loss, stage.seen),
             (stage.inference, stage.penalty is None, averages),
             tuple((name, group.optimizer) for name, group in stage.groups.items()),
             (preparation, config.label_smoothing),

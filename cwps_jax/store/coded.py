@@ -1,0 +1,144 @@
+"""What a task's leaves become in few bits, and back: which leaf in how many bits, and relative to what.
+
+Channels and a method's own matrices have the bits that are asked for, with a step size for each output
+channel. Norms and other vectors are few and count for more: they have 8 bits, and norm statistics 16. A head
+is stored as it is. Whatever the pre-trained model has too is stored as the change since then.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from cwps_jax.core.channels import Layout, to_columns
+from cwps_jax.core.coding import Codes, encoded
+from cwps_jax.core.trees import flatten, unflatten
+from cwps_jax.methods.channels import opened
+from cwps_jax.methods.method import Stored
+from cwps_jax.search.models import Rows
+
+VECTOR_BITS, STATISTICS_BITS = 8, 16
+
+Leaves = Mapping[str, np.ndarray | Codes]
+
+
+def coded(layout: Layout, stored: Stored, bits: int, start: Rows, before: Mapping[str, Any]) -> Stored:
+    """Returns what there is to store of a task, in few bits.
+
+    Args:
+        layout: the backbone's.
+        stored: what there is, in float32.
+        bits: of a weight; 32 leaves all as it is.
+        start: the pre-trained model's rows.
+        before: its variables, a flat dict.
+    """
+    if bits == 32:
+        return stored
+    own = {path: np.asarray(leaf) for path, leaf in flatten(stored.own).items()}
+    rows: dict[str, np.ndarray | Codes] = {}
+    for layer in layout.layers if stored.rows else ():
+        channels = opened(layer, own)
+        for leaf in layer.leaves:
+            changes = np.asarray(stored.rows[leaf], np.float32) - start[leaf][channels]
+            rows[leaf] = encoded(changes, bits, changes.shape)
+    as_codes = {path: _own_leaf(layout, path, leaf, bits, before) for path, leaf in own.items()}
+    return dataclasses.replace(stored, own=unflatten(as_codes), rows=rows)
+
+
+def _own_leaf(
+    layout: Layout, path: str, leaf: np.ndarray, bits: int, before: Mapping[str, Any]
+) -> np.ndarray | Codes:
+    kind, _, name = path.partition("/")
+    is_head = kind == "params" and name not in layout.backbone_shapes
+    if is_head or not leaf.size or not leaf.ndim or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    changes = np.asarray(leaf, np.float32) - _reference(path, leaf.shape, before)
+    if kind == "other":
+        return encoded(changes.reshape(1, -1), max(bits, STATISTICS_BITS), leaf.shape)
+    if kind == "params" or leaf.ndim == 1:
+        return encoded(changes.reshape(1, -1), max(bits, VECTOR_BITS), leaf.shape)
+    return encoded(changes.reshape(-1, leaf.shape[-1]).T, bits, leaf.shape)
+
+
+def _reference(path: str, shape: tuple[int, ...], before: Mapping[str, Any]) -> Any:
+    """Returns what a leaf of the own tree is a change of: zero for what the pre-trained model has not."""
+    kind, _, name = path.partition("/")
+    found = before.get(name if kind == "other" else path) if kind in ("params", "other") else None
+    return found if found is not None and np.shape(found) == shape else np.float32(0)
+
+
+class DecodedOwn(Mapping[str, np.ndarray]):
+    """A version's own tree, flat, decoded leaf by leaf when it is asked for.
+
+    Args:
+        leaves: arrays and codes.
+        before: gives the pre-trained model's variables, a flat dict.
+    """
+
+    def __init__(self, leaves: Leaves, before: Callable[[], Mapping[str, Any]]) -> None:
+        self.leaves = leaves
+        self._before = before
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        leaf = self.leaves[path]
+        if not isinstance(leaf, Codes):
+            return leaf
+        rows = leaf.rows(slice(None))
+        # More rows than one are those of the last axis.
+        change = rows if len(rows) == 1 else np.ascontiguousarray(rows.T)
+        return np.asarray(_reference(path, leaf.shape, self._before()) + change.reshape(leaf.shape))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.leaves)
+
+    def __len__(self) -> int:
+        return len(self.leaves)
+
+
+class DecodedRows:
+    """The rows of one leaf, decoded when they are taken.
+
+    Args:
+        codes: (rows, fan-in).
+        channels: int (rows,), which channels they are.
+        before: (fan-in, all channels), the pre-trained model's leaf.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, codes: Codes, channels: np.ndarray, before: np.ndarray) -> None:
+        self.codes = codes
+        self.channels = channels
+        self.shape = codes.shape
+        self._before = before
+
+    def __len__(self) -> int:
+        return len(self.channels)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        return self._before[:, self.channels[which]].T + self.codes.rows(which)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+def decoded_rows(
+    layout: Layout, own: Callable[[], Leaves], rows: Leaves, pretrained: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns the rows of a version as arrays, or as what gives arrays for the rows that are taken.
+
+    Args:
+        layout: the backbone's.
+        own: gives {path: array}, with the masks that say whose rows they are.
+        rows: {path of a leaf: (rows, fan-in)}, arrays and codes.
+        pretrained: gives the pre-trained model's leaves, a flat dict.
+    """
+    found: dict[str, Any] = dict(rows)
+    for layer in layout.layers if rows else ():
+        for leaf in layer.leaves:
+            if isinstance(codes := rows[leaf], Codes):
+                before = to_columns(np.asarray(pretrained()[leaf]), layer.gate_shape)
+                found[leaf] = DecodedRows(codes, opened(layer, own()), before)
+    return found
