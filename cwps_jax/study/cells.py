@@ -8,7 +8,7 @@ from typing import Any
 
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
-from cwps_jax.provenance import differences, versions
+from cwps_jax.provenance import differences, plain, versions
 from cwps_jax.report.results import write_json
 from cwps_jax.report.rows import ROW
 from cwps_jax.study.grid import Cell
@@ -125,7 +125,7 @@ def check_now(workdir: pathlib.Path, cell: Cell, values: Mapping[str, Any], data
 
 def plain_config(cell: Cell) -> dict[str, Any]:
     """Returns a cell's config as plain JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(cell.config)))
+    return json.loads(json.dumps(plain(cell.config)))
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
