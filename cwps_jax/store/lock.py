@@ -18,6 +18,10 @@ from cwps_jax.errors import CwpsError
 SECONDS = 300.0  # that a writer waits for its turn: the largest model is written in a tenth of it
 
 
+class Taken(CwpsError):
+    """Another process holds the lock."""
+
+
 @contextlib.contextmanager
 def locked(path: pathlib.Path, what: str, seconds: float | None = None) -> Iterator[None]:
     """Holds an exclusive lock while its block runs.
@@ -28,8 +32,8 @@ def locked(path: pathlib.Path, what: str, seconds: float | None = None) -> Itera
         seconds: to wait for it; `SECONDS` by default.
 
     Raises:
-        CwpsError: another process held it all that time, or the file system has no locks or cannot be
-            written.
+        Taken: another process held it all that time.
+        CwpsError: the file system has no locks or cannot be written.
     """
     try:
         file = path.open("a+")
@@ -42,9 +46,7 @@ def locked(path: pathlib.Path, what: str, seconds: float | None = None) -> Itera
         while not _taken(file.fileno(), path):
             if time.monotonic() >= until:
                 file.seek(0)
-                raise CwpsError(
-                    f"{path}: {what} by process {file.read() or 'unknown'}; try again when it ended"
-                )
+                raise Taken(f"{path}: {what} by process {file.read() or 'unknown'}; try again when it ended")
             time.sleep(0.005)
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -14,7 +14,7 @@ from cwps_jax.learn import learn_task
 from cwps_jax.parallel import Parallel
 from cwps_jax.provenance import KEY, learned_with
 from cwps_jax.report.results import measure_pool
-from cwps_jax.store.lock import locked
+from cwps_jax.store.lock import Taken, locked
 from cwps_jax.store.pool import Pool
 from cwps_jax.study.cells import cell_path, check_now, fingerprints, finished_cells, write_cell
 from cwps_jax.study.grid import MOST, Cell, Study
@@ -35,30 +35,36 @@ def check_size(study: Study, yes: bool) -> None:
 def run_study(study: Study, workdir: pathlib.Path, console: Console) -> None:
     """Runs every cell that has no result in the workdir yet.
 
-    A cell that cannot be run or that diverges is told at once, and the others are run all the same.
+    A cell that cannot be run or that diverges is told at once, and the others are run all the same. Several
+    processes may run one study: each takes a cell that none of the others has.
 
     Raises:
-        CwpsError: a result in the workdir is of another config, other data or other versions, another
-            process runs this study, or, after all others, some cells could not be run.
+        CwpsError: a result in the workdir is of another config, other data or other versions, or, after all
+            others, some cells could not be run.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    with locked(workdir / ".lock", "this study is being run", seconds=0):
-        shared = Shared(workdir / "pretrained")
-        finished = finished_cells(workdir, study.cells)
-        for cell, values in finished:
-            data = {task: fingerprints(shared.load(cell.config, task)) for task in cell.config.tasks}
-            check_now(workdir, cell, values, data)
-        done = {cell.name for cell, _ in finished}
-        left = [cell for cell in study.cells if cell.name not in done]
-        failed = []
-        with StudyProgress(len(study.cells), len(done), console) as progress:
-            for cell in sorted(left, key=lambda cell: model_key(cell.config)):
-                try:
-                    _run_cell(cell, workdir, shared, progress)
-                except (CwpsError, FloatingPointError) as error:
-                    failed.append(cell.name)
-                    progress.cell_done(f"{cell.name}: not run: {error}")
-        shutil.rmtree(workdir / "pools", ignore_errors=True)
+    running = workdir / ".running"
+    running.mkdir(parents=True, exist_ok=True)
+    shared = Shared(workdir / "pretrained")
+    finished = finished_cells(workdir, study.cells)
+    for cell, values in finished:
+        data = {task: fingerprints(shared.load(cell.config, task)) for task in cell.config.tasks}
+        check_now(workdir, cell, values, data)
+    done = {cell.name for cell, _ in finished}
+    left = [cell for cell in study.cells if cell.name not in done]
+    failed = []
+    with StudyProgress(len(study.cells), len(done), console) as progress:
+        for cell in sorted(left, key=lambda cell: model_key(cell.config)):
+            try:
+                with locked(running / cell.name, "this cell is being run", seconds=0):
+                    if cell_path(workdir, cell).exists():
+                        progress.cell_done(f"{cell.name}: run by another process")
+                    else:
+                        _run_cell(cell, workdir, shared, progress)
+            except Taken:
+                progress.cell_done(f"{cell.name}: another process runs it")
+            except (CwpsError, FloatingPointError) as error:
+                failed.append(cell.name)
+                progress.cell_done(f"{cell.name}: not run: {error}")
     if failed:
         raise CwpsError(
             f"{len(failed)} of {len(study.cells)} cells could not be run, see above: {', '.join(failed[:3])}"

@@ -15,6 +15,7 @@ from cwps_jax.data.task import TaskData
 from cwps_jax.learn import Observe
 from cwps_jax.prepare import Prepared, load_task, open_image_cache, prepare
 from cwps_jax.pretraining import origin, pretrained_pool
+from cwps_jax.store.lock import locked
 from cwps_jax.train.evaluation import Predictor
 from cwps_jax.train.trainer import Trainer
 
@@ -24,6 +25,7 @@ OF_THE_MODEL = (
     *("head", "private", "image_size", "parallel"),
 )
 
+DAY = 86_400.0  # seconds that a process waits for another one's pre-training
 MOST_RUNS = 100  # after which compiled steps are let go: each run may add some that no other uses
 
 
@@ -105,8 +107,11 @@ class Shared:
         """
         known = json.dumps([origin(prepared.config), model_key(prepared.config)], sort_keys=True)
         folder = self.folder / hashlib.sha256(known.encode()).hexdigest()[:16]
-        if not (folder / "index.json").exists():
-            pretrained_pool(prepared, folder)(observe)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Another process of this study may need it, too, and waits for it.
+        with locked(folder.with_suffix(".lock"), "this pre-trained model is being made", DAY):
+            if not (folder / "index.json").exists():
+                pretrained_pool(prepared, folder)(observe)
         return folder
 
     def _open_cache(self, config: RunConfig) -> PixelCache | None:

@@ -1,0 +1,30 @@
+"""Three tasks from a CIFAR-10 ResNet-20: what a task reaches for 0.05x and 0.02x of a backbone's bytes.
+
+Command:    python -m cwps_jax.study --config configs/studies/pacs_bits.py --config.data_dir=DATA
+            (several of these at once share the cells)
+Data:       that of configs/pacs.py, see there
+Run time:   not yet run
+Reached:    not yet run
+"""
+
+import pathlib
+
+from cwps_jax.study import base_config
+
+SEEDS = (0, 1, 2)
+
+
+def get_config():
+    config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
+
+    config.tasks = ("cartoon", "sketch", "Greek")
+    config.budget = 1.0
+    config.study = {
+        "title": "Three tasks from a CIFAR-10 ResNet-20: accuracy against bytes",
+        "grids": (
+            {"method": ("cwps",), "byte_budget": (0.05, 0.02), "row_bits": (2,), "seed": SEEDS},
+            {"method": ("finetune",), "row_bits": (32, 2), "seed": SEEDS},
+        ),
+        "baseline": {"method": "finetune", "byte_budget": 0.0, "row_bits": 32},
+    }
+    return config
