@@ -10,6 +10,15 @@ from cwps_jax.errors import CwpsError
 from cwps_jax.search.composite import Search
 
 
+def assert_made_of(parent, found, models):
+    """The parent is made of the sources' rows, to the bit."""
+    for layer in LAYOUT.layers:
+        model, channel = found[layer.path]
+        ours = zoo.rows_of(layer, parent)
+        for index, (k, other) in enumerate(zip(model, channel, strict=True)):
+            assert ours[index].tobytes() == zoo.rows_of(layer, models[k])[other].tobytes()
+
+
 @pytest.mark.parametrize("search", OPTIONS, ids=names)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_agrees_with_a_search_by_loops(search, seed):
@@ -29,12 +38,7 @@ def test_agrees_with_a_search_by_loops(search, seed):
     assert_found(found, wanted)
     if search.granularity == "channel":
         assert len({k for model, _ in wanted.values() for k in model}) > 2  # it is not always the same one
-    # The parent is made of the sources' rows, to the bit.
-    for layer in LAYOUT.layers:
-        model, channel = found[layer.path]
-        ours = zoo.rows_of(layer, parent)
-        for index, (k, other) in enumerate(zip(model, channel, strict=True)):
-            assert ours[index].tobytes() == zoo.rows_of(layer, models[k])[other].tobytes()
+    assert_made_of(parent, found, models)
 
 
 @pytest.mark.parametrize("search", OPTIONS, ids=names)
@@ -132,6 +136,32 @@ def test_a_small_move_finds_its_model_among_nearly_equal_ones(search, move):
         _, found = find(child, models, search)
         assert_found(found, reference(child, models, search))
         assert np.mean(np.concatenate([model for model, _ in found.values()]) == 2) > 0.9
+
+
+@pytest.mark.parametrize("granularity", ["channel", "layer"])
+def test_sources_that_are_drawn_are_of_every_model_and_do_not_depend_on_the_child(granularity):
+    rng = np.random.default_rng(12)
+    models = [random_params(rng) for _ in range(3)]
+    drawn = [
+        find(child, models, Search(granularity=granularity, candidates="random", seed=seed))
+        for child, seed in ((models[0], 0), (random_params(rng), 0), (models[0], 1), (models[0], 2))
+    ]
+    picked = [np.concatenate([model for model, _ in found.values()]) for _, found in drawn]
+    np.testing.assert_array_equal(picked[0], picked[1])
+    assert set(np.concatenate(picked)) == {0, 1, 2}
+    for parent, found in drawn:
+        for model, channel in found.values():
+            np.testing.assert_array_equal(channel, np.arange(len(channel)))
+            assert granularity == "channel" or len(set(model)) == 1
+        assert_made_of(parent, found, models)
+
+
+def test_without_a_search_the_parent_is_the_pretrained_model():
+    rng = np.random.default_rng(13)
+    models = [random_params(rng) for _ in range(3)]
+    parent, found = find(models[2], models, Search(candidates="pretrained"))
+    assert all(not np.any(model) for model, _ in found.values())
+    assert_made_of(parent, found, models)
 
 
 @pytest.mark.parametrize(

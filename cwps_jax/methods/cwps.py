@@ -198,7 +198,8 @@ class Cwps(Method):
 
     def _search(self, moment: Moment) -> Begun:
         layout, child = moment.network.layout, moment.own["params"]
-        parent, sources = composite(layout, child, moment.pool.models, self.search)
+        search = dataclasses.replace(self.search, seed=moment.training.seed)
+        parent, sources = composite(layout, child, moment.pool.models, search)
         scores = core_masks.init_scores(layout, self.estimator, self.granularity)
         return Begun(
             {"params": child, "masks": jax.device_get(scores)},

@@ -14,13 +14,13 @@ from cwps_jax.core.channels import Layout
 from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.search.anywhere import of_any
-from cwps_jax.search.child import Child
+from cwps_jax.search.child import Child, Found
 from cwps_jax.search.models import StoredModels, gather
 from cwps_jax.search.nearest import of_layers, of_same
 
 Distance = Literal["l2", "cosine", "change"]
 Granularity = Literal["channel", "layer"]
-Candidates = Literal["aligned", "any"]
+Candidates = Literal["aligned", "any", "random", "pretrained"]
 
 
 @jax.tree_util.register_dataclass
@@ -47,20 +47,24 @@ class Search:
             highest cosine with the child's, where that cosine times sqrt(fan-in) exceeds `z`, else the
             pre-trained model.
         granularity: "channel", a source a channel; "layer", one source a layer, by the sum over channels.
-        candidates: "aligned", the same channel index of every model; "any", every channel of the layer.
+        candidates: "aligned", the same channel index of every model; "any", every channel of the layer. And
+            what a search is measured against: "random", the channel of a model that is drawn; "pretrained",
+            the pre-trained model's.
         z: how far above chance agreement "change" has to be.
+        seed: of what is drawn.
     """
 
     distance: Distance = "change"
     granularity: Granularity = "channel"
     candidates: Candidates = "aligned"
     z: float = 3.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for field, allowed in (
             ("distance", ("l2", "cosine", "change")),
             ("granularity", ("channel", "layer")),
-            ("candidates", ("aligned", "any")),
+            ("candidates", ("aligned", "any", "random", "pretrained")),
         ):
             if getattr(self, field) not in allowed:
                 raise CwpsError(f"search {field} {getattr(self, field)!r}: choose one of {allowed}")
@@ -89,14 +93,27 @@ def composite(
     flat = flatten(child)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in flat.values()):
         raise CwpsError("the search reads stored rows: call it outside of jit")
-    compared = Child.of(layout, flat, models, search.distance, search.z)
-    if search.candidates == "any":
-        found = of_any(compared, models)
+    if search.candidates in ("random", "pretrained"):
+        found = _not_searched(layout, models, search)
     else:
-        found = (of_layers if search.granularity == "layer" else of_same)(compared, models)
+        compared = Child.of(layout, flat, models, search.distance, search.z)
+        if search.candidates == "any":
+            found = of_any(compared, models)
+        else:
+            found = (of_layers if search.granularity == "layer" else of_same)(compared, models)
     sources = {path: Source(*(each.astype(np.int32) for each in pair)) for path, pair in found.items()}
     owner, row = (
         {path: each[path][model, channel] for path, (model, channel) in found.items()}
         for each in (models.owner, models.row)
     )
     return unflatten(gather(layout, owner, row, models.read, models.pretrained())), sources
+
+
+def _not_searched(layout: Layout, models: StoredModels, search: Search) -> Found:
+    """Returns sources that do not depend on the child."""
+    rng, found = np.random.default_rng(search.seed), {}
+    for layer in layout.layers:
+        count = len(models.owner[layer.path]) if search.candidates == "random" else 1
+        drawn = rng.integers(count, size=1 if search.granularity == "layer" else layer.channels)
+        found[layer.path] = np.broadcast_to(drawn, layer.channels), np.arange(layer.channels)
+    return found
