@@ -40,12 +40,11 @@ def _plain(value: Any, hint: Any) -> Any:
     if hint is Any:
         return value
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        tuples = [one for one in typing.get_args(hint) if typing.get_origin(one) is tuple]
-        return _plain(value, tuples[0]) if tuples else value
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:
-            return tuple(_plain(one, typing.get_args(hint)[0]) for one in value)
-    elif hasattr(value, "dtype") and getattr(value, "ndim", None) == 0:
+        hint = next((one for one in typing.get_args(hint) if typing.get_origin(one) is tuple), hint)
+    sequence = isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1
+    if typing.get_origin(hint) is tuple and sequence:
+        return tuple(_plain(one, typing.get_args(hint)[0]) for one in value)
+    if hasattr(value, "dtype") and getattr(value, "ndim", None) == 0:
         return value.item()
     return value
 
