@@ -59,6 +59,7 @@ RUNS = {
         Run("search"),
         Run("pool"),
         Run("swap"),
+        Run("bits"),
         Run("compile"),
         Run("input"),
         Run("peers", suffix="float32"),

@@ -184,6 +184,10 @@ def tables_of(path: str) -> dict[str, str]:
         "pacs": run_table(_results("docs/results/pacs_seed0.json")[0]),
         "fewshot": summary_table(_read("docs/results/pacs_10_shots.json")[0]),
         "omniglot": run_table(_results("docs/results/omniglot_seed0.json")[0]),
+        **{
+            name: markdown(_read(f"docs/results/study_{name}.json")[0])
+            for name in ("pacs_bits", "pacs_few_images")
+        },
         "vit": run_table(_results("docs/results/digits_vit_seed0.json")[0]),
     }
 

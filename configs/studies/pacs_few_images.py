@@ -1,4 +1,4 @@
-"""Three tasks from a CIFAR-10 ResNet-20, ten training images a class: the head first, and 0.05x of the bytes.
+"""Three tasks from a CIFAR-10 ResNet-20, ten training images a class: the head first, and few bytes.
 
 Command:    python -m cwps_jax.study --config configs/studies/pacs_few_images.py --config.data_dir=DATA
             (several of these at once share the cells)
@@ -21,14 +21,14 @@ def get_config():
     config.draws = 1  # the seeds are the draws
     config.budget = 1.0
     config.study = {
-        "title": "Ten images a class: the head first, and a twentieth of a backbone's bytes",
+        "title": "Ten images a class: the head first, and few bytes",
         "grids": (
             {"method": ("finetune",), "head_share": (0.0, 0.25), "seed": SEEDS},
             {
                 "method": ("cwps",),
                 "cwps.selection": ("moved",),
                 "head_share": (0.25,),
-                "byte_budget": (0.05,),
+                "byte_budget": (0.05, 0.02),
                 "row_bits": (2,),
                 "seed": SEEDS,
             },
