@@ -9,12 +9,12 @@ import pathlib
 import sys
 from typing import Any
 
+from runs import demo_table, methods_table, run_table, summary_table
 from targets import pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
 from cwps_jax.report.rows import read_results
 from cwps_jax.study.tables import markdown
-from runs import demo_table, methods_table, run_table, summary_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = (
