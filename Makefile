@@ -21,9 +21,11 @@ test: $(VENV)/test
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-# The long form of tests/test_writers.py: two writers at once, and a hundred that are killed. Minutes.
+# The long form of tests/test_writers.py: two writers at once, and a hundred that are killed. Minutes. And that of
+# tests/test_torture_runs.py: whole runs that are stopped and killed on 1 and on 8 fake devices. An hour.
 torture: $(VENV)/test
-	JAX_PLATFORMS=cpu $(BIN)/python scripts/torture.py --out benchmarks/results/torture.json $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python scripts/torture.py --out benchmarks/results/torture.json
+	JAX_PLATFORMS=cpu $(BIN)/python scripts/torture_runs.py --out benchmarks/results/torture_runs.json
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

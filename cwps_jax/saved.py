@@ -55,7 +55,7 @@ def saves_of_pretraining(checkpoints: Saving | None, told: Mapping[str, Any]) ->
     """
     if checkpoints is None:
         return None
-    return Saves(checkpoints, PRETRAINED, training_of(told), {}, differences)
+    return Saves(checkpoints, f"{PRETRAINED}/finetune", training_of(told), {}, differences)
 
 
 def training_of(told: Mapping[str, Any]) -> dict[str, Any]:

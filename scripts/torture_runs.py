@@ -140,9 +140,12 @@ def started(folder: pathlib.Path, cache: str, devices: int, action: str = "", wh
 
 
 def stopped_again_and_again(
-    folder: pathlib.Path, cache: str, devices: int, stops: dict[str, int], seed: int
+    folder: pathlib.Path, cache: str, devices: int, stops: dict[str, int], seed: int, until: float
 ) -> dict[str, Any]:
-    """Returns what was found after runs of so many devices were stopped that often, in each way."""
+    """Returns what was found after runs of so many devices were stopped that often, in each way.
+
+    After the time `until` none is stopped any more.
+    """
     rng, whole = np.random.default_rng(seed), folder / "whole"
     started(folder / "warm", cache, devices)  # compiles
     began = time.perf_counter()
@@ -152,6 +155,8 @@ def stopped_again_and_again(
     lost = repairs = wrong = finished = starts = saved = 0
     run, before = folder / "0", dict[str, tuple[str, str]]()
     while any(left.values()) or before:
+        if time.monotonic() > until:  # what is under way comes to its end
+            left = dict.fromkeys(ACTIONS, 0)
         action = str(rng.choice([one for one in ACTIONS if left[one]] or [""]))
         when = rng.integers(1, max(2, steps // 3)) if action == ACTIONS[2] else rng.uniform(0, seconds / 2)
         ended = started(run, cache, devices, action, float(when))
@@ -168,9 +173,8 @@ def stopped_again_and_again(
         if ended.status == (PREEMPTED if action == "SIGTERM" else -signal.SIGKILL):
             done[action] += 1
             left[action] = max(0, left[action] - 1)
-            saved += any(run.glob("saves/*/*/*/_CHECKPOINT_METADATA")) or any(
-                run.glob("saves/pretrained/*/_CHECKPOINT_METADATA")
-            )
+            print(devices, done, "of", stops, f"{finished} runs ended", flush=True)
+            saved += any(run.glob("saves/*/*/*/_CHECKPOINT_METADATA"))
         else:
             repairs += 1
         before = after or before
@@ -196,6 +200,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8], help="fake devices, in turn")
     parser.add_argument("--kills", type=int, default=100, help="kills, with each number of devices")
     parser.add_argument("--terms", type=int, default=12, help="SIGTERM, with each number of devices")
+    parser.add_argument("--minutes", type=float, default=600, help="after which no more are stopped")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, help="the JSON file to write")
     arguments = parser.parse_args()
@@ -209,7 +214,10 @@ def main() -> None:
             folder = pathlib.Path(name) / str(devices)
             folder.mkdir()
             cache = str(pathlib.Path(name) / "cache")
-            found[str(devices)] = stopped_again_and_again(folder, cache, devices, stops, arguments.seed)
+            until = time.monotonic() + 60 * arguments.minutes / len(arguments.devices)
+            found[str(devices)] = stopped_again_and_again(
+                folder, cache, devices, stops, arguments.seed, until
+            )
             print(json.dumps({devices: found[str(devices)]}), flush=True)
     result = {
         "by_devices": found,
