@@ -91,8 +91,11 @@ class Saves:
         Args:
             between_stages: whether a stage has just ended.
         """
+        if self._saving.stopping():
+            return True
         seconds = 60 * self._saving.minutes * (SHORT if between_stages else 1)
-        return self._saving.stopping() or time.monotonic() - self._last >= seconds
+        writing = self._manager is not None and self._manager.is_saving_in_progress()  # the next would wait
+        return time.monotonic() - self._last >= seconds and not writing
 
     def save(self, course: Course, point: Point) -> None:
         """Copies a point, which is written while training goes on.
