@@ -14,6 +14,7 @@ PROMISED = ("lost", "torn", "repairs", "that_ended_otherwise")
 def test_a_run_that_is_stopped_and_killed_ends_as_if_nothing_had_happened(tmp_path):
     out = tmp_path / "result.json"
     command = [sys.executable, "scripts/torture_runs.py", "--devices", "1", "--kills", "2", "--terms", "1"]
+    command += ["--tasks", "1"]
     done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())["by_devices"]["1"]
