@@ -17,6 +17,7 @@ from cwps_jax.profiling import Profiler
 from cwps_jax.provenance import KEY, check_task, different_training, learned_with, plain, versions
 from cwps_jax.report.costs import show_costs
 from cwps_jax.report.draws import draw_folders, together
+from cwps_jax.report.metrics import check_packages, open_writers
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, write_json
 from cwps_jax.report.table import show_results
@@ -30,6 +31,7 @@ def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
     Raises:
         CwpsError: the config, the data or the workdir does not fit; nothing has been written then.
     """
+    check_packages(config.metrics)
     profiler = None
     if config.profile:
         profiler = Profiler(workdir / "profile", dtype=config.dtype, recomputes=config.remat)
@@ -79,7 +81,8 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
     _write_config(config, pool, workdir)
     source_epochs = config.source_epochs * (prepared.source is not None)
     epochs = source_epochs + sum(map(prepared.epochs, tasks))
-    with RunProgress(workdir, epochs, console) as progress:
+    writers = open_writers(config.metrics, workdir, plain(config))
+    with RunProgress(writers, epochs, console) as progress:
         for name in config.overrides:
             if name not in (*tasks, config.source):
                 progress.say(f"config.overrides.{name}: not among the tasks of this run")
