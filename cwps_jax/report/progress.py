@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from types import TracebackType
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from cwps_jax import distributed
 from cwps_jax.train.records import Progress
 
 
@@ -18,7 +20,8 @@ class RunProgress:
     On a terminal the bar moves with each epoch; a line stays for each finished stage, there and in a log.
 
     Args:
-        workdir: where metrics.jsonl and the TensorBoard events go; both are appended to.
+        workdir: where metrics.jsonl and the TensorBoard events go; both are appended to. Of many processes
+            the first one writes them.
         epochs: epochs of the whole run.
         console: where to show it.
     """
@@ -28,8 +31,9 @@ class RunProgress:
 
         self.console = console
         self._left = TimeRemainingColumn()
-        self._log = (workdir / "metrics.jsonl").open("a")
-        self._events = SummaryWriter(str(workdir / "tensorboard"))
+        writes = distributed.first()
+        self._log = (workdir / "metrics.jsonl" if writes else pathlib.Path(os.devnull)).open("a")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), write_to_disk=writes)
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
