@@ -1,6 +1,5 @@
 """One device, eight devices by jit and eight by pmap train the same task to the same numbers."""
 
-import dataclasses
 import itertools
 
 import chex
@@ -8,55 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from stored_models import whole_models
+from stages import STEPS, run_stages
 
-from cwps_jax import CwpsError, TrainConfig, Trainer, methods
-from cwps_jax.core.trees import flatten
-from cwps_jax.methods.method import Pooled
+from cwps_jax import CwpsError
 from cwps_jax.parallel import Parallel
 from cwps_jax.train.evaluation import Predictor
 from cwps_jax.train.state import TrainState
 
-STEPS = 20  # of each stage: 4 epochs of 5
-
 DOORS = {"one device": ("jit", 1), "eight by jit": ("jit", 8), "eight by pmap": ("pmap", 8)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Recording(Parallel):
-    """Keeps all that was fetched."""
-
-    fetched: list = dataclasses.field(default_factory=list)
-
-    def fetch(self, tree, **options):
-        self.fetched.append(super().fetch(tree, **options))
-        return self.fetched[-1]
-
-
 @pytest.fixture(scope="module")
-def runs(tiny_model, tiny_layout, tiny_variables, moved):
+def runs(tiny_model, tiny_layout, tiny_variables):
     """{door: (what the trainer returned, all that it fetched)} of one task in all stages."""
-    rng = np.random.default_rng(0)
-    label = np.arange(80, dtype=np.int32) % 3
-    images = rng.standard_normal((80, 8, 8, 1)) * (1 + label[:, None, None, None])
-    split = {"image": images.astype(np.float32), "label": label}
-    start = flatten(tiny_variables["params"])
-    other = flatten(moved(tiny_variables["params"], 0.02, 1))
-    models = whole_models(tiny_layout, [start, other])
-    method = methods.Cwps(
-        lambda_=0.05, score_learning_rate=0.05, warm_up_share=1 / 3, hard_share=1 / 3, search_z=0.0
-    )
-    config = TrainConfig(
-        method=method, epochs=12, batch_size=16, learning_rate=0.05, weight_decay=0.01, norm_batches=3
-    )
-    found = {}
-    for door, (mode, count) in DOORS.items():
-        parallel = Recording(mode, tuple(jax.devices()[:count]))
-        example = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
-        trainer = Trainer(tiny_model, tiny_layout, example, parallel=parallel)
-        trained = trainer.train(tiny_variables, split, config, Pooled(models, ("pretrained", "a@1")))
-        found[door] = trained, parallel.fetched
-    return found
+    return {
+        door: run_stages(
+            tiny_model, tiny_layout, tiny_variables, Parallel(mode, tuple(jax.devices()[:count]))
+        )
+        for door, (mode, count) in DOORS.items()
+    }
 
 
 def sources(trained):
