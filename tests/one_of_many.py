@@ -39,10 +39,10 @@ def check(process: int, folder: pathlib.Path) -> None:
     layout = modules.channel_layout(model, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
     variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
     parallel = Parallel()
-    trained, fetched = stages.run_stages(model, layout, variables, parallel)
+    trained, recording = stages.run_stages(model, layout, variables, parallel)
     images = np.random.default_rng(0).standard_normal((ITEMS, 8, 8, 1)).astype(np.float32)
     found = {
-        "fetched": fetched,
+        "fetched": recording.fetched,
         "trained": (trained.params, trained.other),
         "gates": trained.gates,
         "sources": trained.finished.moment.found["sources"],

@@ -27,13 +27,18 @@ CONFIG = TrainConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Recording(Parallel):
-    """Keeps all that was fetched."""
+    """Keeps all that was fetched and compiled."""
 
     fetched: list = dataclasses.field(default_factory=list)
+    compiled: list = dataclasses.field(default_factory=list)
 
     def fetch(self, tree, **options):
         self.fetched.append(super().fetch(tree, **options))
         return self.fetched[-1]
+
+    def compile(self, function, **options):
+        self.compiled.append((function.__name__, super().compile(function, **options)))
+        return self.compiled[-1][1]
 
 
 def moved(tree, scale, seed):
@@ -48,7 +53,7 @@ def moved(tree, scale, seed):
 
 
 def run_stages(model, layout, variables, parallel, config=CONFIG):
-    """Returns what the trainer returned, and all that it fetched: losses, states between stages, norms."""
+    """Returns what the trainer returned, and the `Recording` of it: losses, states between stages, norms."""
     rng = np.random.default_rng(0)
     label = np.arange(80, dtype=np.int32) % 3
     images = rng.standard_normal((80, 8, 8, 1)) * (1 + label[:, None, None, None])
@@ -59,4 +64,4 @@ def run_stages(model, layout, variables, parallel, config=CONFIG):
     recording = Recording(parallel.mode, parallel.devices)
     example = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
     trainer = Trainer(model, layout, example, parallel=recording)
-    return trainer.train(variables, split, config, Pooled(models, ("pretrained", "a@1"))), recording.fetched
+    return trainer.train(variables, split, config, Pooled(models, ("pretrained", "a@1"))), recording

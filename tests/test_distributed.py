@@ -68,9 +68,9 @@ def leaves(folder, name, process):
 @pytest.fixture(scope="module")
 def alone(tiny_model, tiny_layout, tiny_variables):
     """{name: leaves} of what one process with eight devices finds."""
-    trained, fetched = run_stages(tiny_model, tiny_layout, tiny_variables, Parallel())
+    trained, recording = run_stages(tiny_model, tiny_layout, tiny_variables, Parallel())
     found = {
-        "fetched": fetched,
+        "fetched": recording.fetched,
         "trained": (trained.params, trained.other),
         "gates": trained.gates,
         "sources": trained.finished.moment.found["sources"],
@@ -129,6 +129,31 @@ def test_a_coordinator_that_does_not_answer_is_one_line():
     assert done.returncode == 2
     assert done.stderr.startswith("cwps: coordinator localhost:") and done.stderr.count("\n") == 1
     assert "not all processes came within 2 s" in done.stderr
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_which_says_so(killed):
+    program = (
+        "import time; from cwps_jax import distributed; distributed.HEARTBEAT_SECONDS = 4; "
+        "distributed.start('localhost:%d', 2, %d, seconds=60); distributed.agree('at the start', {}); "
+        "print('started', flush=True); time.sleep(%d); distributed.agree('later', {})"
+    )
+    port = free_port()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
+    victim, survivor = (
+        subprocess.Popen([sys.executable, "-c", program % (port, process, sleeps)], **pipes)
+        for process, sleeps in ((killed, 60), (1 - killed, 0))
+    )
+    try:
+        assert victim.stdout.readline() == survivor.stdout.readline() == "started\n"
+        victim.kill()
+        _, errors = survivor.communicate(timeout=30)
+    finally:
+        victim.kill()
+        survivor.kill()
+        victim.communicate()
+    assert survivor.returncode not in (0, 42)
+    assert any(words in errors for words in ("another task died", "process 0 is lost"))
 
 
 def test_processes_of_other_configs_stop_before_anything_is_written(tmp_path):
