@@ -22,6 +22,9 @@ class TrainConfig:
             ``cwps.methods.Lora(rank=4)``. See `cwps_jax.methods`.
         epochs: epochs over all stages together.
         batch_size: images a step, over all devices.
+        accumulate: in how many parts, one after the other, a step's gradient is taken, where the memory does
+            not hold the whole batch: the step is the same but for what looks at several images at once, such
+            as batch norm, and dropout. The devices have to divide each part.
         learning_rate: peak of the one schedule that runs over all stages: of the model's own leaves, head and
             norms. What a method adds has a rate of its own.
         learning_rate_warmup: share of all steps over which the rate rises from zero.
@@ -59,6 +62,7 @@ class TrainConfig:
     method: Any = "cwps"
     epochs: int = 30
     batch_size: int = 64
+    accumulate: int = 1
     learning_rate: float = 0.01
     learning_rate_warmup: float = 0.0
     layer_decay: float = 1.0
@@ -81,7 +85,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, epochs=1, batch_size=1, norm_batches=1)
+        at_least(self, epochs=1, batch_size=1, accumulate=1, norm_batches=1)
         at_least(self, learning_rate=0, weight_decay=0, momentum=0, seed=0)
         within(self, "config.", 0, 1, "learning_rate_warmup", "rounded_share")
         below_one(self, "head_share")
