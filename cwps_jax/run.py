@@ -20,6 +20,7 @@ from cwps_jax.report.draws import draw_folders, together
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, write_json
 from cwps_jax.report.table import show_results
+from cwps_jax.rounds import learn_again
 from cwps_jax.store.index import compared_name
 from cwps_jax.store.pool import Pool
 
@@ -78,7 +79,8 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
     workdir.mkdir(parents=True, exist_ok=True)
     _write_config(config, pool, workdir)
     source_epochs = config.source_epochs * (prepared.source is not None)
-    epochs = source_epochs + sum(map(prepared.epochs, tasks))
+    again = sum(prepared.settings[name][config.method].epochs for name in tasks)
+    epochs = source_epochs + sum(map(prepared.epochs, tasks)) + (config.rounds - 1) * again
     with RunProgress(workdir, epochs, console) as progress:
         for name in config.overrides:
             if name not in (*tasks, config.source):
@@ -101,8 +103,12 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
                 progress.skip(prepared.epochs(name))
                 continue
             _write_config(config, pool, workdir)
-            if prepared.cache:
+            if prepared.cache and config.rounds == 1:
                 prepared.cache.clear()  # the next task needs the room, and none comes back to these images
+        for number in range(2, config.rounds + 1):
+            for name in tasks:
+                learn_again(prepared, name, pool, progress, number, workdir)
+                _write_config(config, pool, workdir)
 
 
 def _learn_unless_stored(prepared: Prepared, name: str, pool: Pool, progress: RunProgress) -> bool:
@@ -172,6 +178,7 @@ def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console:
         tasks=config.tasks,
         dtype=config.dtype,
         draw=number,
+        rounds=config.rounds,
     )
     write_json(workdir / "results.json", results)
     _show(results, workdir, draw_report(pool, results, workdir / "report"), console)

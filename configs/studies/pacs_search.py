@@ -26,11 +26,15 @@ def get_config():
     config.row_bits = 4  # about 0.4 of the channels are a task's own; the others come from its parent
     config.study = {
         "title": "The search question: where closed channels come from, at 0.05x of a backbone's bytes",
-        "grids": (
-            # Seeds first: what is finished is paired.
-            {"seed": SEEDS, "cwps.search_distance": ("change", "l2", "cosine")},
-            {"seed": SEEDS, "cwps.search_candidates": ("random", "pretrained")},
-            {"seed": SEEDS, "cwps.search_granularity": ("model",)},
+        # A seed after the other: what is finished is paired.
+        "grids": tuple(
+            {"seed": (seed,), **ways}
+            for seed in SEEDS
+            for ways in (
+                {"cwps.search_distance": ("change", "l2", "cosine")},
+                {"cwps.search_candidates": ("random", "pretrained")},
+                {"cwps.search_granularity": ("model",)},
+            )
         ),
         "baseline": {
             "cwps": {

@@ -116,9 +116,9 @@ def _not_searched(layout: Layout, models: StoredModels, search: Search) -> Found
     """Returns sources that do not depend on the child."""
     rng, found = np.random.default_rng(search.seed), {}
     count = len(models.owner[layout.layers[0].path]) if search.candidates == "random" else 1
-    model = rng.integers(count) if search.granularity == "model" else None
+    of_all = rng.integers(count, size=1) if search.granularity == "model" else None
     for layer in layout.layers:
-        drawn = rng.integers(count, size=layer.channels if search.granularity == "channel" else 1)
-        drawn = drawn if model is None else model
+        size = layer.channels if search.granularity == "channel" else 1
+        drawn = rng.integers(count, size=size) if of_all is None else of_all
         found[layer.path] = np.broadcast_to(drawn, layer.channels), np.arange(layer.channels)
     return found

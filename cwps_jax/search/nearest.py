@@ -88,11 +88,12 @@ def of_layers(child: Child, models: StoredModels, as_one: bool = False) -> Found
         index = mine[np.searchsorted(key, np.ascontiguousarray(wanted))]
         length = child.length[child.layer == number].sum()
         sums.append((cost[index].sum(axis=0), squared[index].sum(axis=0), length, layer.parameters))
-    if as_one:
-        sums = [tuple(map(sum, zip(*sums, strict=True)))] * len(sums)
     found = {}
-    for layer, (value, *rest) in zip(child.layers, sums, strict=True):
-        value = child.disagreement(value, *rest) if child.distance == "change" else value
+    for number, layer in enumerate(child.layers):
+        parts = sums if as_one else [sums[number]]
+        value, norms, length, parameters = (np.sum(each, axis=0) for each in zip(*parts, strict=True))
+        if child.distance == "change":
+            value = child.disagreement(value, norms, length, parameters)
         found[layer.path] = np.full(layer.channels, np.argmin(value)), np.arange(layer.channels)
     return found
 
