@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
@@ -71,7 +71,7 @@ def learn_task(
     trainer: Trainer | None = None,
     observe: Observe = lambda progress: None,
     notes: Mapping[str, Any] | None = None,
-    relearn: bool = False,
+    relearn: bool | Literal["better"] = False,
     checkpoints: Checkpoints | None = None,
 ) -> LearnedTask:
     """Learns a task in all its stages, measures it, and adds it to the pool.
@@ -90,12 +90,14 @@ def learn_task(
         observe: called once an epoch with a `Progress`.
         notes: plain JSON that is stored with the record.
         relearn: whether a task that is there is learned anew, as its next version; nothing is taken from its
-            earlier ones, which stay as they are.
+            earlier ones, which stay as they are. "better" stores it only where it is better on the validation
+            set than its newest version is.
         checkpoints: a folder, or a `Saving`: the training is saved there every few minutes, goes on from
             there when the same is called again, and is removed when the task is stored.
 
     Returns:
-        What was learned; `pool.effective(name)` gives the same variables in any later process.
+        The task as it is now in the pool; `pool.effective(name)` gives the same variables in any later
+        process.
 
     Raises:
         CwpsError: the name is taken, impossible or being learned by another process, the model's backbone is
@@ -120,7 +122,11 @@ def learn_task(
         saves = saves_of_task(checkpoints, pool, name, given[KEY])
         trained, stored, variables = train_task(pool, model, data, config, trainer, observe, name, saves)
         record = {**measured(trained, variables, model, data, config, trainer), **given}
-        version = pool.add_stored(name, trained.method, stored, record)
+        kept = pool.version(name) if relearn == "better" and name in pool.tasks else None
+        if kept and record["validation_accuracy"] <= kept.record["validation_accuracy"]:
+            version, record, variables = kept, dict(kept.record), pool.effective(name)
+        else:
+            version = pool.add_stored(name, trained.method, stored, record)
         forget(checkpoints, name)
     return LearnedTask(
         name=version.name,

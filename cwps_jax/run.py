@@ -34,6 +34,7 @@ from cwps_jax.report.metrics import check_packages, open_writers
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, write_json
 from cwps_jax.report.table import show_results
+from cwps_jax.rounds import learn_again
 from cwps_jax.saved import PRETRAINED, forget, saves_of_task
 from cwps_jax.store.index import compared_name
 from cwps_jax.store.lock import locked
@@ -118,7 +119,8 @@ def _learn_draw(
     )
     _write_config(config, pool, workdir)
     source_epochs = config.source_epochs * (prepared.source is not None)
-    epochs = source_epochs + sum(map(prepared.epochs, tasks))
+    again = sum(prepared.settings[name][config.method].epochs for name in tasks)
+    epochs = source_epochs + sum(map(prepared.epochs, tasks)) + (config.rounds - 1) * again
     # Of many processes the first one writes.
     writers = open_writers(config.metrics, workdir, plain(config)) if distributed.first() else ()
     with RunProgress(writers, epochs, console) as progress:
@@ -150,8 +152,12 @@ def _learn_draw(
                 progress.skip(prepared.epochs(name))
                 continue
             _write_config(config, pool, workdir)
-            if prepared.cache:
+            if prepared.cache and config.rounds == 1:
                 prepared.cache.clear()  # the next task needs the room, and none comes back to these images
+        for number in range(2, config.rounds + 1):
+            for name in tasks:
+                learn_again(prepared, name, pool, progress, number, workdir)
+                _write_config(config, pool, workdir)
 
 
 def _saving(
@@ -250,6 +256,7 @@ def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console:
         tasks=config.tasks,
         dtype=config.dtype,
         draw=number,
+        rounds=config.rounds,
     )
     if distributed.first():
         write_json(workdir / "results.json", results)

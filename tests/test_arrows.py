@@ -39,6 +39,7 @@ RANKS = {
     "report": 8,
     "prepare": 8,
     "pretraining": 9,
+    "rounds": 9,
     "run": 10,
     "pool": 10,
     "study": 10,

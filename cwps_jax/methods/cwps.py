@@ -67,6 +67,7 @@ class Cwps(Method):
     """
 
     name: ClassVar[str] = "cwps"
+    borrows: ClassVar[bool] = True
 
     granularity: Literal["channel", "layer", "weight"] = "channel"
     selection: Literal["learned", "moved"] = "learned"

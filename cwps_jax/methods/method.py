@@ -270,10 +270,12 @@ class Method(abc.ABC):
     Attributes:
         name: by which configs, results and the pool know it.
         uses_own_tasks: whether a task is restored from what is stored of earlier tasks by the same method.
+        borrows: whether it takes channels of other tasks, so that other models of these make another task.
     """
 
     name: ClassVar[str] = ""
     uses_own_tasks: ClassVar[bool] = False
+    borrows: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_types(self, f"config.{self.name}.")

@@ -80,6 +80,7 @@ class Programs:
                     config.accumulate,
                 ),
                 donate=(0,),
+                rounds=config.accumulate,
             ),
         )
 
