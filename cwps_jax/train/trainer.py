@@ -278,6 +278,7 @@ class Trainer:
                     config.accumulate,
                 ),
                 donate=(0,),
+                rounds=config.accumulate,
             ),
         )
 
