@@ -55,6 +55,7 @@ def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None 
         app.run(main, flags_parser=_parse)
     except Preempted as end:
         print("cwps:", end, file=sys.stderr)
+        distributed.stop()
         sys.exit(PREEMPTED)
     except Exception as error:
         line = _line(error)

@@ -30,6 +30,7 @@ LOOK_MILLISECONDS = 1000  # between two looks at whether another process has fai
 SHOWN = 3  # values that differ, in one line
 
 _FAILED = "cwps/failed/"
+_answered: list[str] = []  # texts of this process that the coordinator still keeps
 _turns = itertools.count()  # every process does the same in the same order, so that numbers name it
 
 
@@ -163,6 +164,21 @@ def agree(when: str, values: Mapping[str, Any]) -> None:
                 f"process {process} differs from process 0 {when} in: {names}{more}; start all processes "
                 "with the same command, code, packages and data"
             )
+
+
+def largest(value: int) -> int:
+    """Returns the largest of all processes' values; all of them ask at the same place."""
+    if not many():
+        return value
+    turn, own = next(_turns), runtime.global_state.process_id
+    _client().key_value_set(f"cwps/{turn}/{own}", str(value))
+    others = range(runtime.global_state.num_processes)
+    found = max(int(_read(f"cwps/{turn}/{one}", one, "all are asked")) for one in others)
+    # All have written this one: they have read the one before.
+    while _answered:
+        _client().key_value_delete(_answered.pop())
+    _answered.append(f"cwps/{turn}/{own}")
+    return found
 
 
 def fail(line: str, status: int) -> None:

@@ -52,7 +52,7 @@ def main(config: RunConfig) -> None:
         return
     with stop_signals(command_line.PREEMPTED, GRACE if config.save_minutes else 0) as stopping:
         run.learn(config, workdir, console, stopping)
-        if stopping():
+        if distributed.largest(stopping()):
             raise Preempted("stopped when all tasks were learned; the same command measures them")
     distributed.stop()
     sys.stdout.flush()

@@ -3,6 +3,7 @@
 Each of the two may be many processes that do the same together; the first one of them writes.
 """
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -131,7 +132,9 @@ def _learn_draw(
         for name in tasks:
             _tell(prepared, name, progress)
         if pool is None:
-            with locked(workdir / ".pretraining", "this run's pre-trained model is being trained", 0):
+            with contextlib.ExitStack() as held:
+                lock = locked(workdir / ".pretraining", "this run's pre-trained model is being trained", 0)
+                distributed.by_first(f"{workdir} is locked", lambda: held.enter_context(lock))
                 pool = make_pool(functools.partial(progress.epoch, config.source), saving)
             if prepared.source is not None:
                 reached = pool.index.pretrained_record["accuracy"]
@@ -140,7 +143,7 @@ def _learn_draw(
             forget(saving, PRETRAINED)  # a run that was killed has left it
             progress.skip(source_epochs)
         for name in tasks:
-            if stopping():
+            if distributed.largest(stopping()):
                 raise Preempted(f"stopped before {name} began; the same command goes on with it")
             if not _learn_unless_stored(prepared, name, pool, progress, saving):
                 _know_capacities(prepared.trainer, pool.version(name).record)

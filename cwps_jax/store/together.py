@@ -49,7 +49,7 @@ def agree_on(task: str, *trees: Tree) -> None:
     digests = {}
     for number, tree in enumerate(trees):
         for path, leaf in flatten(tree).items():
-            arrays = (leaf.codes, leaf.steps) if isinstance(leaf, Codes) else (np.asarray(leaf),)
+            arrays = leaf.parts.values() if isinstance(leaf, Codes) else (np.asarray(leaf),)
             sha256 = hashlib.sha256(repr([(one.dtype.name, one.shape) for one in arrays]).encode())
             for one in arrays:
                 sha256.update(np.ascontiguousarray(one).tobytes())
