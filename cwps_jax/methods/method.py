@@ -221,11 +221,13 @@ class Stored:
         rows: {path of a leaf: (rows, fan-in)}, channels that later tasks may borrow; empty for none. The pool
             makes codes of both where they are stored in few bits.
         uses: names of stored versions that the task cannot be restored without, beside the rows' owners.
+        step: the step size of `core.entropy` that training has seen.
     """
 
     own: Tree
     rows: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     uses: tuple[str, ...] = ()
+    step: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,10 +270,12 @@ class Method(abc.ABC):
     Attributes:
         name: by which configs, results and the pool know it.
         uses_own_tasks: whether a task is restored from what is stored of earlier tasks by the same method.
+        borrows: whether it takes channels of other tasks, so that other models of these make another task.
     """
 
     name: ClassVar[str] = ""
     uses_own_tasks: ClassVar[bool] = False
+    borrows: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_types(self, f"config.{self.name}.")

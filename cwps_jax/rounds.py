@@ -1,0 +1,59 @@
+"""Later rounds over the tasks: each is learned again with the others' newest models in its pool.
+
+A better model is stored as the task's next version; versions refer to older ones alone, whatever the round.
+What a round has done is remembered in the workdir, a file a task, ``rounds/<round>/<task>.json``, so that a
+run that was stopped goes on with the round that it was in.
+"""
+
+import functools
+import pathlib
+
+from cwps_jax.learn import learn_task
+from cwps_jax.prepare import Prepared
+from cwps_jax.provenance import KEY, learned_with
+from cwps_jax.report.progress import RunProgress
+from cwps_jax.report.results import write_json
+from cwps_jax.report.rounds import ROUND
+from cwps_jax.store.pool import Pool
+
+
+def learn_again(
+    prepared: Prepared, name: str, pool: Pool, progress: RunProgress, number: int, workdir: pathlib.Path
+) -> None:
+    """Learns a stored task again unless this round has done it already.
+
+    Args:
+        prepared: the run.
+        name: of the task.
+        pool: the stored models.
+        progress: shows it.
+        number: of the round, from 2.
+        workdir: the run's.
+    """
+    done = workdir / "rounds" / str(number) / f"{name}.json"
+    task, settings = prepared.tasks[name], prepared.settings[name][prepared.config.method]
+    with pool.learning(name):
+        before = pool.version(name)
+        if done.exists() or before.record.get(ROUND, 1) >= number:
+            progress.say(f"{name}: round {number} has been there already")
+            progress.skip(settings.epochs)
+            return
+        told = {key: before.record[key] for key in ("training_images", "compared") if key in before.record}
+        learned = learn_task(
+            pool,
+            name,
+            prepared.make_model(task.classes or 0),
+            task,
+            config=settings,
+            trainer=prepared.trainer,
+            observe=functools.partial(progress.epoch, name),
+            notes={**told, KEY: learned_with(name, task, settings, prepared.config.dtype), ROUND: number},
+            relearn="better",
+        )
+        done.parent.mkdir(parents=True, exist_ok=True)
+        write_json(done, {"task": name, "round": number, "kept": learned.name})
+    was = before.record["validation_accuracy"]
+    better = f"better than {was:.3f}" if learned.name != before.name else "no better model was found"
+    progress.say(
+        f"{name}: round {number}, {learned.name}, validation {learned.validation_metric:.3f}, {better}"
+    )
