@@ -6,6 +6,7 @@
 #           launch/babysit.sh configs/pacs.py [more flags of main]
 # Also:   BY=tpu_queued.sh for queued resources and many slices (tpu_vm.sh), RETRIES=N restarts at most (1000),
 #         PAUSE=SECONDS between two (10), KEEP=1 leaves the TPU there at the end, DRY_RUN=1 prints the commands.
+# Cost:   the TPU, until the end. Stopped by Ctrl-C it leaves the TPU there, and main running: delete it by hand.
 # Exit:   main's own status. It goes on for 42 (preempted and saved) and for 127 to 255 (killed, or the connection
 #         lost), and stops for all else: 0 is done, 2 is bad input, 1 would come again.
 set -euo pipefail

@@ -5,7 +5,7 @@
 #         launch/local.sh 2 4 configs/digits.py --workdir runs/two_processes
 # Also:   PORT=N for the coordinator (a free one), GRACE=SECONDS that the others have to end by themselves after
 #         one has failed (90: they notice a lost peer within 70), DRY_RUN=1 to print the commands.
-# Exit:   the status of the first process that failed, 0 when none did; SIGTERM and SIGINT are passed on once.
+# Exit:   the status of the first process that failed, 0 when none did; SIGTERM, SIGINT and SIGHUP are passed on once.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/dry_run.sh"
@@ -26,7 +26,7 @@ pass_on() {
   local child
   for child in "${children[@]}"; do kill -TERM "$child" 2>/dev/null || true; done
 }
-trap pass_on TERM INT
+trap pass_on TERM INT HUP
 
 set -m # each child in a process group of its own: a Ctrl-C reaches it once, through pass_on
 for ((process = 0; process < processes; process++)); do

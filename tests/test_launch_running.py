@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_killed_process_counts_as_128_and_its_signal(local):
     assert started.wait(20) == 128 + signal.SIGKILL
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_passed_on_once_and_all_may_save(local, sent):
     body = (
         "trap 'echo term >> \"$FOLDER/$me.got\"; sleep 0.4; exit 42' TERM\n"
@@ -109,6 +110,29 @@ def test_a_signal_is_passed_on_once_and_all_may_save(local, sent):
     assert started.wait(20) == 42
     assert [(local.folder / f"{process}.got").read_text() for process in range(2)] == ["term\n"] * 2
     assert not any(map(alive, numbers))
+
+
+def test_the_processes_find_each_other_and_all_devices(tmp_path):
+    """By JAX itself, with the addresses and devices that they are given."""
+    (tmp_path / "joined.py").write_text(JOINED)
+    instead = f'[[ $1 == -m ]] && shift 2 && set -- "{tmp_path}/joined.py" "$@"\n'
+    python = program(tmp_path / "python", f'{instead}exec "{sys.executable}" "$@"\n')
+    command = ["bash", str(LAUNCH / "local.sh"), "2", "4", "configs/digits.py"]
+    done = subprocess.run(
+        command, env=environment(PYTHON=python), cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["process 0: 4 of 8 devices", "process 1: 4 of 8 devices"]
+
+
+JOINED = """
+import sys
+import jax
+given = dict(part[2:].split("=") for part in sys.argv if part.startswith("--"))
+jax.distributed.initialize(given["coordinator"], int(given["processes"]), int(given["process"]))
+devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
+print(f"process {jax.process_index()}: {devices}", flush=True)
+"""
 
 
 class Cloud:
@@ -175,6 +199,16 @@ def test_babysit_makes_a_tpu_anew_that_was_taken_away(cloud):
     assert done.returncode == 0
     verbs = [verb for line in (cloud.folder / "calls").read_text().splitlines() for verb in line.split()[3:4]]
     assert verbs == ["describe", "delete", "create", "scp", "ssh", "ssh", "delete"]
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (2, False), (42, True), (137, True)])
+def test_slurm_puts_a_run_back_that_saved_or_was_killed(tmp_path, code, again):
+    program(tmp_path / "srun", f"exit {code}\n")
+    program(tmp_path / "scontrol", 'echo "$*"\n')
+    told = environment(PATH=f"{tmp_path}:{os.environ['PATH']}", RUN_ID="first", RUNS="r", SLURM_JOB_ID=7)
+    command = ["bash", str(LAUNCH / "slurm.sbatch"), "configs/digits.py"]
+    done = subprocess.run(command, env=told, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "requeue 7\n" if again else "")
 
 
 class Host:

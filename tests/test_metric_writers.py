@@ -256,3 +256,31 @@ def test_a_task_may_be_called_what_mlflow_would_refuse(name, tmp_path):
     writer.write("birds (2011)", epoch(1))
     writer.close()
     assert set(read(name, tmp_path)) >= {"birds _2011_/cwps/loss"}
+
+
+class NeverTaken:
+    """Of an epoch that was sent to a server which is gone: it is tried again and again, or given up."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def wait(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        time.sleep(self.seconds)
+        raise MlflowException("connection\nrefused")
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0, "connection refused"), (60, "no answer within 0.2 s")])
+@pytest.mark.parametrize("name", TRACKERS[1:])
+def test_the_end_of_a_run_waits_no_longer_for_mlflow(name, seconds, told, tmp_path, monkeypatch, caplog):
+    from cwps_jax.report import mlflow_writer
+
+    monkeypatch.setattr(mlflow_writer, "LONGEST_END", 0.2 if seconds else 10)
+    [writer] = metrics.open_writers([name], tmp_path, {})
+    writer._sent.append(NeverTaken(seconds))
+    began = time.monotonic()
+    writer.close()
+    assert time.monotonic() - began < 5
+    [line] = [record.getMessage() for record in caplog.records if record.name == "absl"]
+    assert told in line and "\n" not in line

@@ -192,7 +192,8 @@ def test_all_cells_of_a_former_state_are_refused_where_they_would_be_continued(o
 def test_where_things_lie_is_no_other_config(own, tmp_path):
     study, workdir = own
     moved = copy.copy(study.cells[0])
-    moved = dataclasses.replace(moved, config=dataclasses.replace(moved.config, cache_dir=str(tmp_path)))
+    config = dataclasses.replace(moved.config, cache_dir=str(tmp_path), metrics=("jsonl",))
+    moved = dataclasses.replace(moved, config=config)
     assert len(finished_cells(workdir, [moved])) == 1
 
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from absl import logging
 
 from cwps_jax.errors import CwpsError
 from cwps_jax.report.metric_writer import numbers
-from cwps_jax.report.tracker_runs import PROJECT, known_run, remember_run
+from cwps_jax.report.tracker_runs import LONGEST_END, PROJECT, known_run, remember_run
 from cwps_jax.train.records import Progress
 
 _REFUSED = re.compile(r"[^/\w.\- :]")  # characters that the name of a metric may not have there
@@ -64,18 +65,24 @@ class MlFlow:
         self._sent.append(self._client.log_batch(self._run, metrics=batch, synchronous=False))
 
     def close(self) -> None:
+        failed: list[str] = []
+        # In a thread, which can be left: a server that is gone is asked again for minutes.
+        ending = threading.Thread(target=self._end, args=(failed,), daemon=True)
+        ending.start()
+        ending.join(LONGEST_END)
+        if ending.is_alive():
+            failed.append(f"no answer within {LONGEST_END} s")
+        if failed:
+            logging.warning("mlflow did not take all epochs of this run: %s", failed[0])
+
+    def _end(self, failed: list[str]) -> None:
         from mlflow.exceptions import MlflowException
 
-        lost, reason = 0, ""
-        for sent in self._sent:
+        for call in (*(sent.wait for sent in self._sent), lambda: self._client.set_terminated(self._run)):
             try:
-                sent.wait()
+                call()
             except MlflowException as error:
-                lost, reason = lost + 1, str(error)
-        if lost:
-            logging.warning("mlflow did not take %d of %d epochs: %s", lost, len(self._sent), reason)
-        else:
-            self._client.set_terminated(self._run)
+                failed.append(" ".join(str(error).split()))
 
     def _new_run(self, name: str) -> str:
         wanted = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)

@@ -1,4 +1,4 @@
-"""Which run of a tracker a workdir's numbers go to: a resumed run goes on with its own."""
+"""What trackers have in common: a workdir's run there, which a resumed run goes on with, and their time."""
 
 import json
 import pathlib
@@ -6,6 +6,7 @@ import pathlib
 from cwps_jax.files import write_atomically
 
 PROJECT = "cwps_jax"  # where a tracker puts runs that its own environment variables give no other place
+LONGEST_END = 10  # seconds that the end of a run waits for a tracker: a preempted one has 30 for all
 
 
 def known_run(workdir: pathlib.Path, tracker: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cwps_jax.errors import CwpsError
 from cwps_jax.report.metric_writer import numbers
-from cwps_jax.report.tracker_runs import PROJECT, known_run, remember_run
+from cwps_jax.report.tracker_runs import LONGEST_END, PROJECT, known_run, remember_run
 from cwps_jax.train.records import Progress
 
 
@@ -40,7 +40,7 @@ class WeightsAndBiases:
                 resume="allow",
                 config=dict(told),
                 allow_val_change=True,  # the same workdir may be called with another budget
-                settings=wandb.Settings(console="off", silent=True),
+                settings=wandb.Settings(console="off", silent=True, finish_timeout=LONGEST_END),
             )
         except wandb.Error as error:
             raise CwpsError(
