@@ -94,6 +94,18 @@ ROWS = (
         Goal("task_cpu.json", 1.0),
         Goal("task_gpu.json", 0.95),
     ),
+    Row(
+        "a run with saves over one without: time",
+        "run_over_one_without_saves",
+        Goal("saving_cpu.json", 1.01),
+        Goal("saving_gpu.json", 1.01),
+    ),
+    Row(
+        "a step that waits for a save over the others",
+        "step_that_waits_over_others",
+        Goal("saving_cpu.json", 1.05),
+        Goal("saving_gpu.json", 1.05),
+    ),
     Row("fine-tuning step over PyTorch's", "finetune_over_torch", Goal(_PEERS), Goal(_PEERS_GPU, 1.0)),
     Row(
         "fine-tuning step over the bound of its memory traffic",

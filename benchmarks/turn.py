@@ -72,12 +72,12 @@ class Turn:
             own["masks"] = share_open(layout, active, rng)
         # The trainer's own way into a stage, so that what is timed is what a user's task runs.
         self.parallel, self.layout = trainer.parallel, layout
-        course = Course(
+        self.course = Course(
             trainer.network, trained_by, (begun,), variables, ArraySplit({}), config, NO_POOL, 100
         )
-        start = course.beginning()
+        start = self.course.beginning()
         before = dataclasses.replace(start, state=dataclasses.replace(start.state, own=own), frozen=frozen)
-        _, self.state, self.frozen = trainer.begin(course, before)
+        self.point, self.state, self.frozen = trainer.begin(self.course, before)
         plan = make_plan(config, begun, first_epoch=0, epochs=30, steps_per_epoch=100)
         self.plan = self.parallel.replicate(plan)
         self.batch = self.parallel.split(

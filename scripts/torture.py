@@ -256,6 +256,19 @@ def killed(folder: pathlib.Path, kills: int, seed: int) -> dict[str, Any]:
     }
 
 
+def provenance() -> dict[str, Any]:
+    """Returns what a result was measured with: versions, and the commit."""
+    here = str(pathlib.Path(__file__).parent)
+    commit = ["git", "-C", here, "describe", "--always", "--dirty", "--exclude", "*"]
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{one: importlib.metadata.version(one) for one in ("orbax-checkpoint", "numpy", "jax")},
+        },
+        "commit": subprocess.run(commit, capture_output=True, text=True, check=False).stdout.strip(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -269,25 +282,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         writers = two_writers(pathlib.Path(name) / "writers", arguments.adds)
         kills = killed(pathlib.Path(name) / "kills", arguments.kills, arguments.seed)
-    commit = [
-        "git",
-        "-C",
-        str(pathlib.Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--exclude",
-        "*",
-    ]
     result = {
         "two_writers": writers,
         "kills": kills,
         "settings": {"adds": arguments.adds, "kills": arguments.kills, "seed": arguments.seed},
-        "versions": {
-            "python": platform.python_version(),
-            **{one: importlib.metadata.version(one) for one in ("orbax-checkpoint", "numpy", "jax")},
-        },
-        "commit": subprocess.run(commit, capture_output=True, text=True, check=False).stdout.strip(),
+        **provenance(),
     }
     print(json.dumps(result, indent=1))
     if arguments.out:

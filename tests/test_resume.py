@@ -11,15 +11,16 @@ from conftest import TinyModel
 import cwps_jax as cwps
 from cwps_jax.errors import Preempted
 from cwps_jax.parallel import Parallel
-from cwps_jax.train.saves import Saving
+from cwps_jax.train.saves import Saves, Saving, _parted
 
 METHOD = cwps.methods.Cwps(score_learning_rate=0.05)
 CONFIG = cwps.TrainConfig(method=METHOD, epochs=6, batch_size=16, learning_rate=0.05, budget=0.6)
-STEPS = 36  # six an epoch
+STEPS = 30  # five an epoch
+PLAIN = dataclasses.replace(CONFIG, method="finetune", budget=1.0)
 EVERYTHING = dataclasses.replace(CONFIG, ema=0.9, row_bits=4, rounded_share=0.2, head_share=0.2, epochs=8)
 CONFIGS = {
     "cwps": (CONFIG, STEPS),
-    "everything": (EVERYTHING, 48),
+    "everything": (EVERYTHING, 40),
     "packnet": (dataclasses.replace(CONFIG, method="packnet", budget=1.0), STEPS),
     "atlas": (dataclasses.replace(CONFIG, method="atlas", budget=1.0), STEPS),
     "lora": (dataclasses.replace(CONFIG, method="lora", budget=1.0, optimizer="adamw"), STEPS),
@@ -146,3 +147,151 @@ def test_a_training_that_is_stopped_again_and_again_ends_the_same_to_the_bit(
     assert stored(stopped) == stored(whole)
     assert rows_of(seen) == rows_of(expected)
     assert not list((bench.folder / "saves").iterdir())  # the task is in the pool
+
+
+def stopped_at(bench: Bench, pool: cwps.Pool, steps: int, config=CONFIG, **options) -> None:
+    with pytest.raises(Preempted):
+        bench.learn(pool, config, stopping=StopAfter(steps), **options)
+
+
+def test_what_it_is_learned_with_has_to_be_the_same_and_nothing_is_lost_where_it_is_not(single):
+    pool = single.pool("pool")
+    stopped_at(single, pool, 8, PLAIN)
+    saved = sorted((single.folder / "saves").rglob("*"))
+    other = dataclasses.replace(PLAIN, learning_rate=0.1)
+    with pytest.raises(cwps.CwpsError, match=r"another one: config.learning_rate \(was 0.05, is 0.1\); give"):
+        single.learn(pool, other, stopping=lambda: False)
+    images = images_of(96, 5)
+    with pytest.raises(cwps.CwpsError, match="another one: training data"):
+        single.learn(pool, PLAIN, data=task(image=images), stopping=lambda: False)
+    moved = {**single.variables, "batch_stats": {"norm": {"mean": np.ones(6), "var": np.ones(6)}}}
+    with pytest.raises(cwps.CwpsError, match="another one: pretrained model"):
+        single.learn(cwps.Pool.create(single.folder / "o", moved, single.layout), PLAIN, minutes=1.0)
+    assert sorted((single.folder / "saves").rglob("*")) == saved
+    said = []
+    single.learn(pool, PLAIN, say=lambda line, epochs: said.append((line, epochs)))
+    (told,) = said
+    assert "birds/finetune: goes on in its finetune stage, epoch 2 of 6, after step 4 of 5" in told[0]
+    assert told[1] == 1  # epochs that are over
+
+
+def test_a_task_that_others_have_stored_meanwhile_lets_it_begin_anew(single):
+    pool, said = single.pool("pool"), []
+    stopped_at(single, pool, 20, PLAIN)
+    single.learn(cwps.Pool.open(pool.folder), dataclasses.replace(PLAIN, method="probe"), name="new")
+    seen = []
+    learned = single.learn(pool, PLAIN, seen.append, say=lambda line, epochs: said.append(line))
+    assert said == [
+        "birds/finetune: begins anew, since the pool has other tasks now than when it was interrupted"
+    ]
+    assert learned.name == "birds@1" and [one.epoch for one in seen] == [1, 2, 3, 4, 5, 6]
+
+
+def test_on_other_devices_it_goes_on_and_says_so(tmp_path, tiny_variables, tiny_layout, monkeypatch):
+    one = Bench(tmp_path, tiny_variables, tiny_layout, 1)
+    pool, said = one.pool("pool"), []
+    stopped_at(one, pool, 20)
+    monkeypatch.setattr("cwps_jax.train.saves._devices", lambda: "1 x other")
+    eight = dataclasses.replace(one, devices=8)
+    eight.learn(pool, CONFIG, say=lambda line, epochs: said.append(line))
+    assert said[1] == (
+        "birds/cwps: it was trained on 8 x cpu, and goes on on 1 x other: the result differs in its last bits"
+    )
+
+
+def test_of_damaged_saves_the_newest_whole_one_is_used(single):
+    whole = single.pool("whole")
+    single.learn(whole, PLAIN)
+    stopped_at(single, single.pool("pool"), 8, PLAIN)
+    stopped_at(single, cwps.Pool.open(single.folder / "pool"), 10, PLAIN)
+    for damage in ("truncated", "no description", "half-written"):
+        here = dataclasses.replace(single, folder=single.folder / damage)
+        for name in ("pool", "saves"):
+            shutil.copytree(single.folder / name, here.folder / name)
+        folder, said = here.folder / "saves" / "birds" / "finetune", []
+        old, new = sorted((one for one in folder.iterdir() if one.is_dir()), key=lambda one: int(one.name))
+        if damage == "half-written":
+            new.rename(folder / f"{new.name}.orbax-checkpoint-tmp")
+        elif damage == "no description":
+            (new / "told" / "metadata").write_text("")
+        else:
+            for file in (new / "arrays").rglob("d/*"):
+                file.write_bytes(file.read_bytes()[:10])
+        pool = cwps.Pool.open(here.folder / "pool")
+        here.learn(pool, PLAIN, say=lambda line, epochs, said=said: said.append(line))
+        epoch, step = divmod(int(old.name), 5)
+        assert f"epoch {1 + epoch} of 6, after step {step} of 5" in said[-1]
+        assert len(said) == (1 if damage == "half-written" else 2)
+        assert "damaged, so that an older one is used" in said[0] or damage == "half-written"
+        assert stored(pool) == stored(whole)
+
+
+def test_saves_come_with_time_and_with_the_ends_of_stages_and_few_are_kept(single, monkeypatch):
+    pool, now, saved, save = single.pool("pool"), [0.0], [], Saves.save
+    monkeypatch.setattr("cwps_jax.train.saves.time.monotonic", lambda: now[0])
+
+    def recorded(self, course, point):
+        saved.append((point.stage, point.steps))
+        save(self, course, point)
+        self._manager.wait_until_finished()
+        assert len(list(self.folder.iterdir())) <= 2
+
+    monkeypatch.setattr(Saves, "save", recorded)
+
+    def observe(progress):
+        now[0] += 60  # an epoch takes a minute
+
+    single.learn(pool, PLAIN, observe, minutes=1.5)
+    assert saved == [(0, 11), (0, 21), (1, 0)]
+    saved.clear()
+    single.learn(pool, CONFIG, observe, minutes=100.0, name="short")
+    assert saved == []  # none of its stages is worth one
+    single.learn(pool, CONFIG, observe, minutes=15.0, name="long")
+    assert saved == [(1, 0), (2, 0), (3, 0)]
+
+
+def test_a_loss_that_is_not_finite_is_seen_before_the_epoch_ends_and_the_last_finite_state_is_kept(
+    single, monkeypatch
+):
+    pool, taken = single.pool("pool"), []
+    monkeypatch.setattr("cwps_jax.train.epochs.LOOK", 1)
+    diverging = dataclasses.replace(PLAIN, learning_rate=1e30)
+    monkeypatch.setattr(Saves, "wanted", lambda self, between_stages=False: True)
+    with pytest.raises(FloatingPointError, match="is not finite after training|the loss is .* in epoch 1"):
+        single.learn(pool, diverging, minutes=1.0, observe=taken.append)
+    assert taken == []  # not even an epoch
+    for folder in (single.folder / "saves" / "birds" / "finetune").glob("[0-9]*"):
+        assert np.isfinite(np.frombuffer(arrays_of(folder), np.float32)).all()
+    pool.refresh()
+    assert pool.tasks == ("before",)
+    monkeypatch.undo()
+    monkeypatch.setattr("cwps_jax.train.epochs.LOOK", 1)
+    with pytest.raises(FloatingPointError, match="the loss is .* in epoch 1, step [1-4];"):
+        single.learn(pool, diverging, observe=taken.append)
+
+
+def arrays_of(folder) -> bytes:
+    """Returns the bytes of all own trees of a saved point, which are its first arrays."""
+    import orbax.checkpoint as ocp
+
+    manager = ocp.CheckpointManager(folder.parent)
+    wanted = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(), told=ocp.args.JsonRestore())
+    found = manager.restore(int(folder.name), args=wanted)
+    return _parted(found.arrays["bytes"], found.told["leaves"])[1].tobytes()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_the_pool_is_whole(single, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    pool = single.pool("pool")
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(
+        cwps.CwpsError, match=r"birds/finetune cannot be saved here \(.*No space left"
+    ) as caught:
+        single.learn(pool, PLAIN, minutes=1e-9)
+    assert "\n" not in str(caught.value)
+    pool.refresh()
+    assert pool.tasks == ("before",) and not pool.verify()

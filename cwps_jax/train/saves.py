@@ -138,7 +138,8 @@ class Saves:
                 self._open().wait_until_finished()
         self._last = time.monotonic()
         if stopping:
-            raise Preempted(f"{self._name}: stopped {_where(course, point)}, and saved in {self.folder}")
+            where = f"{self._name}: stopped {_where(course, point)}, and saved in {self.folder}"
+            raise Preempted(f"{where}; the same command goes on from there")
 
     def newest(self, course: Course) -> Point | None:
         """Returns the newest point that is whole, or None where there is none; says which.
