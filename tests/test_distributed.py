@@ -26,14 +26,14 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def two_processes(command):
+def two_processes(command, environment=ENVIRONMENT):
     """Runs a command as process 0 and 1, and returns their (exit status, stdout, stderr)."""
     port = free_port()
     started = [
         subprocess.Popen(
             [sys.executable, *command(port, process)],
             cwd=HERE.parent,
-            env=ENVIRONMENT,
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -41,7 +41,7 @@ def two_processes(command):
         for process in (1, 0)
     ]
     try:
-        told = [one.communicate(timeout=240) for one in started]
+        told = [one.communicate(timeout=400) for one in started]
     finally:
         for one in started:
             one.kill()
@@ -178,3 +178,46 @@ def test_flags_of_distribution_belong_together(tmp_path, flags):
     done = subprocess.run([sys.executable, *main, *flags], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 2 and done.stderr.startswith("cwps: --coordinator=HOST:PORT, --processes=N and")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_whole_run_of_two_processes_leaves_the_pool_of_one(tmp_path):
+    """Of two devices: two numbers have one sum, while more are summed in another order."""
+
+    def command(workdir, *flags):
+        small = [
+            "--config.epochs=3",
+            "--config.source_epochs=1",
+            "--config.shots=32",
+            "--config.batch_size=64",
+        ]
+        caches = [
+            f"--config.cache_dir={tmp_path}",
+            f"--config.compilation_cache={ENVIRONMENT['CWPS_TEST_CACHE']}",
+        ]
+        main = ["-m", "cwps_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path / workdir}"]
+        return [*main, "--config.tasks=('negative','loops')", "--config.compare=()", *small, *caches, *flags]
+
+    def devices(count):
+        # Little optimisation, for both: other programs would round otherwise.
+        flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={count}"
+        return {**ENVIRONMENT, "XLA_FLAGS": flags}
+
+    done = subprocess.run([sys.executable, *command("one")], env=devices(2), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    where = lambda port, process: (f"--coordinator=localhost:{port}", "--processes=2", f"--process={process}")
+    pair = two_processes(lambda *given: command("two", *where(*given)), devices(1))
+    assert [status for status, *_ in pair] == [0, 0], pair
+    hashes = [
+        [
+            (one.name, one.own_sha256, one.rows_sha256)
+            for one in Pool.open(tmp_path / run / "pool").index.versions
+        ]
+        for run in ("one", "two")
+    ]
+    assert hashes[0] == hashes[1] and len(hashes[0]) == 2
+    results = [json.loads((tmp_path / run / "results.json").read_text()) for run in ("one", "two")]
+    for one, two in zip(*(each["forgetting"] for each in results), strict=True):
+        assert one["logits_sha256_at_end"] == two["logits_sha256_at_end"]
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 1 + 3 + 3
+    assert "relation.png" in pair[0][1] and pair[1][1].replace("[Gloo]", "").count("accuracy") == 0
