@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from cwps_jax import methods
 from cwps_jax.errors import CwpsError
-from cwps_jax.settings import DataConfig, TrainConfig, check_task_name, unknown_key
+from cwps_jax.settings import DataConfig, TrainConfig, check_task_name, nearest, unknown_key
 from cwps_jax.settings.checks import at_least, within
 
 __all__ = ["DataConfig", "RunConfig", "TrainConfig", "default_config", "known_keys", "run_config"]
 
+METRICS = ("tensorboard", "jsonl", "wandb", "mlflow")
 # One for all tasks: they share a backbone, its compiled steps, and what was read of the data.
 SHARED = (
     "parallel",
@@ -53,6 +54,7 @@ class RunConfig(TrainConfig, DataConfig):
         draws: independent runs with the seeds from `seed` on, each in a folder of its own in the workdir;
             results.json has the rows of all of them.
         least_steps: fewest training steps of a task; epochs are added where its data give fewer.
+        metrics: where the numbers of every epoch are written, any of `METRICS`; see docs/metrics.md.
         compilation_cache: folder of compiled programs that later runs reuse; "" for none.
         profile: whether a few steps of each stage are traced, the first time that it is trained, and what a
             step costs is written down: see profile/ in the workdir.
@@ -74,6 +76,7 @@ class RunConfig(TrainConfig, DataConfig):
     rounds: int = 1
     draws: int = 1
     least_steps: int = 0
+    metrics: tuple[str, ...] = ("tensorboard", "jsonl")
     compilation_cache: str = "~/.cache/cwps_jax"
     profile: bool = False
 
@@ -91,6 +94,11 @@ class RunConfig(TrainConfig, DataConfig):
                 how = "" if self.tasks.count(name) > 1 else ", in both Unicode spellings of its accents"
                 raise CwpsError(f"config.tasks names {name!r} twice{how}: a task is learned once in a run")
         self._check_methods()
+        for name in self.metrics:
+            if name not in METRICS:
+                near = nearest(name, METRICS)
+                told = f"; did you mean {near!r}?" if near else ""
+                raise CwpsError(f"config.metrics names {name!r}, not one of {', '.join(METRICS)}{told}")
         if not self.source and not self.weights:
             raise CwpsError(
                 "config.source and config.weights are both empty: name a task to pre-train on, or a file"

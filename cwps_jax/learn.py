@@ -166,7 +166,8 @@ def train_task(
     stored = method.store(trained.finished)
     other = cut_to_model({"params": stored.own["params"], **stored.own.get("other", {})}, model, example)
     cut = {"params": other.pop("params"), **({"other": other} if other else {})}
-    stored = pool.coded(dataclasses.replace(stored, own={**stored.own, **cut}), config.row_bits)
+    stored = dataclasses.replace(stored, own={**stored.own, **cut})
+    stored = pool.coded(stored, config.row_bits, config.byte_budget)
     return trained, stored, pool.restored(method, stored)
 
 

@@ -2,10 +2,12 @@
 
 The batch is split over the mesh's one axis, `data`; everything else is on every device. Under jit the
 compiler sees the global batch, so means and norm statistics are global by themselves; under pmap a step
-sees its own part and averages over `AXIS`. (Dropout differs: each part has a key of its own.)
+sees its own part and averages over `AXIS`. (Dropout differs: each part has a key of its own.) Under jit the
+devices may belong to many processes, each of which brings its share of a batch.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -32,21 +34,35 @@ class Parallel:
 
     Attributes:
         mode: "jit" or "pmap".
-        devices: the devices; all of them by default.
+        devices: the devices; all of them by default. Those of a process stand side by side, in the order of
+            the processes: so the shares of a batch are in its order.
+
+    Raises:
+        CwpsError: pmap over the devices of many processes.
     """
 
     mode: Literal["jit", "pmap"] = "jit"
-    devices: Sequence[jax.Device] = dataclasses.field(default_factory=lambda: tuple(jax.devices()))
+    devices: Sequence[jax.Device] = dataclasses.field(
+        default_factory=lambda: tuple(sorted(jax.devices(), key=lambda one: (one.process_index, one.id)))
+    )
+
+    def __post_init__(self) -> None:
+        if self.mode == "pmap" and self.share.count > 1:
+            raise CwpsError(
+                f"config.parallel = 'pmap': serves one process, and there are {self.share.count}; set "
+                "config.parallel=jit"
+            )
 
     @property
     def axis_name(self) -> str | None:
         """The axis that a step has to average over: None under jit, which sees the global batch."""
         return AXIS if self.mode == "pmap" else None
 
-    @property
+    @functools.cached_property
     def share(self) -> Share:
         """Which part of each batch this process reads."""
-        return Share(jax.process_index(), jax.process_count())
+        processes = sorted({device.process_index for device in self.devices})
+        return Share(processes.index(jax.process_index()), len(processes))
 
     @property
     def mesh(self) -> Mesh:
@@ -64,7 +80,11 @@ class Parallel:
             leaf = np.array(leaf, copy=True)
             if self.mode == "pmap":
                 leaf = np.stack([leaf] * count)
-            return jax.device_put(leaf, self._sharding(self.mode == "pmap"))
+            sharding = self._sharding(self.mode == "pmap")
+            if self.share.count == 1:
+                return jax.device_put(leaf, sharding)
+            # Every process has the whole: nothing is sent, where `device_put` would compare them all.
+            return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.array(leaf[index]))
 
         return jax.tree.map(place, tree)
 
@@ -105,11 +125,12 @@ class Parallel:
         Args:
             function: takes and returns trees; under pmap each device's own part of what is split.
             donate: positions of arguments whose buffers the result may take over.
-            split_output: whether the result's leading axis is the batch's, or the same everywhere.
+            split_output: whether the result's leading axis is the batch's, or the same everywhere. Over many
+                processes the devices gather it: a process reads no other's memory.
         """
         if self.mode == "pmap":
             return Compiled(jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate))
-        sharding = self._sharding(split_output)
+        sharding = self._sharding(split_output and self.share.count == 1)
         jitted = jax.jit(function, donate_argnums=donate, out_shardings=sharding)
         return Compiled(jitted, devices=len(self.devices))
 

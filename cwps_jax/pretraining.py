@@ -26,7 +26,7 @@ IRRELEVANT = (
     *("byte_budget", "row_bits", "rounded_share", "head_share"),
     *("tasks", "overrides", "weights", "shots", "draws", "least_steps", "relearn", "rounds", "keep_head"),
     *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
-    *("parallel", "remat", "compilation_cache", "profile"),
+    *("parallel", "accumulate", "remat", "compilation_cache", "profile"),
 )
 
 # In float32, whatever the tasks become.

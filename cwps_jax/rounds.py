@@ -7,7 +7,10 @@ run that was stopped goes on with the round that it was in.
 
 import functools
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
+from cwps_jax import distributed
 from cwps_jax.learn import learn_task
 from cwps_jax.prepare import Prepared
 from cwps_jax.provenance import KEY, learned_with
@@ -50,10 +53,18 @@ def learn_again(
             notes={**told, KEY: learned_with(name, task, settings, prepared.config.dtype), ROUND: number},
             relearn="better",
         )
-        done.parent.mkdir(parents=True, exist_ok=True)
-        write_json(done, {"task": name, "round": number, "kept": learned.name})
+        distributed.by_first(
+            f"round {number} of {name} is noted",
+            lambda: _note(done, {"task": name, "round": number, "kept": learned.name}),
+            seen=lambda _: done.exists(),
+        )
     was = before.record["validation_accuracy"]
     better = f"better than {was:.3f}" if learned.name != before.name else "no better model was found"
     progress.say(
         f"{name}: round {number}, {learned.name}, validation {learned.validation_metric:.3f}, {better}"
     )
+
+
+def _note(done: pathlib.Path, values: Mapping[str, Any]) -> None:
+    done.parent.mkdir(parents=True, exist_ok=True)
+    write_json(done, values)

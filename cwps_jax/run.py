@@ -1,28 +1,42 @@
-"""A run of main in two processes: `learn` fills the pool, `finish` measures what the pool really holds."""
+"""A run of main in two processes: `learn` fills the pool, `finish` measures what the pool really holds.
+
+Each of the two may be many processes that do the same together; the first one of them writes.
+"""
 
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 
-from cwps_jax import data
+from cwps_jax import data, distributed
 from cwps_jax.config import DataConfig, RunConfig
 from cwps_jax.data.task import TaskData
 from cwps_jax.learn import counted, learn_task, measured, train_task
 from cwps_jax.parallel import Parallel
 from cwps_jax.prepare import Prepared, load_task, model_maker, open_image_cache, prepare
-from cwps_jax.pretraining import pretrained_pool, stored_pool
+from cwps_jax.pretraining import origin, pretrained_pool, stored_pool
 from cwps_jax.profiling import Profiler
-from cwps_jax.provenance import KEY, check_task, different_training, learned_with, plain, versions
+from cwps_jax.provenance import (
+    KEY,
+    check_task,
+    code_sha256,
+    different_training,
+    learned_with,
+    plain,
+    versions,
+)
 from cwps_jax.report.costs import show_costs
 from cwps_jax.report.draws import draw_folders, together
+from cwps_jax.report.metrics import check_packages, open_writers
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, write_json
 from cwps_jax.report.table import show_results
 from cwps_jax.rounds import learn_again
 from cwps_jax.store.index import compared_name
 from cwps_jax.store.pool import Pool
+from cwps_jax.store.together import index_sha256
 
 
 def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
@@ -31,8 +45,9 @@ def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
     Raises:
         CwpsError: the config, the data or the workdir does not fit; nothing has been written then.
     """
+    check_packages(config.metrics)
     profiler = None
-    if config.profile:
+    if config.profile and distributed.first():
         profiler = Profiler(workdir / "profile", dtype=config.dtype, recomputes=config.remat)
     trainer = None  # its compiled steps serve all draws
     for draw, folder in draw_folders(config, workdir):
@@ -61,8 +76,9 @@ def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[s
     if config.draws == 1:
         return finished[0]
     results = together(finished)
-    write_json(workdir / "results.json", results)
-    _show(results, workdir, draw_comparison(results, workdir / "report"), console)
+    if distributed.first():
+        write_json(workdir / "results.json", results)
+        _show(results, workdir, draw_comparison(results, workdir / "report"), console)
     return results
 
 
@@ -76,12 +92,19 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
             check_task(name, pool.version(name).record, tasks[name], told[name])
     # Before anything is written: a file of weights that does not fit leaves no workdir behind.
     make_pool = pretrained_pool(prepared, workdir / "pool")
-    workdir.mkdir(parents=True, exist_ok=True)
+    _agree(prepared, told, workdir)
+    distributed.by_first(
+        f"{workdir} is made",
+        lambda: workdir.mkdir(parents=True, exist_ok=True),
+        seen=lambda _: workdir.is_dir(),
+    )
     _write_config(config, pool, workdir)
     source_epochs = config.source_epochs * (prepared.source is not None)
     again = sum(prepared.settings[name][config.method].epochs for name in tasks)
     epochs = source_epochs + sum(map(prepared.epochs, tasks)) + (config.rounds - 1) * again
-    with RunProgress(workdir, epochs, console) as progress:
+    # Of many processes the first one writes.
+    writers = open_writers(config.metrics, workdir, plain(config)) if distributed.first() else ()
+    with RunProgress(writers, epochs, console) as progress:
         for name in config.overrides:
             if name not in (*tasks, config.source):
                 progress.say(f"config.overrides.{name}: not among the tasks of this run")
@@ -180,8 +203,9 @@ def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console:
         draw=number,
         rounds=config.rounds,
     )
-    write_json(workdir / "results.json", results)
-    _show(results, workdir, draw_report(pool, results, workdir / "report"), console)
+    if distributed.first():
+        write_json(workdir / "results.json", results)
+        _show(results, workdir, draw_report(pool, results, workdir / "report"), console)
     return results
 
 
@@ -202,8 +226,29 @@ def _learned_with(prepared: Prepared, name: str, method: str) -> dict[str, Any]:
     return learned_with(name, prepared.tasks[name], settings, prepared.config.dtype)
 
 
+def _agree(prepared: Prepared, told: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Raises CwpsError where processes differ in what a run depends on."""
+    if not distributed.many():
+        return
+    source = prepared.source
+    pretraining = {"source's": source.train.fingerprint} if source else origin(prepared.config)
+    distributed.agree(
+        "at the start",
+        {
+            **{f"config.{key}": value for key, value in plain(prepared.config).items()},
+            **{f"the version of {name}": version for name, version in versions().items()},
+            "the code of cwps_jax": code_sha256(),
+            "the data or weights of the pre-trained model": pretraining,
+            **{f"the data of {name}": one["fingerprints"] for name, one in told.items()},
+            "the pool": index_sha256(workdir / "pool"),
+        },
+    )
+
+
 def _write_config(config: RunConfig, pool: Pool | None, workdir: pathlib.Path) -> None:
     """Writes what this run was asked for, and what each task in the pool was learned with."""
+    if not distributed.first():
+        return
     stored = {name: pool.version(name).record.get(KEY) for name in pool.tasks} if pool else {}
     values = {"config": plain(config), "versions": versions(), "tasks": stored}
     write_json(workdir / "config.json", values)

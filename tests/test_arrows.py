@@ -14,6 +14,7 @@ RANKS = {
     "errors": -2,
     "files": -2,
     "core": -1,
+    "distributed": -1,
     "search": 0,
     "version": 0,
     "tracing": 0,

@@ -221,11 +221,13 @@ class Stored:
         rows: {path of a leaf: (rows, fan-in)}, channels that later tasks may borrow; empty for none. The pool
             makes codes of both where they are stored in few bits.
         uses: names of stored versions that the task cannot be restored without, beside the rows' owners.
+        step: the step size of `core.entropy` that training has seen.
     """
 
     own: Tree
     rows: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     uses: tuple[str, ...] = ()
+    step: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

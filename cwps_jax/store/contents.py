@@ -129,14 +129,9 @@ class Contents:
         own, number = flatten(stored.own), self.index.next_id
         return self._trees.restored(method, number, own, stored.rows, uses, self.effective)
 
-    def coded(self, stored: Stored, bits: int) -> Stored:
-        """Returns what there is to store of a task in few bits, see `store.coded`.
-
-        Args:
-            stored: the same in float32.
-            bits: of a weight, see `config.row_bits`.
-        """
-        return coded(self.layout, stored, bits, self._trees.rows(0), self._trees.before())
+    def coded(self, stored: Stored, bits: int, byte_budget: float = 0.0) -> Stored:
+        """Returns what there is to store of a task in few bits; see `store.coded` and the config's keys."""
+        return coded(self.layout, stored, bits, self._trees.rows(0), self._trees.before(), byte_budget)
 
     def method(self, task: str) -> Method:
         """Returns the method by which a task is stored, with its settings.

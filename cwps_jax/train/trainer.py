@@ -100,7 +100,7 @@ class Trainer:
         """
         began = time.perf_counter()
         split = as_split(split)
-        self.parallel.check_batch(config.batch_size, split.preparation.group)
+        self.parallel.check_batch(config.batch_size, split.preparation.group * config.accumulate)
         method = methods.resolve(config.method)
         method.check(self.network, config)
         stages = stages_of(method, self.network, config)
@@ -260,7 +260,7 @@ class Trainer:
             (stage.rule, stage.context, stage.project, stage.schedule, stage.loss, stage.seen),
             (stage.inference, stage.penalty is None, averages),
             tuple((name, group.optimizer) for name, group in stage.groups.items()),
-            (preparation, config.label_smoothing),
+            (preparation, config.label_smoothing, config.accumulate),
             id(self.model_of(method)),  # a user's module need not be hashable
         )
         loss = smoothed(self.loss, config.label_smoothing)
@@ -275,6 +275,7 @@ class Trainer:
                     metric,
                     self.parallel.axis_name,
                     preparation,
+                    config.accumulate,
                 ),
                 donate=(0,),
             ),
