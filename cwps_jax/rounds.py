@@ -7,7 +7,7 @@ run that was stopped goes on with the round that it was in.
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cwps_jax import distributed
@@ -55,14 +55,25 @@ def learn_again(
         )
         distributed.by_first(
             f"round {number} of {name} is noted",
-            lambda: _note(done, {"task": name, "round": number, "kept": learned.name}),
+            lambda: _note(done, {"kept": learned.name, "validation_accuracy": learned.reached}),
             seen=lambda _: done.exists(),
         )
     was = before.record["validation_accuracy"]
-    better = f"better than {was:.3f}" if learned.name != before.name else "no better model was found"
+    outcome = "stored" if learned.name != before.name else "not better, left out"
     progress.say(
-        f"{name}: round {number}, {learned.name}, validation {learned.validation_metric:.3f}, {better}"
+        f"{name}: round {number}, validation {learned.reached:.3f} ({before.name} {was:.3f}): {outcome}"
     )
+
+
+def settled(pool: Pool, tasks: Iterable[str], number: int) -> bool:
+    """Whether a round has found no better model of any task: another one would learn the same again.
+
+    Args:
+        pool: the stored models.
+        tasks: that are learned in rounds.
+        number: of the round, from 2.
+    """
+    return all(pool.version(name).record.get(ROUND, 1) < number for name in tasks)
 
 
 def _note(done: pathlib.Path, values: Mapping[str, Any]) -> None:

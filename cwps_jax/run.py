@@ -33,7 +33,7 @@ from cwps_jax.report.metrics import check_packages, open_writers
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, write_json
 from cwps_jax.report.table import show_results
-from cwps_jax.rounds import learn_again
+from cwps_jax.rounds import learn_again, settled
 from cwps_jax.store.index import compared_name
 from cwps_jax.store.pool import Pool
 from cwps_jax.store.together import index_sha256
@@ -132,6 +132,12 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
             for name in tasks:
                 learn_again(prepared, name, pool, progress, number, workdir)
                 _write_config(config, pool, workdir)
+            if number < config.rounds and settled(pool, tasks, number):
+                progress.say(
+                    f"round {number} found no better model: a further one would learn the same again"
+                )
+                progress.skip((config.rounds - number) * again)
+                break
 
 
 def _learn_unless_stored(prepared: Prepared, name: str, pool: Pool, progress: RunProgress) -> bool:

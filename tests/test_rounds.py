@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -105,6 +106,8 @@ def test_a_round_whose_model_was_stored_just_before_it_died_is_done(config, fini
     workdir = shutil.copytree(finished[0], tmp_path / "w")
     done = {path.stem: json.loads(path.read_text())["kept"] for path in (workdir / "rounds/2").iterdir()}
     assert done.keys() == {*TASKS}
+    kept = {one["task"]: f"{one['task']}@{one['version']}" for one in finished[1]["rounds"][-2:]}
+    assert done == kept
     index = workdir / "pool" / "index.json"
     values = json.loads(index.read_text())
     for version in values["versions"]:  # as if both had been better
@@ -113,6 +116,22 @@ def test_a_round_whose_model_was_stored_just_before_it_died_is_done(config, fini
     shutil.rmtree(workdir / "rounds")
     monkeypatch.setattr(rounds, "learn_task", lambda *given, **named: pytest.fail("learned again"))
     run.learn(config, workdir, quiet())
+
+
+def test_rounds_end_where_one_has_found_nothing_better(config, first, tmp_path, monkeypatch):
+    workdir, learned, console = shutil.copytree(first, tmp_path / "w"), [], quiet()
+
+    def not_better(pool, name, *given, **named):
+        learned.append(name)
+        return types.SimpleNamespace(name=pool.version(name).name, reached=0.25)
+
+    monkeypatch.setattr(rounds, "learn_task", not_better)
+    run.learn(dataclasses.replace(config, rounds=5), workdir, console)
+    assert learned == list(TASKS)
+    assert "round 2 found no better model" in console.file.getvalue()
+    assert "negative: round 2, validation 0.250 (negative@1 " in console.file.getvalue()
+    note = json.loads((workdir / "rounds" / "2" / "loops.json").read_text())
+    assert note == {"kept": "loops@1", "validation_accuracy": 0.25}
 
 
 @pytest.mark.parametrize("better", [True, False])
@@ -131,6 +150,7 @@ def test_a_model_is_stored_where_it_is_better_on_validation(
     found = cwps.learn_task(pool, "birds", tiny_model, data, config=again, trainer=trainer, relearn="better")
     stored = [one.name for one in pool.index.versions]
     assert stored == ["birds@1", "birds@2"][: 1 + better]
+    assert found.reached == first.validation_metric + change
     assert found.name == stored[-1] and found.record == pool.version("birds").record
     assert flatten(found.variables)["params/head/bias"].tobytes() == (
         flatten(pool.effective("birds"))["params/head/bias"].tobytes()
