@@ -3,7 +3,7 @@
     python benchmarks/bits.py --out benchmarks/results/bits_cpu.json
 
 The same task, with its own rows in a share of every layer's channels, is stored without training in several
-pools, in float32 and in few bits; 0 bits are entropy-coded. open_K_bits_over_float32: seconds to open the pool
+pools, in float32 and in few bits; 0 bits are entropy-coded. open_K_bits_over_float32: seconds to open a pool
 and give the task's variables, with reading and hashing what that needs, which the system's file cache has.
 """
 

@@ -13,13 +13,15 @@ from cwps_jax.core.channels import Layout
 from cwps_jax.core.masks import init_scores
 from cwps_jax.core.trees import select, unflatten
 from cwps_jax.data.preparation import Preparation
+from cwps_jax.data.split import ArraySplit
 from cwps_jax.methods import Cwps, Finetune, Lora, Taps
-from cwps_jax.methods.method import Begun, Moment
+from cwps_jax.methods.method import Begun
 from cwps_jax.models import create
 from cwps_jax.modules import channel_layout
 from cwps_jax.parallel import Compiled
 from cwps_jax.settings import TrainConfig
-from cwps_jax.train.state import make_plan, start_state
+from cwps_jax.train.course import Course
+from cwps_jax.train.state import make_plan
 from cwps_jax.train.trainer import NO_POOL, Trainer
 
 CLASSES = 10
@@ -64,16 +66,18 @@ class Turn:
             {"parent": select(variables["params"], layout.layer_paths)},
         )
         if stage == "soft":  # without a search: every parent channel is the pre-trained one
-            start = Begun({**own, "masks": jax.device_get(init_scores(layout))}, frozen)
-            begun = dataclasses.replace(begun, begin=lambda moment: start)
+            chosen = Begun({**own, "masks": jax.device_get(init_scores(layout))}, frozen)
+            begun = dataclasses.replace(begun, begin=lambda moment: chosen)
         elif stage == "hard":
             own["masks"] = share_open(layout, active, rng)
         # The trainer's own way into a stage, so that what is timed is what a user's task runs.
         self.parallel, self.layout = trainer.parallel, layout
-        other = {name: tree for name, tree in variables.items() if name != "params"}
-        before = self.parallel.replicate(dataclasses.replace(start_state(other, config), own=own))
-        moment = Moment(trainer.network, NO_POOL, config, variables, {}, frozen, {})
-        _, self.state, self.frozen = trainer._begin(begun, before, moment)
+        course = Course(
+            trainer.network, trained_by, (begun,), variables, ArraySplit({}), config, NO_POOL, 100
+        )
+        start = course.beginning()
+        before = dataclasses.replace(start, state=dataclasses.replace(start.state, own=own), frozen=frozen)
+        _, self.state, self.frozen = trainer.begin(course, before)
         plan = make_plan(config, begun, first_epoch=0, epochs=30, steps_per_epoch=100)
         self.plan = self.parallel.replicate(plan)
         self.batch = self.parallel.split(
@@ -82,7 +86,7 @@ class Turn:
                 "label": rng.integers(0, CLASSES, batch).astype(np.int32),
             }
         )
-        self.step: Compiled = trainer._step(begun, trained_by, config, False, Preparation())
+        self.step: Compiled = trainer.programs.step(begun, trained_by, config, False, Preparation())
 
     def prepare(self) -> Compiled:
         """Compiles the step without running it, and returns it."""

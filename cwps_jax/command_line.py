@@ -20,12 +20,13 @@ from ml_collections import config_flags
 
 from cwps_jax import distributed
 from cwps_jax.config import RunConfig, known_keys, run_config
-from cwps_jax.errors import CwpsError
+from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.settings import unknown_key
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")
 _BARE_NAMES = re.compile(r"--?config\.(?P<key>\w+)=(?P<names>[^('\"\[]*,.*)")
+PREEMPTED = 42  # what xpk and launch scripts start again, as they do what a signal ended
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NO_DEVICE = ("Unable to initialize backend", "Unknown backend")  # how JAX's errors of it begin
 _CONFIG_FILE = re.compile(r"(--?config=)?(?P<file>[^-].*\.py(:.*)?)")
@@ -34,7 +35,9 @@ _CONFIG_FILE = re.compile(r"(--?config=)?(?P<file>[^-].*\.py(:.*)?)")
 def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None = None) -> None:
     """Calls a program with the config that was given and ends with its exit status.
 
-    Whatever is wrong in what was given is one line on stderr and exit status 2.
+    Whatever is wrong in what was given is one line on stderr and exit status 2; a program that was asked to
+    end, and did where the same command goes on, has exit status 42. A fault of the program has its traceback
+    and exit status 1.
 
     Args:
         program: from the checked config to the exit status; None is 0.
@@ -50,6 +53,9 @@ def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None 
 
     try:
         app.run(main, flags_parser=_parse)
+    except Preempted as end:
+        print("cwps:", end, file=sys.stderr)
+        sys.exit(PREEMPTED)
     except Exception as error:
         line = _line(error)
         if not line and not distributed.many():

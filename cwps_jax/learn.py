@@ -9,6 +9,7 @@ import flax.linen as nn
 from cwps_jax import methods
 from cwps_jax.core.accounting import count_stored
 from cwps_jax.core.channels import Layout
+from cwps_jax.core.compact import capacity_of
 from cwps_jax.core.heads import without_head
 from cwps_jax.core.trees import Tree, check_params, flatten, unite
 from cwps_jax.data.task import TaskData
@@ -19,6 +20,7 @@ from cwps_jax.modules import channel_layout
 from cwps_jax.parallel import Parallel
 from cwps_jax.profiling import Profiler
 from cwps_jax.provenance import KEY, learned_with
+from cwps_jax.saved import Checkpoints, forget, saves_of_task
 from cwps_jax.search.composite import Search, Source, composite
 from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
@@ -27,6 +29,7 @@ from cwps_jax.train.heads import cut_to_model, with_kept_head
 from cwps_jax.train.meeting import batch_shapes, calling, check_given, check_meeting
 from cwps_jax.train.objectives import Metric, Objective, accuracy, cross_entropy
 from cwps_jax.train.records import Progress, Trained
+from cwps_jax.train.saves import Saves
 from cwps_jax.train.trainer import Trainer
 
 Observe = Callable[[Progress], None]
@@ -71,6 +74,7 @@ def learn_task(
     observe: Observe = lambda progress: None,
     notes: Mapping[str, Any] | None = None,
     relearn: bool | Literal["better"] = False,
+    checkpoints: Checkpoints | None = None,
 ) -> LearnedTask:
     """Learns a task in all its stages, measures it, and adds it to the pool.
 
@@ -90,6 +94,8 @@ def learn_task(
         relearn: whether a task that is there is learned anew, as its next version; nothing is taken from its
             earlier ones, which stay as they are. "better" stores it only where it is better on the validation
             set than its newest version is.
+        checkpoints: a folder, or a `Saving`: the training is saved there every few minutes, goes on from
+            there when the same is called again, and is removed when the task is stored.
 
     Returns:
         The task as it is now in the pool; `pool.effective(name)` gives the same variables in any later
@@ -99,6 +105,7 @@ def learn_task(
         CwpsError: the name is taken, impossible or being learned by another process, the model's backbone is
             not the pool's, the budget cannot be met, or the data does not fit.
         FloatingPointError: training diverged.
+        Preempted: `Saving.stopping` said so, and the training has been saved.
     """
     check_given(data, config)
     check_task_name(name)
@@ -111,16 +118,19 @@ def learn_task(
     with pool.learning(name):
         if name in pool.tasks and not relearn:
             raise CwpsError(f"task {name!r} is in the pool already; choose another name, or relearn=True")
-        trained, stored, variables = train_task(pool, model, data, config, trainer, observe, without=name)
-        record = {**measured(trained, variables, model, data, config, trainer), **(notes or {})}
-        if KEY not in record:  # a run has looked through the data already
-            record[KEY] = learned_with(name, data, config)
+        given = dict(notes or {})
+        if KEY not in given:  # a run has looked through the data already
+            given[KEY] = learned_with(name, data, config)
+        saves = saves_of_task(checkpoints, pool, name, given[KEY])
+        trained, stored, variables = train_task(pool, model, data, config, trainer, observe, name, saves)
+        record = {**measured(trained, variables, model, data, config, trainer), **given}
         reached = record["validation_accuracy"]
         kept = pool.version(name) if relearn == "better" and name in pool.tasks else None
         if kept and reached <= kept.record["validation_accuracy"]:
             version, record, variables = kept, dict(kept.record), pool.effective(name)
         else:
             version = pool.add_stored(name, trained.method, stored, record)
+        forget(checkpoints, name)
     return LearnedTask(
         name=version.name,
         variables=variables,
@@ -141,12 +151,14 @@ def train_task(
     trainer: Trainer,
     observe: Observe = lambda progress: None,
     without: str | None = None,
+    saves: Saves | None = None,
 ) -> tuple[Trained, Stored, dict[str, Any]]:
     """Trains a task from the pre-trained model by the config's method and stores nothing.
 
     Args:
         pool, model, data, config, trainer, observe: see `learn_task`.
         without: a task of the pool of which nothing is taken.
+        saves: the saved points of this training.
 
     Returns:
         What the trainer found, what there is to store of it, and the variables that these give, with the head
@@ -166,7 +178,7 @@ def train_task(
     if config.keep_head:
         head = with_kept_head(head, start, model, example)
     start = unite(without_head(pool.layout, start), head)
-    trained = trainer.train(start, data.train, config, pool.pooled(without, method.name), observe)
+    trained = trainer.train(start, data.train, config, pool.pooled(without, method.name), observe, saves)
     stored = method.store(trained.finished)
     other = cut_to_model({"params": stored.own["params"], **stored.own.get("other", {})}, model, example)
     cut = {"params": other.pop("params"), **({"other": other} if other else {})}
@@ -189,20 +201,22 @@ def measured(
     own_head = sum(flatten(variables["params"])[path].size for path in trainer.layout.head_paths)
     validation = predictor(variables, data.validation, config.batch_size)
     test = predictor(variables, data.test, config.batch_size)
+    placed = trained.finished.moment.frozen.get("placed")
     return {
         "accuracy_when_learned": measure(trainer.metric, test, data.test),
         "logits_sha256_when_learned": outputs_sha256(test),
         "validation_accuracy": measure(trainer.metric, validation, data.validation),
-        "lambda": trained.lambda_,
+        "lambda": trained.so_far.lambda_,
         "budget": config.budget,
         "row_bits": config.row_bits,
         "epochs": trained.epochs,
-        "seconds": trained.seconds,
-        "trained": trained.numbers - trainer.layout.head_parameters + own_head,
-        "peak_memory_bytes": trained.peak_memory_bytes,
-        "flops_per_step": trained.flops_per_step,
+        "seconds": trained.so_far.seconds,
+        "trained": trained.so_far.numbers - trainer.layout.head_parameters + own_head,
+        "peak_memory_bytes": trained.so_far.peak_memory_bytes,
+        "flops_per_step": trained.so_far.flops_per_step,
         "seed": config.seed,
         "classes": data.classes,
+        "capacity": placed and capacity_of(trainer.layout, placed),  # later tasks share the compiled step
     }
 
 

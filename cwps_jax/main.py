@@ -13,7 +13,8 @@ from absl import flags
 
 from cwps_jax import command_line, distributed
 from cwps_jax.config import RunConfig
-from cwps_jax.errors import CwpsError
+from cwps_jax.errors import CwpsError, Preempted
+from cwps_jax.stop_signals import GRACE, stop_signals
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run's results; by default runs/ and the name of the config file."
@@ -45,10 +46,14 @@ def main(config: RunConfig) -> None:
     # A log file has no width of its own: keep the table whole there.
     console = Console(width=None if sys.stdout.isatty() else 120, quiet=not distributed.first())
     if _FINISH.value:
-        run.finish(config, workdir, console)
+        with stop_signals(command_line.PREEMPTED, grace=0):
+            run.finish(config, workdir, console)
         distributed.stop()
         return
-    run.learn(config, workdir, console)
+    with stop_signals(command_line.PREEMPTED, GRACE if config.save_minutes else 0) as stopping:
+        run.learn(config, workdir, console, stopping)
+        if stopping():
+            raise Preempted("stopped when all tasks were learned; the same command measures them")
     distributed.stop()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -118,7 +118,12 @@ class Parallel:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[first:], leaf.dtype), tree)
 
     def compile(
-        self, function: Callable[..., Any], *, donate: tuple[int, ...] = (), split_output: bool = False
+        self,
+        function: Callable[..., Any],
+        *,
+        donate: tuple[int, ...] = (),
+        split_output: bool = False,
+        rounds: int = 1,
     ) -> "Compiled":
         """Returns the function compiled for the devices.
 
@@ -127,12 +132,15 @@ class Parallel:
             donate: positions of arguments whose buffers the result may take over.
             split_output: whether the result's leading axis is the batch's, or the same everywhere. Over many
                 processes the devices gather it: a process reads no other's memory.
+            rounds: see `Compiled`.
         """
         if self.mode == "pmap":
-            return Compiled(jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate))
+            return Compiled(
+                jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate), rounds=rounds
+            )
         sharding = self._sharding(split_output and self.share.count == 1)
         jitted = jax.jit(function, donate_argnums=donate, out_shardings=sharding)
-        return Compiled(jitted, devices=len(self.devices))
+        return Compiled(jitted, devices=len(self.devices), rounds=rounds)
 
     def fetch(self, tree: Any, *, split: bool = False) -> Any:
         """Returns the tree as NumPy arrays on the host. Waits for the devices."""
@@ -150,6 +158,7 @@ class Compiled:
     Args:
         jitted: the function.
         devices: over how many one program of it is spread: of jit all, of pmap each has its own.
+        rounds: of the loop in which nearly all of its work is done, which XLA counts once.
 
     Attributes:
         flops: floating-point operations of the last call, one device's share, or None before the first. XLA
@@ -160,9 +169,9 @@ class Compiled:
         compilations: how many programs were compiled: one for each set of shapes.
     """
 
-    def __init__(self, jitted: Any, devices: int = 1) -> None:
+    def __init__(self, jitted: Any, devices: int = 1, rounds: int = 1) -> None:
         self._jitted = jitted
-        self._devices = devices
+        self._share = rounds / devices
         self._programs: dict[Any, Any] = {}
         self.flops: float | None = None
         self.bytes_accessed: float | None = None
@@ -192,7 +201,7 @@ class Compiled:
             )
             flops = (lowered.cost_analysis() or {}).get("flops")
             bytes_accessed = (program.cost_analysis() or {}).get("bytes accessed")
-            self._programs[signature] = program, flops and flops / self._devices, bytes_accessed, peak_bytes
+            self._programs[signature] = program, flops and flops * self._share, bytes_accessed, peak_bytes
         program, self.flops, self.bytes_accessed, self.peak_bytes = self._programs[signature]
         return program
 

@@ -13,11 +13,13 @@ from cwps_jax.errors import CwpsError
 from cwps_jax.learn import Observe
 from cwps_jax.models.pretrained import load_backbone, local_weights
 from cwps_jax.prepare import Prepared, model_options
-from cwps_jax.provenance import plain
+from cwps_jax.provenance import learned_with, plain
+from cwps_jax.saved import PRETRAINED, forget, saves_of_pretraining
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import measure
 from cwps_jax.train.heads import cut_to_model
 from cwps_jax.train.objectives import accuracy
+from cwps_jax.train.saves import Saving
 from cwps_jax.train.trainer import Trainer
 
 # What a model that is trained in the run does not depend on; all else is recorded and compared.
@@ -26,7 +28,7 @@ IRRELEVANT = (
     *("byte_budget", "row_bits", "rounded_share", "head_share"),
     *("tasks", "overrides", "weights", "shots", "draws", "least_steps", "relearn", "rounds", "keep_head"),
     *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
-    *("parallel", "accumulate", "remat", "compilation_cache", "profile"),
+    *("parallel", "accumulate", "remat", "compilation_cache", "profile", "save_minutes"),
 )
 
 # In float32, whatever the tasks become.
@@ -78,7 +80,7 @@ def origin(config: RunConfig) -> dict[str, Any]:
     return {"trained_by": json.loads(json.dumps(own))}
 
 
-def pretrained_pool(prepared: Prepared, folder: pathlib.Path) -> Callable[[Observe], Pool]:
+def pretrained_pool(prepared: Prepared, folder: pathlib.Path) -> Callable[[Observe, Saving | None], Pool]:
     """Returns what makes a run's pool; a file of weights is read at once, so that a wrong one is found.
 
     Args:
@@ -86,7 +88,8 @@ def pretrained_pool(prepared: Prepared, folder: pathlib.Path) -> Callable[[Obser
         folder: where the pool will be.
 
     Returns:
-        A function that trains the pre-trained model if need be, telling of each epoch, and writes the pool.
+        A function that trains the pre-trained model if need be, telling of each epoch and saving what it is
+        told to, and writes the pool.
 
     Raises:
         CwpsError: the file of weights does not fit.
@@ -96,15 +99,17 @@ def pretrained_pool(prepared: Prepared, folder: pathlib.Path) -> Callable[[Obser
         load_weights(config, trainer) if config.weights and not (folder / "index.json").exists() else None
     )
 
-    def make(observe: Observe) -> Pool:
-        variables, scores = (loaded, {}) if loaded is not None else pretrain(prepared, observe)
-        return Pool.create(
+    def make(observe: Observe, checkpoints: Saving | None) -> Pool:
+        variables, scores = (loaded, {}) if loaded is not None else pretrain(prepared, observe, checkpoints)
+        pool = Pool.create(
             folder,
             variables,
             trainer.layout,
             backbone=config.backbone,
             record={**origin(config), **scores},
         )
+        forget(checkpoints, PRETRAINED)
+        return pool
 
     return make
 
@@ -124,16 +129,21 @@ def load_weights(config: RunConfig, trainer: Trainer) -> dict[str, Any]:
     return variables
 
 
-def pretrain(prepared: Prepared, observe: Observe) -> tuple[dict[str, Any], dict[str, float]]:
+def pretrain(
+    prepared: Prepared, observe: Observe, checkpoints: Saving | None = None
+) -> tuple[dict[str, Any], dict[str, float]]:
     """Returns the variables of a model trained on the run's source task, and its accuracies."""
     config, trainer, source = prepared.config, prepared.trainer, prepared.source
     assert source is not None  # there is one where there is no file of weights
     model = prepared.make_model(source.classes or 0)
+    training = dataclasses.replace(config.train, method="finetune", epochs=config.source_epochs, **WHOLE)
+    told = learned_with(config.source, source, training, config.dtype)
     trained = trainer.train(
         trainer.new_variables(config.seed),
         source.train,
-        dataclasses.replace(config.train, method="finetune", epochs=config.source_epochs, **WHOLE),
+        training,
         observe=observe,
+        saves=saves_of_pretraining(checkpoints, told),
     )
     variables = cut_to_model({"params": trained.params, **trained.other}, model, trainer.example)
     predict = functools.partial(trainer.predictor(model), variables, batch_size=config.batch_size)

@@ -5,7 +5,7 @@ Each of the two may be many processes that do the same together; the first one o
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.console import Console
 from cwps_jax import data, distributed
 from cwps_jax.config import DataConfig, RunConfig
 from cwps_jax.data.task import TaskData
+from cwps_jax.errors import Preempted
 from cwps_jax.learn import counted, learn_task, measured, train_task
 from cwps_jax.parallel import Parallel
 from cwps_jax.prepare import Prepared, load_task, model_maker, open_image_cache, prepare
@@ -34,16 +35,32 @@ from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, write_json
 from cwps_jax.report.table import show_results
 from cwps_jax.rounds import learn_again, settled
+from cwps_jax.saved import PRETRAINED, forget, saves_of_task
 from cwps_jax.store.index import compared_name
+from cwps_jax.store.lock import locked
 from cwps_jax.store.pool import Pool
 from cwps_jax.store.together import index_sha256
+from cwps_jax.train.saves import Saving
+from cwps_jax.train.trainer import Trainer
 
 
-def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
+def learn(
+    config: RunConfig,
+    workdir: pathlib.Path,
+    console: Console,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
     """Learns every task of the config that is not in the workdir's pool yet, in each of the draws.
+
+    Args:
+        config: the run's.
+        workdir: its folder.
+        console: where it tells.
+        stopping: asked after every step; once it says so, the training is saved and the run ends.
 
     Raises:
         CwpsError: the config, the data or the workdir does not fit; nothing has been written then.
+        Preempted: it has been asked to stop, and the same call goes on.
     """
     check_packages(config.metrics)
     profiler = None
@@ -58,7 +75,7 @@ def learn(config: RunConfig, workdir: pathlib.Path, console: Console) -> None:
             stored = Pool.open(folder / "pool").tasks if made else ()
             prepared = prepare(draw, trainer, profiler, stored)
         trainer = prepared.trainer
-        _learn_draw(prepared, folder, console)
+        _learn_draw(prepared, folder, console, stopping)
     if profiler:
         show_costs(profiler, console)
 
@@ -82,7 +99,9 @@ def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[s
     return results
 
 
-def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> None:
+def _learn_draw(
+    prepared: Prepared, workdir: pathlib.Path, console: Console, stopping: Callable[[], bool]
+) -> None:
     """Pre-trains if need be, then learns one task after the other."""
     config, tasks = prepared.config, prepared.tasks
     pool = stored_pool(config, workdir)
@@ -105,20 +124,27 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
     # Of many processes the first one writes.
     writers = open_writers(config.metrics, workdir, plain(config)) if distributed.first() else ()
     with RunProgress(writers, epochs, console) as progress:
+        saving = _saving(config, workdir, stopping, progress)
         for name in config.overrides:
             if name not in (*tasks, config.source):
                 progress.say(f"config.overrides.{name}: not among the tasks of this run")
         for name in tasks:
             _tell(prepared, name, progress)
         if pool is None:
-            pool = make_pool(functools.partial(progress.epoch, config.source))
+            with locked(workdir / ".pretraining", "this run's pre-trained model is being trained", 0):
+                pool = make_pool(functools.partial(progress.epoch, config.source), saving)
             if prepared.source is not None:
                 reached = pool.index.pretrained_record["accuracy"]
                 progress.say(f"pre-trained model: {config.source}, accuracy {reached:.3f}")
         else:
+            forget(saving, PRETRAINED)  # a run that was killed has left it
             progress.skip(source_epochs)
         for name in tasks:
-            if not _learn_unless_stored(prepared, name, pool, progress):
+            if stopping():
+                raise Preempted(f"stopped before {name} began; the same command goes on with it")
+            if not _learn_unless_stored(prepared, name, pool, progress, saving):
+                _know_capacities(prepared.trainer, pool.version(name).record)
+                forget(saving, name)  # a run that was killed has left it
                 before = pool.version(name).record.get(KEY)
                 other = different_training(before, told[name]) if before else ""
                 how = f"; it was learned with other settings: {other}" if other else ""
@@ -130,7 +156,12 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
                 prepared.cache.clear()  # the next task needs the room, and none comes back to these images
         for number in range(2, config.rounds + 1):
             for name in tasks:
-                learn_again(prepared, name, pool, progress, number, workdir)
+                if stopping():
+                    raise Preempted(
+                        f"stopped before round {number} of {name}; the same command goes on with it"
+                    )
+                if not learn_again(prepared, name, pool, progress, number, workdir, saving):
+                    _know_capacities(prepared.trainer, pool.version(name).record)
                 _write_config(config, pool, workdir)
             if number < config.rounds and settled(pool, tasks, number):
                 progress.say(
@@ -140,7 +171,30 @@ def _learn_draw(prepared: Prepared, workdir: pathlib.Path, console: Console) -> 
                 break
 
 
-def _learn_unless_stored(prepared: Prepared, name: str, pool: Pool, progress: RunProgress) -> bool:
+def _saving(
+    config: RunConfig, workdir: pathlib.Path, stopping: Callable[[], bool], progress: RunProgress
+) -> Saving | None:
+    """Returns where and when the run saves its trainings; None where it never does."""
+    if not config.save_minutes:
+        return None
+
+    def say(line: str, epochs: int) -> None:
+        progress.say(line)
+        progress.skip(epochs)
+
+    return Saving(workdir / "saves", config.save_minutes, stopping, say)
+
+
+def _know_capacities(trainer: Trainer, record: Mapping[str, Any]) -> None:
+    """Reminds of the rooms that a stored task's trainings had: what comes is as if they had been here."""
+    for one in (*record.get("compared", {}).values(), record):
+        if one.get("capacity"):
+            trainer.network.know_capacity(one["capacity"])
+
+
+def _learn_unless_stored(
+    prepared: Prepared, name: str, pool: Pool, progress: RunProgress, saving: Saving | None
+) -> bool:
     """Learns a task unless the pool has it, by what another run has stored meanwhile; returns whether."""
 
     def wanted() -> bool:
@@ -151,11 +205,13 @@ def _learn_unless_stored(prepared: Prepared, name: str, pool: Pool, progress: Ru
     with pool.learning(name):
         if not wanted():
             return False
-        _learn_task(prepared, name, pool, progress)
+        _learn_task(prepared, name, pool, progress, saving)
     return True
 
 
-def _learn_task(prepared: Prepared, name: str, pool: Pool, progress: RunProgress) -> None:
+def _learn_task(
+    prepared: Prepared, name: str, pool: Pool, progress: RunProgress, saving: Saving | None
+) -> None:
     """Trains a task by the compared methods, then learns it by the run's own."""
     config, task, trainer = prepared.config, prepared.tasks[name], prepared.trainer
     model = prepared.make_model(task.classes or 0)
@@ -167,12 +223,15 @@ def _learn_task(prepared: Prepared, name: str, pool: Pool, progress: RunProgress
         if kept in pool and name not in pool.tasks:  # of a run that was interrupted
             progress.skip(own.epochs)
             compared[method] = dict(pool.version(kept).record)
+            _know_capacities(trainer, compared[method])
             continue
-        trained, stored, variables = train_task(pool, model, task, own, trainer, observe, without=name)
+        told = _learned_with(prepared, name, method)
+        saves = saves_of_task(saving, pool, name, told)
+        trained, stored, variables = train_task(pool, model, task, own, trainer, observe, name, saves)
         record = measured(trained, variables, model, task, own, trainer)
         compared[method] = {**record, **counted(pool.layout, stored)}
         if config.keep_compared:
-            record[KEY] = _learned_with(prepared, name, method)
+            record[KEY] = told
             pool.add_stored(kept, trained.method, stored, record, compared=True)
     notes = {
         "training_images": len(task.train),
@@ -189,6 +248,7 @@ def _learn_task(prepared: Prepared, name: str, pool: Pool, progress: RunProgress
         observe=observe,
         notes=notes,
         relearn=name in config.relearn,
+        checkpoints=saving,
     )
     beside = "".join(f", {method} {row['accuracy_when_learned']:.3f}" for method, row in compared.items())
     progress.say(f"{name}: accuracy {learned.metric:.3f}{beside}, keeps {learned.params_ratio:.3f}x")

@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(cwps_jax.__file__).parent
 RANKS = {
     "errors": -2,
     "files": -2,
+    "stop_signals": -2,
     "core": -1,
     "distributed": -1,
     "search": 0,
@@ -32,6 +33,7 @@ RANKS = {
     "store": 5,
     "train": 6,
     "provenance": 6,
+    "saved": 6.5,
     "learn": 7,
     "serve": 8,
     "report": 8,

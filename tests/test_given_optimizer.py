@@ -102,11 +102,11 @@ def test_a_closed_channel_stays_where_it_is(tiny_layout, tiny_variables):
 def test_tasks_that_are_given_the_same_object_share_compiled_steps(train, trainer):
     same = optax.sgd(0.01, 0.9)
     train(method="finetune", epochs=1, optimizer=same)
-    before = len(trainer._steps)
+    before = len(trainer.programs)
     train(method="finetune", epochs=2, optimizer=same, seed=3)
-    assert len(trainer._steps) == before
+    assert len(trainer.programs) == before
     train(method="finetune", epochs=1, optimizer=optax.sgd(0.01, 0.9))
-    assert len(trainer._steps) > before
+    assert len(trainer.programs) > before
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "momentum", "weight_decay"])

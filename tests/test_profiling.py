@@ -76,7 +76,7 @@ def test_what_is_told_of_a_step_is_written_down_and_consistent(profiled):
         assert 0 < cost.seconds < 10 and cost.peak_bytes > 0 and cost.mfu is None
         assert cost.flops_per_second == pytest.approx(cost.flops / cost.seconds)
         assert cost.bytes_per_second == pytest.approx(cost.bytes_accessed / cost.seconds)
-    assert max(cost.flops for cost in profiler.costs) == trained.flops_per_step
+    assert max(cost.flops for cost in profiler.costs) == trained.so_far.flops_per_step
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
@@ -94,7 +94,7 @@ def test_profiling_changes_nothing(train, tmp_path, mode, batches):
     parallel, results = Parallel(mode, tuple(jax.devices()[:2])), []
     for profiler in (None, Profiler(tmp_path)):
         trained = train(profiler, parallel, batches)
-        results.append((trained.params, trained.other, trained.gates, np.float32(trained.lambda_)))
+        results.append((trained.params, trained.other, trained.gates, np.float32(trained.so_far.lambda_)))
     chex.assert_trees_all_equal(*results)
 
 

@@ -18,7 +18,7 @@ from cwps_jax import learn as learn_module
 from cwps_jax import rounds, run
 from cwps_jax.config import run_config
 from cwps_jax.core.trees import flatten, unflatten
-from cwps_jax.errors import CwpsError
+from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.report.rounds import ROUND, measure_rounds
 from cwps_jax.search.composite import Search, composite
 from cwps_jax.store.trees import owners
@@ -116,6 +116,24 @@ def test_a_round_whose_model_was_stored_just_before_it_died_is_done(config, fini
     shutil.rmtree(workdir / "rounds")
     monkeypatch.setattr(rounds, "learn_task", lambda *given, **named: pytest.fail("learned again"))
     run.learn(config, workdir, quiet())
+
+
+def test_a_round_goes_on_in_the_middle_of_a_training(config, first, finished, tmp_path):
+    """The first round, which finds the task stored, leaves alone what the second has saved of it."""
+    workdir, console, asked = shutil.copytree(first, tmp_path / "w"), quiet(), []
+
+    def stopping():
+        asked.append(True)
+        return len(asked) >= 10  # a few steps after the second round has begun
+
+    with pytest.raises(Preempted):
+        run.learn(config, workdir, console, stopping)
+    assert list((workdir / "rounds" / "2" / "saves" / TASKS[0]).iterdir())
+    run.learn(config, workdir, console)
+    assert "goes on" in console.file.getvalue()
+    assert not list((workdir / "rounds" / "2" / "saves").iterdir())
+    states = [measure_rounds(cwps.Pool.open(one / "pool"), TASKS, 2, 0) for one in (workdir, finished[0])]
+    assert [one["version"] for one in states[0]] == [one["version"] for one in states[1]]
 
 
 def test_rounds_end_where_one_has_found_nothing_better(config, first, tmp_path, monkeypatch):

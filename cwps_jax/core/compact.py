@@ -63,6 +63,11 @@ def placements(layout: Layout, gates: Tree, capacity: Capacity) -> dict[str, Pla
     return {leaf: found[layer.path] for layer in layout.layers for leaf in layer.leaves}
 
 
+def capacity_of(layout: Layout, placed: Mapping[str, Placement]) -> dict[str, int]:
+    """Returns the capacity for which `placements` were made."""
+    return {layer.path: len(placed[layer.path].channels) for layer in layout.layers}
+
+
 def pack(tree: Tree, gates: Tree, placed: Mapping[str, Placement]) -> dict[str, Any]:
     """Returns a tree of the child's structure with every layer's leaf packed; other leaves as they are.
 

@@ -52,9 +52,13 @@ class Network:
             gates: nested dict of hard gates, on the host.
         """
         capacity = choose_capacity(self.layout, gates, self._capacities, self._work)
+        self.know_capacity(capacity)
+        return capacity
+
+    def know_capacity(self, capacity: Capacity) -> None:
+        """Remembers the room of a task, such as of one that was learned before the process began."""
         if capacity not in self._capacities:
             self._capacities.append(capacity)
-        return capacity
 
     def begin_run(self) -> None:
         """Forgets the rooms of earlier tasks, so that what comes now does not depend on what came before.

@@ -111,7 +111,7 @@ class Shared:
         # Another process of this study may need it, too, and waits for it.
         with locked(folder.with_suffix(".lock"), "this pre-trained model is being made", DAY):
             if not (folder / "index.json").exists():
-                pretrained_pool(prepared, folder)(observe)
+                pretrained_pool(prepared, folder)(observe, None)
         return folder
 
     def _open_cache(self, config: RunConfig) -> PixelCache | None:

@@ -13,10 +13,14 @@ from cwps_jax.data.split import Batch, Split
 from cwps_jax.parallel import Parallel
 from cwps_jax.settings import TrainConfig
 from cwps_jax.train.finite import why
+from cwps_jax.train.records import METRICS, NO_STEPS
 from cwps_jax.train.state import Plan, TrainState
 
 # Steps that the host runs ahead of the device: it never waits inside an epoch, and batches do not pile up.
 IN_FLIGHT = 3
+LOOK = 100  # steps from one look at the losses to the next: that is how soon one that is not finite is seen
+
+Rows = Callable[[], np.ndarray]
 
 
 def run_epoch(
@@ -28,8 +32,10 @@ def run_epoch(
     config: TrainConfig,
     parallel: Parallel,
     epoch: int,
-) -> tuple[TrainState, dict[str, float], float]:
-    """Returns the state after one epoch, the epoch's metrics, and its seconds.
+    rows: np.ndarray = NO_STEPS,
+    between: Callable[[TrainState, Rows], None] = lambda state, rows: None,
+) -> tuple[TrainState, np.ndarray, float]:
+    """Returns the state after one epoch, what its steps measured, and the seconds that an epoch takes.
 
     Args:
         step: compiled by `parallel`; the state is donated to it.
@@ -38,31 +44,42 @@ def run_epoch(
         config: the task's config.
         parallel: how batches are spread over devices.
         epoch: its number, counted from the task's beginning.
+        rows: float32 (steps, 4), what those of its steps measured that were taken before.
+        between: called after each step with the state and with what gives the rows up to it, which waits.
+
+    Returns:
+        The state; float32 (steps, 4), see `records.METRICS`; the seconds of a whole epoch.
 
     Raises:
-        FloatingPointError: the mean of the epoch's losses is not finite; the batch is looked at first.
+        FloatingPointError: a loss is not finite; the batch is looked at first.
     """
     began = time.perf_counter()
-    steps = steps_per_epoch(split, config.batch_size)
-    kept: list[Any] = []
-    batches = _batches(split, config, parallel, epoch * steps, steps)
+    steps, taken = steps_per_epoch(split, config.batch_size), len(rows)
+    found, waiting = list(rows), list[Any]()
+
+    def look(last: int | None = None) -> np.ndarray:
+        """Returns the rows up to now, or but for the last ones; these alone have to be waited for."""
+        nonlocal waiting
+        seen, waiting = waiting[:last], waiting[len(waiting[:last]) :]
+        for row in parallel.fetch(seen):
+            if not np.isfinite(row["loss"]):
+                where = f"the loss is {row['loss']} in epoch {epoch + 1}, step {len(found) + 1}"
+                raise FloatingPointError(f"{where}{why(split, config, epoch * steps + len(found))}")
+            found.append(np.array([row[name] for name in METRICS], np.float32))
+        return np.array(found, np.float32).reshape(-1, len(METRICS))
+
+    batches = _batches(split, config, parallel, epoch * steps + taken, steps - taken)
     for batch in ahead(map(parallel.split, batches), split.prefetch):
         state, metrics = step(state, frozen, plan, batch)
-        kept.append(metrics)
-        if len(kept) > IN_FLIGHT:
-            jax.block_until_ready(kept[-IN_FLIGHT])
-    rows = parallel.fetch(kept)
-    measured = {
-        "loss": float(np.mean([row["loss"] for row in rows])),
-        "metric": float(np.mean([row["metric"] for row in rows])),
-        "private": float(rows[-1]["private"]),
-        "lambda_": float(rows[-1]["lambda"]),
-    }
-    if not np.isfinite(measured["loss"]):
-        first = next(place for place, row in enumerate(rows) if not np.isfinite(row["loss"]))
-        where = f"the loss is {rows[first]['loss']} in epoch {epoch + 1}, step {first + 1}"
-        raise FloatingPointError(f"{where}{why(split, config, epoch * steps + first)}")
-    return state, measured, time.perf_counter() - began
+        waiting.append(metrics)
+        if len(waiting) > IN_FLIGHT:
+            jax.block_until_ready(waiting[-IN_FLIGHT])
+        if len(waiting) == LOOK + IN_FLIGHT:
+            look(-IN_FLIGHT)
+        between(state, look)
+    rows = look()
+    share = (steps - taken) / steps
+    return state, rows, (time.perf_counter() - began) / share if share else 0.0
 
 
 def mean_statistics(

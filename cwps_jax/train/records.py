@@ -1,9 +1,74 @@
 """What training tells: each epoch's `Progress`, and the network that is `Trained` at the end."""
 
 import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
 
 from cwps_jax.core.trees import Tree
 from cwps_jax.methods.method import Finished, Method
+
+METRICS = ("loss", "metric", "private", "lambda")  # of each step
+NO_STEPS = np.zeros((0, len(METRICS)), np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class SoFar:
+    """What a task's training has taken so far, in all processes that it went through.
+
+    Attributes:
+        seconds: of its steps and of what lies between stages.
+        numbers: how many numbers it moves, in the stage that moves most.
+        lambda_: where the budget has led lambda.
+        peak_memory_bytes: of its largest step, or of the device where it says.
+        flops_per_step: of its most expensive step.
+    """
+
+    seconds: float = 0.0
+    numbers: int = 0
+    lambda_: float = 0.0
+    peak_memory_bytes: int | None = None
+    flops_per_step: float | None = None
+
+    def with_steps(
+        self, seconds: float, numbers: int, lambda_: float, peak: int | None, flops: float | None
+    ) -> "SoFar":
+        """Returns it after further steps of one stage."""
+        return SoFar(
+            self.seconds + seconds,
+            max(self.numbers, numbers),
+            lambda_,
+            max(filter(None, (self.peak_memory_bytes, peak)), default=None),
+            max(filter(None, (self.flops_per_step, flops)), default=None),
+        )
+
+
+class Stopwatch:
+    """Runs from when it is made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since then."""
+        return time.perf_counter() - self._began
+
+
+def measured(rows: np.ndarray) -> dict[str, float]:
+    """Returns what an epoch is told by: the means of loss and metric, and the last of the others.
+
+    Args:
+        rows: float32 (steps, 4), of its steps.
+    """
+    loss, metric, private, lambda_ = rows.T.astype(np.float64)
+    return {
+        "loss": float(loss.mean()),
+        "metric": float(metric.mean()),
+        "private": float(private[-1]),
+        "lambda_": float(lambda_[-1]),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +97,13 @@ class Progress:
     seconds_per_epoch: float
 
 
+Observe = Callable[[Progress], None]
+
+
+def unobserved(progress: Progress) -> None:
+    """Tells nobody of an epoch."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """A task's network after its last stage, on the host.
@@ -39,21 +111,14 @@ class Trained:
     Attributes:
         finished: its trees, as the method stores them.
         method: by which it was trained.
-        epochs, seconds: what it took.
-        numbers: how many numbers training moved, in the stage that moves most.
-        lambda_: where the budget left lambda.
-        peak_memory_bytes: of its largest step, or of the device where it says.
-        flops_per_step: of its most expensive step.
+        epochs: of all stages.
+        so_far: what the training took, and where it left lambda.
     """
 
     finished: Finished
     method: Method
     epochs: int
-    seconds: float
-    numbers: int
-    lambda_: float
-    peak_memory_bytes: int | None
-    flops_per_step: float | None
+    so_far: SoFar
 
     @property
     def params(self) -> Tree:

@@ -1,0 +1,265 @@
+"""`Saves`: points of one task's training on disk, from which the same training goes on.
+
+::
+
+    folder/
+      480/                  a point, by how many steps were taken; an Orbax checkpoint
+        arrays/               the bytes of all its arrays, in one
+        told/                 plain JSON: types and shapes, where it is, and what it belongs to
+
+Orbax gives a checkpoint its name when all of it is written: what was being written when the process died has
+no such name, and is removed by the next. What the stages froze and found is not saved: it follows from the
+rest, see `Course.retraced`.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from cwps_jax.errors import CwpsError, Preempted
+from cwps_jax.train.course import Course, Point
+from cwps_jax.train.finite import check_finite
+from cwps_jax.train.records import SoFar
+
+KEPT = 2  # the newest, and the one before
+SHORT = 0.1  # of the time between saves: a stage that was shorter is not worth one at its end
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """Where and when points of a training are saved.
+
+    Attributes:
+        folder: where; each task and method has a folder in it.
+        minutes: from one save to the next, above 0. A save costs a copy of what is trained to the host; what
+            a process that is killed has to do again is half of this time, in the mean.
+        stopping: asked after every step; once it says so, the point is saved and `Preempted` is raised.
+        say: is told, in a line each, where a training goes on and why, and how many of its epochs are over.
+    """
+
+    folder: str | os.PathLike[str]
+    minutes: float = 10.0
+    stopping: Callable[[], bool] = lambda: False
+    say: Callable[[str, int], None] = lambda line, epochs: logging.info(line)
+
+    def __post_init__(self) -> None:
+        if not self.minutes > 0:
+            raise CwpsError(f"Saving(minutes={self.minutes}): must be above 0")
+
+
+class Saves:
+    """The saved points of one task's training by one method.
+
+    Args:
+        saving: where and when.
+        name: of the folder of this training in `saving.folder`.
+        belongs: what a point has to be of, to be gone on from; plain JSON.
+        beside: what else the training reads that others may change meanwhile; plain JSON.
+        differences: from two mappings of plain JSON to how they differ, in a line.
+    """
+
+    def __init__(
+        self,
+        saving: Saving,
+        name: str,
+        belongs: Mapping[str, Any],
+        beside: Mapping[str, Any],
+        differences: Callable[[Mapping[str, Any], Mapping[str, Any]], str],
+    ) -> None:
+        folder = epath.Path(saving.folder) / name
+        self.folder = folder if "://" in str(folder) else folder.absolute()  # as Orbax wants it
+        self._saving = saving
+        self._name = name
+        self._belongs = belongs
+        self._beside = beside
+        self._differences = differences
+        self._manager: Any = None
+        self._last = time.monotonic()
+
+    def wanted(self, *, between_stages: bool = False) -> bool:
+        """Whether the point that is reached is to be saved: the one place where that is decided.
+
+        Args:
+            between_stages: whether a stage has just ended.
+        """
+        seconds = 60 * self._saving.minutes * (SHORT if between_stages else 1)
+        return self._saving.stopping() or time.monotonic() - self._last >= seconds
+
+    def save(self, course: Course, point: Point) -> None:
+        """Copies a point, which is written while training goes on.
+
+        Raises:
+            Preempted: the process has been asked to end; the point is on the disk.
+            FloatingPointError: what is trained is not finite; nothing is written.
+            CwpsError: it cannot be written.
+        """
+        import orbax.checkpoint as ocp
+
+        check_finite({"own": point.state.own})
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves((point.ended, point.state))]
+        steps = sum(map(course.steps_of, range(point.stage))) + point.steps
+        told = {
+            "stage": point.stage,
+            "steps": point.steps,
+            "ended": len(point.ended),
+            "so_far": dataclasses.asdict(point.so_far),
+            "leaves": [[leaf.dtype.name, leaf.shape] for leaf in (*leaves, point.rows)],
+            "belongs": self._belongs,
+            "beside": self._beside,
+            "devices": _devices(),
+            "at": time.time(),
+        }
+        arrays = ocp.args.PyTreeSave({"bytes": _joined([*leaves, point.rows])})
+        saved = ocp.args.Composite(arrays=arrays, told=ocp.args.JsonSave(told))
+        stopping = self._saving.stopping()
+        with self._readable_errors():
+            self._open().save(steps, args=saved, force=True)
+            if stopping:
+                self._open().wait_until_finished()
+        self._last = time.monotonic()
+        if stopping:
+            raise Preempted(f"{self._name}: stopped {_where(course, point)}, and saved in {self.folder}")
+
+    def newest(self, course: Course) -> Point | None:
+        """Returns the newest point that is whole, or None where there is none; says which.
+
+        Raises:
+            CwpsError: it is of another training than the course's.
+        """
+        if not self.folder.exists():
+            return None
+        import orbax.checkpoint as ocp
+
+        for steps in sorted(self._open().all_steps(), reverse=True):
+            wanted = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(), told=ocp.args.JsonRestore())
+            try:
+                found = self._open().restore(steps, args=wanted)
+                told = found.told
+                *leaves, rows = _parted(found.arrays["bytes"], told["leaves"])
+            except (ValueError, KeyError, OSError) as error:
+                line = f"{self.folder / str(steps)}: damaged, so that an older one is used ({_line(error)})"
+                self._saving.say(line, 0)
+                self._open().delete(steps)
+                continue
+            if self._of_another(told):
+                self.remove()
+                return None
+            point = course.retraced(leaves, told["ended"])
+            point = dataclasses.replace(
+                point,
+                stage=told["stage"],
+                steps=told["steps"],
+                rows=rows,
+                so_far=SoFar(**told["so_far"]),
+            )
+            self._tell(course, point, told)
+            return point
+        return None
+
+    def remove(self) -> None:
+        """Removes all points: the training is stored elsewhere."""
+        self.close()
+        if self.folder.exists():
+            self.folder.rmtree()
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        if self._manager:
+            with self._readable_errors():
+                self._manager.close()
+            self._manager = None
+
+    def _open(self) -> Any:
+        import orbax.checkpoint as ocp
+
+        if not self._manager:
+            arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True),
+                item_handlers={"arrays": arrays, "told": ocp.JsonCheckpointHandler()},
+            )
+        return self._manager
+
+    def _of_another(self, told: Mapping[str, Any]) -> bool:
+        """Whether the training has to begin anew, since what it reads has changed by the work of others.
+
+        Raises:
+            CwpsError: the user has changed what it is.
+        """
+        found = self._differences(told["belongs"], self._belongs)
+        if found:
+            raise CwpsError(
+                f"{self.folder}: has a training of {self._name} that was interrupted, and was another one: "
+                f"{found}; give it what it had to go on with it, or remove this folder to begin anew"
+            )
+        if told["beside"] == self._beside:
+            return False
+        line = f"{self._name}: begins anew, since the pool has other tasks now than when it was interrupted"
+        self._saving.say(line, 0)
+        return True
+
+    def _tell(self, course: Course, point: Point, told: Mapping[str, Any]) -> None:
+        """Says where the training goes on, in at most two lines."""
+        epochs = course.first_epoch(point.stage) + (point.steps - len(point.rows)) // course.steps
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told["at"]))
+        where = f"{self._name}: goes on {_where(course, point)}, as it was saved at {at} in {self.folder}"
+        self._saving.say(where, epochs)
+        if told["devices"] != _devices():
+            then = f"{self._name}: it was trained on {told['devices']}, and goes on on {_devices()}"
+            self._saving.say(f"{then}: the result differs in its last bits", 0)
+
+    @contextlib.contextmanager
+    def _readable_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:  # what Orbax and TensorStore raise
+            raise CwpsError(
+                f"{self.folder}: the training of {self._name} cannot be saved here ({_line(error)}); make "
+                "room, or name another place: the same command goes on from what was saved before"
+            ) from error
+
+
+def _where(course: Course, point: Point) -> str:
+    if point.stage == len(course.stages):
+        return "after its last step"
+    epoch, step = divmod(point.steps, course.steps)
+    stage = course.stages[point.stage].name
+    epoch += course.first_epoch(point.stage) + 1
+    return f"in its {stage} stage, epoch {epoch} of {course.epochs}, after step {step} of {course.steps}"
+
+
+def _devices() -> str:
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _joined(leaves: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the bytes of arrays one after the other: Orbax takes up to a millisecond an array."""
+    joined, offset = np.empty(sum(leaf.nbytes for leaf in leaves), np.uint8), 0
+    for leaf in leaves:
+        joined[offset : offset + leaf.nbytes] = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        offset += leaf.nbytes
+    return joined
+
+
+def _parted(joined: np.ndarray, described: Sequence[Any]) -> list[np.ndarray]:
+    """Returns the arrays whose bytes were joined. Raises ValueError where these are not as many."""
+    leaves, offset = [], 0
+    for name, shape in described:
+        dtype, count = np.dtype(name), math.prod(shape)
+        leaves.append(np.frombuffer(joined, dtype, count, offset).reshape(shape))
+        offset += count * dtype.itemsize
+    return leaves
