@@ -44,6 +44,7 @@ class LearnedTask:
         variables: the plain model's variables.
         metric: on the test set (accuracy by default).
         validation_metric: on the validation set.
+        reached: what has been trained now on the validation set; another where a better version was kept.
         params_ratio: what the task keeps, without its head, over the backbone's parameters.
         relation: {owner: share of the task's channels}, weighted by parameters; empty for a task that is not
             stored as channels.
@@ -54,6 +55,7 @@ class LearnedTask:
     variables: Mapping[str, Any]
     metric: float
     validation_metric: float
+    reached: float
     params_ratio: float
     relation: Mapping[str, float]
     record: Mapping[str, Any]
@@ -122,8 +124,9 @@ def learn_task(
         saves = saves_of_task(checkpoints, pool, name, given[KEY])
         trained, stored, variables = train_task(pool, model, data, config, trainer, observe, name, saves)
         record = {**measured(trained, variables, model, data, config, trainer), **given}
+        reached = record["validation_accuracy"]
         kept = pool.version(name) if relearn == "better" and name in pool.tasks else None
-        if kept and record["validation_accuracy"] <= kept.record["validation_accuracy"]:
+        if kept and reached <= kept.record["validation_accuracy"]:
             version, record, variables = kept, dict(kept.record), pool.effective(name)
         else:
             version = pool.add_stored(name, trained.method, stored, record)
@@ -133,6 +136,7 @@ def learn_task(
         variables=variables,
         metric=record["accuracy_when_learned"],
         validation_metric=record["validation_accuracy"],
+        reached=reached,
         params_ratio=pool.count(version.name).ratio,
         relation=pool.relation(version.name) if pool.shares_channels(version.name) else {},
         record=record,

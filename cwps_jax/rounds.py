@@ -5,22 +5,34 @@ What a round has done is remembered in the workdir, a file a task, ``rounds/<rou
 run that was stopped goes on with the round that it was in.
 """
 
+import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from cwps_jax import distributed
 from cwps_jax.learn import learn_task
 from cwps_jax.prepare import Prepared
 from cwps_jax.provenance import KEY, learned_with
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import write_json
 from cwps_jax.report.rounds import ROUND
+from cwps_jax.saved import forget
 from cwps_jax.store.pool import Pool
+from cwps_jax.train.saves import Saving
 
 
 def learn_again(
-    prepared: Prepared, name: str, pool: Pool, progress: RunProgress, number: int, workdir: pathlib.Path
-) -> None:
-    """Learns a stored task again unless this round has done it already.
+    prepared: Prepared,
+    name: str,
+    pool: Pool,
+    progress: RunProgress,
+    number: int,
+    workdir: pathlib.Path,
+    saving: Saving | None = None,
+) -> bool:
+    """Learns a stored task again unless this round has done it already; returns whether.
 
     Args:
         prepared: the run.
@@ -29,15 +41,19 @@ def learn_again(
         progress: shows it.
         number: of the round, from 2.
         workdir: the run's.
+        saving: where and when the run saves its trainings; this one is saved beside the round's notes.
     """
     done = workdir / "rounds" / str(number) / f"{name}.json"
     task, settings = prepared.tasks[name], prepared.settings[name][prepared.config.method]
+    if saving:  # a folder of its own: the first round removes what is saved of a task that it finds stored
+        saving = dataclasses.replace(saving, folder=done.parent / "saves")
     with pool.learning(name):
         before = pool.version(name)
         if done.exists() or before.record.get(ROUND, 1) >= number:
             progress.say(f"{name}: round {number} has been there already")
             progress.skip(settings.epochs)
-            return
+            forget(saving, name)  # a run that was killed has left it
+            return False
         told = {key: before.record[key] for key in ("training_images", "compared") if key in before.record}
         learned = learn_task(
             pool,
@@ -49,11 +65,32 @@ def learn_again(
             observe=functools.partial(progress.epoch, name),
             notes={**told, KEY: learned_with(name, task, settings, prepared.config.dtype), ROUND: number},
             relearn="better",
+            checkpoints=saving,
         )
-        done.parent.mkdir(parents=True, exist_ok=True)
-        write_json(done, {"task": name, "round": number, "kept": learned.name})
+        distributed.by_first(
+            f"round {number} of {name} is noted",
+            lambda: _note(done, {"kept": learned.name, "validation_accuracy": learned.reached}),
+            seen=lambda _: done.exists(),
+        )
     was = before.record["validation_accuracy"]
-    better = f"better than {was:.3f}" if learned.name != before.name else "no better model was found"
+    outcome = "stored" if learned.name != before.name else "not better, left out"
     progress.say(
-        f"{name}: round {number}, {learned.name}, validation {learned.validation_metric:.3f}, {better}"
+        f"{name}: round {number}, validation {learned.reached:.3f} ({before.name} {was:.3f}): {outcome}"
     )
+    return True
+
+
+def settled(pool: Pool, tasks: Iterable[str], number: int) -> bool:
+    """Whether a round has found no better model of any task: another one would learn the same again.
+
+    Args:
+        pool: the stored models.
+        tasks: that are learned in rounds.
+        number: of the round, from 2.
+    """
+    return all(pool.version(name).record.get(ROUND, 1) < number for name in tasks)
+
+
+def _note(done: pathlib.Path, values: Mapping[str, Any]) -> None:
+    done.parent.mkdir(parents=True, exist_ok=True)
+    write_json(done, values)

@@ -35,7 +35,7 @@ from cwps_jax.report.metrics import check_packages, open_writers
 from cwps_jax.report.progress import RunProgress
 from cwps_jax.report.results import measure_pool, write_json
 from cwps_jax.report.table import show_results
-from cwps_jax.rounds import learn_again
+from cwps_jax.rounds import learn_again, settled
 from cwps_jax.saved import PRETRAINED, forget, saves_of_task
 from cwps_jax.store.index import compared_name
 from cwps_jax.store.lock import locked
@@ -159,8 +159,19 @@ def _learn_draw(
                 prepared.cache.clear()  # the next task needs the room, and none comes back to these images
         for number in range(2, config.rounds + 1):
             for name in tasks:
-                learn_again(prepared, name, pool, progress, number, workdir)
+                if stopping():
+                    raise Preempted(
+                        f"stopped before round {number} of {name}; the same command goes on with it"
+                    )
+                if not learn_again(prepared, name, pool, progress, number, workdir, saving):
+                    _know_capacities(prepared.trainer, pool.version(name).record)
                 _write_config(config, pool, workdir)
+            if number < config.rounds and settled(pool, tasks, number):
+                progress.say(
+                    f"round {number} found no better model: a further one would learn the same again"
+                )
+                progress.skip((config.rounds - number) * again)
+                break
 
 
 def _saving(

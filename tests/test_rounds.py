@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from cwps_jax import learn as learn_module
 from cwps_jax import rounds, run
 from cwps_jax.config import run_config
 from cwps_jax.core.trees import flatten, unflatten
-from cwps_jax.errors import CwpsError
+from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.report.rounds import ROUND, measure_rounds
 from cwps_jax.search.composite import Search, composite
 from cwps_jax.store.trees import owners
@@ -105,6 +106,8 @@ def test_a_round_whose_model_was_stored_just_before_it_died_is_done(config, fini
     workdir = shutil.copytree(finished[0], tmp_path / "w")
     done = {path.stem: json.loads(path.read_text())["kept"] for path in (workdir / "rounds/2").iterdir()}
     assert done.keys() == {*TASKS}
+    kept = {one["task"]: f"{one['task']}@{one['version']}" for one in finished[1]["rounds"][-2:]}
+    assert done == kept
     index = workdir / "pool" / "index.json"
     values = json.loads(index.read_text())
     for version in values["versions"]:  # as if both had been better
@@ -113,6 +116,40 @@ def test_a_round_whose_model_was_stored_just_before_it_died_is_done(config, fini
     shutil.rmtree(workdir / "rounds")
     monkeypatch.setattr(rounds, "learn_task", lambda *given, **named: pytest.fail("learned again"))
     run.learn(config, workdir, quiet())
+
+
+def test_a_round_goes_on_in_the_middle_of_a_training(config, first, finished, tmp_path):
+    """The first round, which finds the task stored, leaves alone what the second has saved of it."""
+    workdir, console, asked = shutil.copytree(first, tmp_path / "w"), quiet(), []
+
+    def stopping():
+        asked.append(True)
+        return len(asked) >= 10  # a few steps after the second round has begun
+
+    with pytest.raises(Preempted):
+        run.learn(config, workdir, console, stopping)
+    assert list((workdir / "rounds" / "2" / "saves" / TASKS[0]).iterdir())
+    run.learn(config, workdir, console)
+    assert "goes on" in console.file.getvalue()
+    assert not list((workdir / "rounds" / "2" / "saves").iterdir())
+    states = [measure_rounds(cwps.Pool.open(one / "pool"), TASKS, 2, 0) for one in (workdir, finished[0])]
+    assert [one["version"] for one in states[0]] == [one["version"] for one in states[1]]
+
+
+def test_rounds_end_where_one_has_found_nothing_better(config, first, tmp_path, monkeypatch):
+    workdir, learned, console = shutil.copytree(first, tmp_path / "w"), [], quiet()
+
+    def not_better(pool, name, *given, **named):
+        learned.append(name)
+        return types.SimpleNamespace(name=pool.version(name).name, reached=0.25)
+
+    monkeypatch.setattr(rounds, "learn_task", not_better)
+    run.learn(dataclasses.replace(config, rounds=5), workdir, console)
+    assert learned == list(TASKS)
+    assert "round 2 found no better model" in console.file.getvalue()
+    assert "negative: round 2, validation 0.250 (negative@1 " in console.file.getvalue()
+    note = json.loads((workdir / "rounds" / "2" / "loops.json").read_text())
+    assert note == {"kept": "loops@1", "validation_accuracy": 0.25}
 
 
 @pytest.mark.parametrize("better", [True, False])
@@ -131,6 +168,7 @@ def test_a_model_is_stored_where_it_is_better_on_validation(
     found = cwps.learn_task(pool, "birds", tiny_model, data, config=again, trainer=trainer, relearn="better")
     stored = [one.name for one in pool.index.versions]
     assert stored == ["birds@1", "birds@2"][: 1 + better]
+    assert found.reached == first.validation_metric + change
     assert found.name == stored[-1] and found.record == pool.version("birds").record
     assert flatten(found.variables)["params/head/bias"].tobytes() == (
         flatten(pool.effective("birds"))["params/head/bias"].tobytes()

@@ -15,6 +15,7 @@ from cwps_jax.parallel import Parallel
 from cwps_jax.provenance import KEY, learned_with
 from cwps_jax.report.results import measure_pool
 from cwps_jax.report.rounds import ROUND
+from cwps_jax.rounds import settled
 from cwps_jax.store.lock import Taken, locked
 from cwps_jax.store.pool import Pool
 from cwps_jax.study.cells import cell_path, check_now, fingerprints, finished_cells, write_cell
@@ -106,6 +107,8 @@ def _run_cell(cell: Cell, workdir: pathlib.Path, shared: Shared, progress: Study
     shutil.copytree(shared.pretrained(prepared, lambda epoch: None), folder)
     pool = Pool.open(folder)
     for number, (name, task) in itertools.product(range(1, config.rounds + 1), prepared.tasks.items()):
+        if number > 2 and settled(pool, config.tasks, number - 1):
+            break
 
         def observe(epoch: Progress, clock: _Clock = clock[name]) -> None:
             clock.epoch(epoch)
