@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PARITY ?= .venv-parity
 
-.PHONY: demo demo-methods test test-slow torture lint format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build clean
+.PHONY: demo demo-methods test test-slow test-trackers torture lint format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build clean
 
 # Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
@@ -20,6 +20,11 @@ test: $(VENV)/test
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Weights & Biases and MLflow, 100 MB of packages, whose tests `make test` skips without them.
+test-trackers: $(VENV)/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,wandb,mlflow]'
+	$(BIN)/python -m pytest tests/test_metric_writers.py $(ARGS)
 
 # The long form of tests/test_writers.py: two writers at once, and a hundred that are killed. Minutes. And that of
 # tests/test_torture_runs.py: whole runs that are stopped and killed on 1 and on 8 fake devices. An hour.

@@ -18,6 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from cwps_jax import distributed
 from cwps_jax.config import RunConfig, known_keys, run_config
 from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.settings import unknown_key
@@ -54,15 +55,18 @@ def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None 
         app.run(main, flags_parser=_parse)
     except Preempted as end:
         print("cwps:", end, file=sys.stderr)
+        distributed.stop()
         sys.exit(PREEMPTED)
-    except (CwpsError, FloatingPointError, OSError, RuntimeError) as error:
+    except Exception as error:
         line = _line(error)
-        if not line:
+        if not line and not distributed.many():
             raise
-        if "--debug" in sys.argv:
+        if not line or "--debug" in sys.argv:
             traceback.print_exc()
-        print("cwps:", line, file=sys.stderr)
-        sys.exit(2)
+        print("cwps:", line or repr(error), file=sys.stderr)
+        status = 2 if line else 1
+        distributed.fail(line or repr(error), status)
+        sys.exit(status)
 
 
 def check_folder(flag: str, folder: pathlib.Path) -> None:

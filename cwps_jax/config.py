@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from cwps_jax import methods
 from cwps_jax.errors import CwpsError
-from cwps_jax.settings import DataConfig, TrainConfig, check_task_name, unknown_key
+from cwps_jax.settings import DataConfig, TrainConfig, check_task_name, nearest, unknown_key
 from cwps_jax.settings.checks import at_least, within
 
 __all__ = ["DataConfig", "RunConfig", "TrainConfig", "default_config", "known_keys", "run_config"]
 
+METRICS = ("tensorboard", "jsonl", "wandb", "mlflow")
 # One for all tasks: they share a backbone, its compiled steps, and what was read of the data.
 SHARED = (
     "parallel",
@@ -47,9 +48,13 @@ class RunConfig(TrainConfig, DataConfig):
         compare: names of methods that every task is trained by as well, for comparison.
         keep_compared: whether their models are stored in the pool too, as "<task>+<method>".
         relearn: names of tasks that are learned anew although the pool has them, each as its next version.
+        rounds: how often the tasks are gone through. From the second time on each is learned again with the
+            others' newest models in its pool, and is stored as its next version where that is better on its
+            validation set.
         draws: independent runs with the seeds from `seed` on, each in a folder of its own in the workdir;
             results.json has the rows of all of them.
         least_steps: fewest training steps of a task; epochs are added where its data give fewer.
+        metrics: where the numbers of every epoch are written, any of `METRICS`; see docs/metrics.md.
         save_minutes: minutes from one save of a task's training to the next, in saves/ in the workdir; 0 is
             no saves. The same command goes on from the newest. At the default a kill costs 5 minutes in the
             mean, and saving far less than a hundredth of the time.
@@ -71,8 +76,10 @@ class RunConfig(TrainConfig, DataConfig):
     compare: tuple[str, ...] = ("finetune", "probe")
     keep_compared: bool = False
     relearn: tuple[str, ...] = ()
+    rounds: int = 1
     draws: int = 1
     least_steps: int = 0
+    metrics: tuple[str, ...] = ("tensorboard", "jsonl")
     save_minutes: float = 10.0
     compilation_cache: str = "~/.cache/cwps_jax"
     profile: bool = False
@@ -80,7 +87,7 @@ class RunConfig(TrainConfig, DataConfig):
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
         DataConfig.__post_init__(self)
-        at_least(self, source_epochs=1, draws=1, least_steps=0, save_minutes=0)
+        at_least(self, source_epochs=1, rounds=1, draws=1, least_steps=0, save_minutes=0)
         within(self, "config.", 0, 1, "stochastic_depth")
         if not self.tasks:
             raise CwpsError("config.tasks is empty: name at least one task")
@@ -91,6 +98,11 @@ class RunConfig(TrainConfig, DataConfig):
                 how = "" if self.tasks.count(name) > 1 else ", in both Unicode spellings of its accents"
                 raise CwpsError(f"config.tasks names {name!r} twice{how}: a task is learned once in a run")
         self._check_methods()
+        for name in self.metrics:
+            if name not in METRICS:
+                near = nearest(name, METRICS)
+                told = f"; did you mean {near!r}?" if near else ""
+                raise CwpsError(f"config.metrics names {name!r}, not one of {', '.join(METRICS)}{told}")
         if not self.source and not self.weights:
             raise CwpsError(
                 "config.source and config.weights are both empty: name a task to pre-train on, or a file"
@@ -98,6 +110,16 @@ class RunConfig(TrainConfig, DataConfig):
         for name in self.relearn:
             if name not in self.tasks:
                 raise CwpsError(f"config.relearn names {name!r}, which is not in config.tasks")
+        if self.rounds > 1 and not methods.METHODS[self.method].borrows:
+            raise CwpsError(
+                f"config.rounds = {self.rounds}: {self.method} takes no channels of other tasks, so that it "
+                "would learn each task the same again; set it to 1"
+            )
+        if self.rounds > 1 and self.relearn:
+            raise CwpsError(
+                f"config.rounds = {self.rounds} and config.relearn: a round is not begun anew; learn the "
+                "tasks anew first, with config.rounds=1"
+            )
         for name in self.overrides:
             self.for_task(name)
 

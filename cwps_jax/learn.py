@@ -2,16 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
 from cwps_jax import methods
-from cwps_jax.core.accounting import count_stored
-from cwps_jax.core.channels import Layout
-from cwps_jax.core.compact import capacity_of
 from cwps_jax.core.heads import without_head
-from cwps_jax.core.trees import Tree, check_params, flatten, unite
+from cwps_jax.core.trees import Tree, check_params, unite
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.inputs import check_inputs, inputs_of
@@ -20,11 +17,11 @@ from cwps_jax.modules import channel_layout
 from cwps_jax.parallel import Parallel
 from cwps_jax.profiling import Profiler
 from cwps_jax.provenance import KEY, learned_with
+from cwps_jax.recorded import measured
 from cwps_jax.saved import Checkpoints, forget, saves_of_task
 from cwps_jax.search.composite import Search, Source, composite
 from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
-from cwps_jax.train.evaluation import measure, outputs_sha256
 from cwps_jax.train.heads import cut_to_model, with_kept_head
 from cwps_jax.train.meeting import batch_shapes, calling, check_given, check_meeting
 from cwps_jax.train.objectives import Metric, Objective, accuracy, cross_entropy
@@ -44,6 +41,7 @@ class LearnedTask:
         variables: the plain model's variables.
         metric: on the test set (accuracy by default).
         validation_metric: on the validation set.
+        reached: what has been trained now on the validation set; another where a better version was kept.
         params_ratio: what the task keeps, without its head, over the backbone's parameters.
         relation: {owner: share of the task's channels}, weighted by parameters; empty for a task that is not
             stored as channels.
@@ -54,6 +52,7 @@ class LearnedTask:
     variables: Mapping[str, Any]
     metric: float
     validation_metric: float
+    reached: float
     params_ratio: float
     relation: Mapping[str, float]
     record: Mapping[str, Any]
@@ -71,7 +70,7 @@ def learn_task(
     trainer: Trainer | None = None,
     observe: Observe = lambda progress: None,
     notes: Mapping[str, Any] | None = None,
-    relearn: bool = False,
+    relearn: bool | Literal["better"] = False,
     checkpoints: Checkpoints | None = None,
 ) -> LearnedTask:
     """Learns a task in all its stages, measures it, and adds it to the pool.
@@ -90,12 +89,14 @@ def learn_task(
         observe: called once an epoch with a `Progress`.
         notes: plain JSON that is stored with the record.
         relearn: whether a task that is there is learned anew, as its next version; nothing is taken from its
-            earlier ones, which stay as they are.
+            earlier ones, which stay as they are. "better" stores it only where it is better on the validation
+            set than its newest version is.
         checkpoints: a folder, or a `Saving`: the training is saved there every few minutes, goes on from
             there when the same is called again, and is removed when the task is stored.
 
     Returns:
-        What was learned; `pool.effective(name)` gives the same variables in any later process.
+        The task as it is now in the pool; `pool.effective(name)` gives the same variables in any later
+        process.
 
     Raises:
         CwpsError: the name is taken, impossible or being learned by another process, the model's backbone is
@@ -120,13 +121,19 @@ def learn_task(
         saves = saves_of_task(checkpoints, pool, name, model, given[KEY])
         trained, stored, variables = train_task(pool, model, data, config, trainer, observe, name, saves)
         record = {**measured(trained, variables, model, data, config, trainer), **given}
-        version = pool.add_stored(name, trained.method, stored, record)
+        reached = record["validation_accuracy"]
+        kept = pool.version(name) if relearn == "better" and name in pool.tasks else None
+        if kept and reached <= kept.record["validation_accuracy"]:
+            version, record, variables = kept, dict(kept.record), pool.effective(name)
+        else:
+            version = pool.add_stored(name, trained.method, stored, record)
         forget(checkpoints, name)
     return LearnedTask(
         name=version.name,
         variables=variables,
         metric=record["accuracy_when_learned"],
         validation_metric=record["validation_accuracy"],
+        reached=reached,
         params_ratio=pool.count(version.name).ratio,
         relation=pool.relation(version.name) if pool.shares_channels(version.name) else {},
         record=record,
@@ -172,54 +179,9 @@ def train_task(
     stored = method.store(trained.finished)
     other = cut_to_model({"params": stored.own["params"], **stored.own.get("other", {})}, model, example)
     cut = {"params": other.pop("params"), **({"other": other} if other else {})}
-    stored = pool.coded(dataclasses.replace(stored, own={**stored.own, **cut}), config.row_bits)
+    stored = dataclasses.replace(stored, own={**stored.own, **cut})
+    stored = pool.coded(stored, config.row_bits, config.byte_budget)
     return trained, stored, pool.restored(method, stored)
-
-
-def measured(
-    trained: Trained,
-    variables: Mapping[str, Any],
-    model: nn.Module,
-    data: TaskData,
-    config: TrainConfig,
-    trainer: Trainer,
-) -> dict[str, Any]:
-    """Returns what is recorded of a task: how its model does on held-out data, and what it took."""
-    predictor = trainer.predictor(trainer.model_of(trained.method, model))
-    # A head that has more outputs than the task's moves no other numbers than the task's.
-    own_head = sum(flatten(variables["params"])[path].size for path in trainer.layout.head_paths)
-    validation = predictor(variables, data.validation, config.batch_size)
-    test = predictor(variables, data.test, config.batch_size)
-    placed = trained.finished.moment.frozen.get("placed")
-    return {
-        "accuracy_when_learned": measure(trainer.metric, test, data.test),
-        "logits_sha256_when_learned": outputs_sha256(test),
-        "validation_accuracy": measure(trainer.metric, validation, data.validation),
-        "lambda": trained.so_far.lambda_,
-        "budget": config.budget,
-        "row_bits": config.row_bits,
-        "epochs": trained.epochs,
-        "seconds": trained.so_far.seconds,
-        "trained": trained.so_far.numbers - trainer.layout.head_parameters + own_head,
-        "peak_memory_bytes": trained.so_far.peak_memory_bytes,
-        "flops_per_step": trained.so_far.flops_per_step,
-        "seed": config.seed,
-        "classes": data.classes,
-        "capacity": placed and capacity_of(trainer.layout, placed),  # later tasks share the compiled step
-    }
-
-
-def counted(layout: Layout, stored: Stored) -> dict[str, Any]:
-    """Returns what there is to store of a task, counted: parameters, bits and bytes."""
-    count = count_stored(layout, flatten(stored.own), stored.rows)
-    return {
-        "params_ratio": count.ratio,
-        "byte_ratio": count.byte_ratio,
-        "parameters": count.active + count.private,
-        "head_parameters": count.head,
-        "bits": count.bits,
-        "bytes": count.bits // 8,
-    }
 
 
 def make_trainer(

@@ -1,7 +1,8 @@
 """Command line: ``python -m cwps_jax.main --config configs/digits.py --workdir runs/digits``.
 
 Parses flags and config, starts JAX, dispatches. After the last task is learned the process replaces itself
-with a fresh one, which measures what the pool really holds.
+with a fresh one, which measures what the pool really holds. Many processes do so together: each is replaced,
+and the fresh ones connect anew, since a host of a pod cannot compute alone.
 """
 
 import os
@@ -10,9 +11,9 @@ import sys
 
 from absl import flags
 
-from cwps_jax import command_line
+from cwps_jax import command_line, distributed
 from cwps_jax.config import RunConfig
-from cwps_jax.errors import Preempted
+from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.stop_signals import GRACE, stop_signals
 
 _WORKDIR = flags.DEFINE_string(
@@ -21,32 +22,62 @@ _WORKDIR = flags.DEFINE_string(
 _FINISH = flags.DEFINE_bool(
     "finish", False, "Learn nothing: measure the workdir's pool and write results.json and report/ anew."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Be one of many processes, which JAX finds on TPU, Slurm, Open MPI and Kubernetes."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, where JAX does not find the many processes by itself."
+)
+_PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes there are, with --coordinator.")
+_PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0, with --coordinator.")
 
 
 def main(config: RunConfig) -> None:
     """Learns the config's tasks, then measures them in a fresh process."""
     workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", command_line.config_name()))
     command_line.check_folder("workdir", workdir)
+    _connect()
     command_line.start_jax(config)
 
     from rich.console import Console
 
     from cwps_jax import run
+    from cwps_jax.finish import finish
 
     # A log file has no width of its own: keep the table whole there.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 120, quiet=not distributed.first())
     if _FINISH.value:
         with stop_signals(command_line.PREEMPTED, grace=0):
-            run.finish(config, workdir, console)
+            finish(config, workdir, console)
+        distributed.stop()
         return
     with stop_signals(command_line.PREEMPTED, GRACE if config.save_minutes else 0) as stopping:
         run.learn(config, workdir, console, stopping)
-        if stopping():
+        if distributed.largest(stopping()):
             raise Preempted("stopped when all tasks were learned; the same command measures them")
+    distributed.stop()
     sys.stdout.flush()
     sys.stderr.flush()
     command = [sys.executable, "-m", "cwps_jax.main", *sys.argv[1:], "--finish", f"--workdir={workdir}"]
     os.execv(sys.executable, command)
+
+
+def _connect() -> None:
+    """Connects this process with the others that the flags tell of; alone it does nothing."""
+    given = (_COORDINATOR.value != "", _PROCESSES.value > 0, _PROCESS.value >= 0)
+    if (_DISTRIBUTED.value and any(given)) or any(given) != all(given):
+        raise CwpsError(
+            "--coordinator=HOST:PORT, --processes=N and --process=I belong together: give all three, or "
+            "--distributed alone where JAX finds the cluster by itself"
+        )
+    if all(given):
+        if _PROCESS.value >= _PROCESSES.value:
+            raise CwpsError(
+                f"--process={_PROCESS.value}: must be below --processes={_PROCESSES.value}; they count from 0"
+            )
+        distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    elif _DISTRIBUTED.value:
+        distributed.start()
 
 
 def run() -> None:

@@ -2,10 +2,12 @@
 
 The batch is split over the mesh's one axis, `data`; everything else is on every device. Under jit the
 compiler sees the global batch, so means and norm statistics are global by themselves; under pmap a step
-sees its own part and averages over `AXIS`. (Dropout differs: each part has a key of its own.)
+sees its own part and averages over `AXIS`. (Dropout differs: each part has a key of its own.) Under jit the
+devices may belong to many processes, each of which brings its share of a batch.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -32,21 +34,35 @@ class Parallel:
 
     Attributes:
         mode: "jit" or "pmap".
-        devices: the devices; all of them by default.
+        devices: the devices; all of them by default. Those of a process stand side by side, in the order of
+            the processes: so the shares of a batch are in its order.
+
+    Raises:
+        CwpsError: pmap over the devices of many processes.
     """
 
     mode: Literal["jit", "pmap"] = "jit"
-    devices: Sequence[jax.Device] = dataclasses.field(default_factory=lambda: tuple(jax.devices()))
+    devices: Sequence[jax.Device] = dataclasses.field(
+        default_factory=lambda: tuple(sorted(jax.devices(), key=lambda one: (one.process_index, one.id)))
+    )
+
+    def __post_init__(self) -> None:
+        if self.mode == "pmap" and self.share.count > 1:
+            raise CwpsError(
+                f"config.parallel = 'pmap': serves one process, and there are {self.share.count}; set "
+                "config.parallel=jit"
+            )
 
     @property
     def axis_name(self) -> str | None:
         """The axis that a step has to average over: None under jit, which sees the global batch."""
         return AXIS if self.mode == "pmap" else None
 
-    @property
+    @functools.cached_property
     def share(self) -> Share:
         """Which part of each batch this process reads."""
-        return Share(jax.process_index(), jax.process_count())
+        processes = sorted({device.process_index for device in self.devices})
+        return Share(processes.index(jax.process_index()), len(processes))
 
     @property
     def mesh(self) -> Mesh:
@@ -64,7 +80,11 @@ class Parallel:
             leaf = np.array(leaf, copy=True)
             if self.mode == "pmap":
                 leaf = np.stack([leaf] * count)
-            return jax.device_put(leaf, self._sharding(self.mode == "pmap"))
+            sharding = self._sharding(self.mode == "pmap")
+            if self.share.count == 1:
+                return jax.device_put(leaf, sharding)
+            # Every process has the whole: nothing is sent, where `device_put` would compare them all.
+            return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.array(leaf[index]))
 
         return jax.tree.map(place, tree)
 
@@ -98,20 +118,29 @@ class Parallel:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[first:], leaf.dtype), tree)
 
     def compile(
-        self, function: Callable[..., Any], *, donate: tuple[int, ...] = (), split_output: bool = False
+        self,
+        function: Callable[..., Any],
+        *,
+        donate: tuple[int, ...] = (),
+        split_output: bool = False,
+        rounds: int = 1,
     ) -> "Compiled":
         """Returns the function compiled for the devices.
 
         Args:
             function: takes and returns trees; under pmap each device's own part of what is split.
             donate: positions of arguments whose buffers the result may take over.
-            split_output: whether the result's leading axis is the batch's, or the same everywhere.
+            split_output: whether the result's leading axis is the batch's, or the same everywhere. Over many
+                processes the devices gather it: a process reads no other's memory.
+            rounds: see `Compiled`.
         """
         if self.mode == "pmap":
-            return Compiled(jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate))
-        sharding = self._sharding(split_output)
+            return Compiled(
+                jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate), rounds=rounds
+            )
+        sharding = self._sharding(split_output and self.share.count == 1)
         jitted = jax.jit(function, donate_argnums=donate, out_shardings=sharding)
-        return Compiled(jitted, devices=len(self.devices))
+        return Compiled(jitted, devices=len(self.devices), rounds=rounds)
 
     def fetch(self, tree: Any, *, split: bool = False) -> Any:
         """Returns the tree as NumPy arrays on the host. Waits for the devices."""
@@ -129,6 +158,7 @@ class Compiled:
     Args:
         jitted: the function.
         devices: over how many one program of it is spread: of jit all, of pmap each has its own.
+        rounds: of the loop in which nearly all of its work is done, which XLA counts once.
 
     Attributes:
         flops: floating-point operations of the last call, one device's share, or None before the first. XLA
@@ -139,9 +169,9 @@ class Compiled:
         compilations: how many programs were compiled: one for each set of shapes.
     """
 
-    def __init__(self, jitted: Any, devices: int = 1) -> None:
+    def __init__(self, jitted: Any, devices: int = 1, rounds: int = 1) -> None:
         self._jitted = jitted
-        self._devices = devices
+        self._share = rounds / devices
         self._programs: dict[Any, Any] = {}
         self.flops: float | None = None
         self.bytes_accessed: float | None = None
@@ -171,7 +201,7 @@ class Compiled:
             )
             flops = (lowered.cost_analysis() or {}).get("flops")
             bytes_accessed = (program.cost_analysis() or {}).get("bytes accessed")
-            self._programs[signature] = program, flops and flops / self._devices, bytes_accessed, peak_bytes
+            self._programs[signature] = program, flops and flops * self._share, bytes_accessed, peak_bytes
         program, self.flops, self.bytes_accessed, self.peak_bytes = self._programs[signature]
         return program
 

@@ -133,7 +133,7 @@ def model_options(config: RunConfig) -> dict[str, Any]:
 
 def _settings(config: RunConfig, name: str, method: str, task: TaskData, trainer: Trainer) -> TrainConfig:
     own = config.for_task(name)
-    group = task.train.preparation.group
+    group = task.train.preparation.group * own.accumulate
     fitted = fit_to_data(
         own.train_by(method),
         len(task.train),

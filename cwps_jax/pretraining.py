@@ -26,9 +26,9 @@ from cwps_jax.train.trainer import Trainer
 IRRELEVANT = (
     *("method", "settings", "epochs", "budget", "norm_batches", "compare", "keep_compared"),  # of the tasks
     *("byte_budget", "row_bits", "rounded_share", "head_share"),
-    *("tasks", "overrides", "weights", "shots", "draws", "least_steps", "relearn", "keep_head"),
+    *("tasks", "overrides", "weights", "shots", "draws", "least_steps", "relearn", "rounds", "keep_head"),
     *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
-    *("parallel", "remat", "compilation_cache", "profile", "save_minutes"),
+    *("parallel", "accumulate", "remat", "compilation_cache", "profile", "save_minutes"),
 )
 
 # In float32, whatever the tasks become.

@@ -5,8 +5,10 @@ another quantity and not a sign of forgetting.
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
+import pathlib
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +36,14 @@ def versions() -> dict[str, str]:
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+
+
+def code_sha256() -> str:
+    """Returns the SHA-256 of the package's own source files."""
+    folder, sha256 = pathlib.Path(__file__).parent, hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        sha256.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return sha256.hexdigest()
 
 
 def learned_with(task: str, data: TaskData, config: TrainConfig, dtype: str = "float32") -> dict[str, Any]:

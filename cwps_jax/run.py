@@ -1,5 +1,9 @@
-"""A run of main in two processes: `learn` fills the pool, `finish` measures what the pool really holds."""
+"""The first half of a run of main: `learn` fills the pool; `finish.py` measures what the pool really holds.
 
+It may be many processes that do the same together; the first one of them writes.
+"""
+
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -7,25 +11,34 @@ from typing import Any
 
 from rich.console import Console
 
-from cwps_jax import data
-from cwps_jax.config import DataConfig, RunConfig
-from cwps_jax.data.task import TaskData
+from cwps_jax import distributed
+from cwps_jax.config import RunConfig
 from cwps_jax.errors import Preempted
-from cwps_jax.learn import counted, learn_task, measured, train_task
-from cwps_jax.parallel import Parallel
-from cwps_jax.prepare import Prepared, load_task, model_maker, open_image_cache, prepare
-from cwps_jax.pretraining import pretrained_pool, stored_pool
+from cwps_jax.learn import learn_task, train_task
+from cwps_jax.prepare import Prepared, prepare
+from cwps_jax.pretraining import origin, pretrained_pool, stored_pool
 from cwps_jax.profiling import Profiler
-from cwps_jax.provenance import KEY, check_task, different_training, learned_with, plain, versions
+from cwps_jax.provenance import (
+    KEY,
+    check_task,
+    code_sha256,
+    different_training,
+    learned_with,
+    plain,
+    versions,
+)
+from cwps_jax.recorded import counted, measured
 from cwps_jax.report.costs import show_costs
-from cwps_jax.report.draws import draw_folders, together
+from cwps_jax.report.draws import draw_folders
+from cwps_jax.report.metrics import check_packages, open_writers
 from cwps_jax.report.progress import RunProgress
-from cwps_jax.report.results import measure_pool, write_json
-from cwps_jax.report.table import show_results
+from cwps_jax.report.results import write_json
+from cwps_jax.rounds import learn_again, settled
 from cwps_jax.saved import PRETRAINED, forget, saves_of_task
 from cwps_jax.store.index import compared_name
 from cwps_jax.store.lock import locked
 from cwps_jax.store.pool import Pool
+from cwps_jax.store.together import index_sha256
 from cwps_jax.train.saves import Saving
 from cwps_jax.train.trainer import Trainer
 
@@ -48,8 +61,9 @@ def learn(
         CwpsError: the config, the data or the workdir does not fit; nothing has been written then.
         Preempted: it has been asked to stop, and the same call goes on.
     """
+    check_packages(config.metrics)
     profiler = None
-    if config.profile:
+    if config.profile and distributed.first():
         profiler = Profiler(workdir / "profile", dtype=config.dtype, recomputes=config.remat)
     trainer = None  # its compiled steps serve all draws
     for draw, folder in draw_folders(config, workdir):
@@ -65,24 +79,6 @@ def learn(
         show_costs(profiler, console)
 
 
-def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[str, Any]:
-    """Measures every task of the workdir's pool, writes results.json and report/, and shows the table.
-
-    It takes nothing from the process that trained, so what it measures is what is stored. With several
-    draws each has results and a report of its own, and the workdir's results.json has the rows of all.
-    """
-    from cwps_jax.report.pictures import draw_comparison  # matplotlib is not needed to learn
-
-    folders = draw_folders(config, workdir)
-    finished = [_finish_draw(*draw, number, console) for number, draw in enumerate(folders)]
-    if config.draws == 1:
-        return finished[0]
-    results = together(finished)
-    write_json(workdir / "results.json", results)
-    _show(results, workdir, draw_comparison(results, workdir / "report"), console)
-    return results
-
-
 def _learn_draw(
     prepared: Prepared, workdir: pathlib.Path, console: Console, stopping: Callable[[], bool]
 ) -> None:
@@ -95,11 +91,19 @@ def _learn_draw(
             check_task(name, pool.version(name).record, tasks[name], told[name])
     # Before anything is written: a file of weights that does not fit leaves no workdir behind.
     make_pool = pretrained_pool(prepared, workdir / "pool")
-    workdir.mkdir(parents=True, exist_ok=True)
+    _agree(prepared, told, workdir)
+    distributed.by_first(
+        f"{workdir} is made",
+        lambda: workdir.mkdir(parents=True, exist_ok=True),
+        seen=lambda _: workdir.is_dir(),
+    )
     _write_config(config, pool, workdir)
     source_epochs = config.source_epochs * (prepared.source is not None)
-    epochs = source_epochs + sum(map(prepared.epochs, tasks))
-    with RunProgress(workdir, epochs, console) as progress:
+    again = sum(prepared.settings[name][config.method].epochs for name in tasks)
+    epochs = source_epochs + sum(map(prepared.epochs, tasks)) + (config.rounds - 1) * again
+    # Of many processes the first one writes.
+    writers = open_writers(config.metrics, workdir, plain(config)) if distributed.first() else ()
+    with RunProgress(writers, epochs, console) as progress:
         saving = _saving(config, workdir, stopping, progress)
         for name in config.overrides:
             if name not in (*tasks, config.source):
@@ -107,7 +111,9 @@ def _learn_draw(
         for name in tasks:
             _tell(prepared, name, progress)
         if pool is None:
-            with locked(workdir / ".pretraining", "this run's pre-trained model is being trained", 0):
+            with contextlib.ExitStack() as held:
+                lock = locked(workdir / ".pretraining", "this run's pre-trained model is being trained", 0)
+                distributed.by_first(f"{workdir} is locked", lambda: held.enter_context(lock))
                 pool = make_pool(functools.partial(progress.epoch, config.source), saving)
             if prepared.source is not None:
                 reached = pool.index.pretrained_record["accuracy"]
@@ -116,7 +122,7 @@ def _learn_draw(
             forget(saving, PRETRAINED)  # a run that was killed has left it
             progress.skip(source_epochs)
         for name in tasks:
-            if stopping():
+            if distributed.largest(stopping()):
                 raise Preempted(f"stopped before {name} began; the same command goes on with it")
             if not _learn_unless_stored(prepared, name, pool, progress, saving):
                 _know_capacities(prepared.trainer, pool.version(name).record)
@@ -128,8 +134,23 @@ def _learn_draw(
                 progress.skip(prepared.epochs(name))
                 continue
             _write_config(config, pool, workdir)
-            if prepared.cache:
+            if prepared.cache and config.rounds == 1:
                 prepared.cache.clear()  # the next task needs the room, and none comes back to these images
+        for number in range(2, config.rounds + 1):
+            for name in tasks:
+                if distributed.largest(stopping()):
+                    raise Preempted(
+                        f"stopped before round {number} of {name}; the same command goes on with it"
+                    )
+                if not learn_again(prepared, name, pool, progress, number, workdir, saving):
+                    _know_capacities(prepared.trainer, pool.version(name).record)
+                _write_config(config, pool, workdir)
+            if number < config.rounds and settled(pool, tasks, number):
+                progress.say(
+                    f"round {number} found no better model: a further one would learn the same again"
+                )
+                progress.skip((config.rounds - number) * again)
+                break
 
 
 def _saving(
@@ -215,56 +236,37 @@ def _learn_task(
     progress.say(f"{name}: accuracy {learned.metric:.3f}{beside}, keeps {learned.params_ratio:.3f}x")
 
 
-def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console: Console) -> dict[str, Any]:
-    from cwps_jax.report.pictures import draw_report  # matplotlib is not needed to learn
-
-    pool = Pool.open(workdir / "pool")
-    results = measure_pool(
-        pool,
-        config.method,
-        functools.partial(_load_stored, config, pool),
-        model_maker(config),
-        Parallel(config.parallel),
-        tasks=config.tasks,
-        dtype=config.dtype,
-        draw=number,
-    )
-    write_json(workdir / "results.json", results)
-    _show(results, workdir, draw_report(pool, results, workdir / "report"), console)
-    return results
-
-
-def _load_stored(config: RunConfig, pool: Pool, name: str) -> TaskData:
-    """Returns a stored task's data: as the config says where it has the task, else as it was learned."""
-    cache = open_image_cache(config)
-    told = pool.version(name).record.get(KEY, {})
-    images = told.get("images")
-    if name in config.tasks or not images:
-        return load_task(config, name, cache)
-    here = ("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch")
-    settings = DataConfig(**{**images, **{key: getattr(config, key) for key in here}})
-    return data.load(settings, told["task"], seed=told["config"]["seed"], cache=cache)
-
-
 def _learned_with(prepared: Prepared, name: str, method: str) -> dict[str, Any]:
     settings = prepared.settings[name][method]
     return learned_with(name, prepared.tasks[name], settings, prepared.config.dtype)
 
 
+def _agree(prepared: Prepared, told: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Raises CwpsError where processes differ in what a run depends on."""
+    if not distributed.many():
+        return
+    source = prepared.source
+    pretraining = {"source's": source.train.fingerprint} if source else origin(prepared.config)
+    distributed.agree(
+        "at the start",
+        {
+            **{f"config.{key}": value for key, value in plain(prepared.config).items()},
+            **{f"the version of {name}": version for name, version in versions().items()},
+            "the code of cwps_jax": code_sha256(),
+            "the data or weights of the pre-trained model": pretraining,
+            **{f"the data of {name}": one["fingerprints"] for name, one in told.items()},
+            "the pool": index_sha256(workdir / "pool"),
+        },
+    )
+
+
 def _write_config(config: RunConfig, pool: Pool | None, workdir: pathlib.Path) -> None:
     """Writes what this run was asked for, and what each task in the pool was learned with."""
+    if not distributed.first():
+        return
     stored = {name: pool.version(name).record.get(KEY) for name in pool.tasks} if pool else {}
     values = {"config": plain(config), "versions": versions(), "tasks": stored}
     write_json(workdir / "config.json", values)
-
-
-def _show(
-    results: dict[str, Any], workdir: pathlib.Path, pictures: list[pathlib.Path], console: Console
-) -> None:
-    show_results(results, console)
-    console.print(f"Results: {workdir / 'results.json'}", soft_wrap=True, highlight=False)
-    for picture in pictures:
-        console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
 
 
 def _tell(prepared: Prepared, name: str, progress: RunProgress) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 from etils import epath
 
+from cwps_jax import distributed
 from cwps_jax.provenance import differences
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.saves import Saves, Saving
@@ -89,7 +90,7 @@ def training_of(told: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 def forget(checkpoints: Checkpoints | None, name: str) -> None:
     """Removes what is saved of a task's training, by every method: the task is in the pool."""
-    if checkpoints is not None:
+    if checkpoints is not None and distributed.first():
         folder = epath.Path(as_saving(checkpoints).folder) / name
         if folder.exists():
             folder.rmtree()

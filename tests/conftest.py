@@ -22,12 +22,11 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+import stages
 
 from cwps_jax import modules
 from cwps_jax.core.channels import Layout
-from cwps_jax.core.trees import flatten, unflatten
 
 
 class TinyModel(nn.Module):
@@ -63,17 +62,7 @@ def tiny_variables(tiny_model: TinyModel) -> dict:
 @pytest.fixture(scope="session")
 def moved():
     """Returns a function (tree, scale, seed) -> the tree with normal noise of that scale on every leaf."""
-
-    def move(tree: dict, scale: float, seed: int) -> dict:
-        rng = np.random.default_rng(seed)
-        return unflatten(
-            {
-                path: leaf + scale * rng.standard_normal(leaf.shape).astype(np.float32)
-                for path, leaf in flatten(tree).items()
-            }
-        )
-
-    return move
+    return stages.moved
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from cwps_jax.search.sketch import sketched
 OPTIONS = [
     Search(distance, granularity, candidates)
     for distance, (granularity, candidates) in itertools.product(
-        ("l2", "cosine", "change"), (("channel", "aligned"), ("layer", "aligned"), ("channel", "any"))
+        ("l2", "cosine", "change"),
+        (("channel", "aligned"), ("layer", "aligned"), ("model", "aligned"), ("channel", "any")),
     )
 ]
 names = lambda search: f"{search.distance}-{search.granularity}-{search.candidates}"
@@ -67,6 +68,16 @@ def reference(child, models, search):
     """The sources, by loops over channels, models and candidates."""
     child, models = rows(child), [rows(model) for model in models]
     found = {}
+    if search.granularity == "model":
+        # Rows of other layers are longer: zeros make them alike, and change no sum.
+        width = max(own.shape[1] for own in child.values())
+        whole = lambda each: np.concatenate(
+            [np.pad(r, ((0, 0), (0, width - r.shape[1]))) for r in each.values()]
+        )
+        cost = [layer_cost(whole(child), whole(model), whole(models[0]), search) for model in models]
+        return {
+            path: (np.full(len(own), np.argmin(cost)), np.arange(len(own))) for path, own in child.items()
+        }
     for path, own in child.items():
         if search.granularity == "layer":
             cost = [layer_cost(own, model[path], models[0][path], search) for model in models]

@@ -144,6 +144,7 @@ DIGITS = [
     Case(("--config.tasks=('pretrained',)",), "the pre-trained model's own name"),
     Case(("--config.tasks=('a/b',)",), "cannot be a task's name"),
     Case(("--config.compare=('fintune',)",), "fintune"),
+    Case(("--config.metrics=('wanb',)",), "config.metrics names 'wanb'"),
     Case(("--config.method=cpws",), "cpws"),
     Case(("--config.backbone=resnet9",), "backbone 'resnet9' is not known"),
     Case(("--config.dtype=float16",), "config.dtype = 'float16'"),

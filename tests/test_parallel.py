@@ -1,62 +1,34 @@
 """One device, eight devices by jit and eight by pmap train the same task to the same numbers."""
 
-import dataclasses
+import collections
 import itertools
+import math
+import re
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from stored_models import whole_models
+from stages import STEPS, run_stages
 
-from cwps_jax import CwpsError, TrainConfig, Trainer, methods
-from cwps_jax.core.trees import flatten
-from cwps_jax.methods.method import Pooled
+from cwps_jax import CwpsError
 from cwps_jax.parallel import Parallel
 from cwps_jax.train.evaluation import Predictor
 from cwps_jax.train.state import TrainState
 
-STEPS = 20  # of each stage: 4 epochs of 5
-
 DOORS = {"one device": ("jit", 1), "eight by jit": ("jit", 8), "eight by pmap": ("pmap", 8)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Recording(Parallel):
-    """Keeps all that was fetched."""
-
-    fetched: list = dataclasses.field(default_factory=list)
-
-    def fetch(self, tree, **options):
-        self.fetched.append(super().fetch(tree, **options))
-        return self.fetched[-1]
-
-
 @pytest.fixture(scope="module")
-def runs(tiny_model, tiny_layout, tiny_variables, moved):
-    """{door: (what the trainer returned, all that it fetched)} of one task in all stages."""
-    rng = np.random.default_rng(0)
-    label = np.arange(80, dtype=np.int32) % 3
-    images = rng.standard_normal((80, 8, 8, 1)) * (1 + label[:, None, None, None])
-    split = {"image": images.astype(np.float32), "label": label}
-    start = flatten(tiny_variables["params"])
-    other = flatten(moved(tiny_variables["params"], 0.02, 1))
-    models = whole_models(tiny_layout, [start, other])
-    method = methods.Cwps(
-        lambda_=0.05, score_learning_rate=0.05, warm_up_share=1 / 3, hard_share=1 / 3, search_z=0.0
-    )
-    config = TrainConfig(
-        method=method, epochs=12, batch_size=16, learning_rate=0.05, weight_decay=0.01, norm_batches=3
-    )
-    found = {}
-    for door, (mode, count) in DOORS.items():
-        parallel = Recording(mode, tuple(jax.devices()[:count]))
-        example = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
-        trainer = Trainer(tiny_model, tiny_layout, example, parallel=parallel)
-        trained = trainer.train(tiny_variables, split, config, Pooled(models, ("pretrained", "a@1")))
-        found[door] = trained, parallel.fetched
-    return found
+def runs(tiny_model, tiny_layout, tiny_variables):
+    """{door: (what the trainer returned, the `Recording` of it)} of one task in all stages."""
+    return {
+        door: run_stages(
+            tiny_model, tiny_layout, tiny_variables, Parallel(mode, tuple(jax.devices()[:count]))
+        )
+        for door, (mode, count) in DOORS.items()
+    }
 
 
 def sources(trained):
@@ -65,20 +37,20 @@ def sources(trained):
 
 @pytest.mark.parametrize("door", ["eight by jit", "eight by pmap"])
 def test_eight_devices_train_as_one_does(runs, door):
-    (trained, fetched), (one, fetched_by_one) = runs[door], runs["one device"]
+    (trained, recording), (one, of_one) = runs[door], runs["one device"]
     # States between the stages (child, masks, statistics, moments), every step's loss, norm statistics.
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
-    jax.tree.map(close, fetched, fetched_by_one)
+    jax.tree.map(close, recording.fetched, of_one.fetched)
     jax.tree.map(close, (trained.params, trained.other), (one.params, one.other))
     chex.assert_trees_all_equal(trained.gates, one.gates)
     chex.assert_trees_all_equal(sources(trained), sources(one))
 
 
 def test_the_compared_run_has_all_stages_and_says_something(runs, tiny_variables):
-    trained, fetched = runs["one device"]
-    states = [tree for tree in fetched if isinstance(tree, TrainState)]
+    trained, recording = runs["one device"]
+    states = [tree for tree in recording.fetched if isinstance(tree, TrainState)]
     assert [int(state.step) for state in states] == [STEPS, 2 * STEPS, 3 * STEPS]
-    rows = [row for tree in fetched if isinstance(tree, list) for row in tree if "loss" in row]
+    rows = [row for tree in recording.fetched if isinstance(tree, list) for row in tree if "loss" in row]
     assert len(rows) == 3 * STEPS
     assert len({float(row["loss"]) for row in rows}) == 3 * STEPS
     open_channels = np.concatenate([np.ravel(gate) for gate in jax.tree.leaves(trained.gates)])
@@ -130,6 +102,33 @@ def test_a_copy_does_not_follow_its_source(door):
     placed = parallel.replicate(source)
     source += 1
     assert not np.any(parallel.fetch(placed))
+
+
+COLLECTIVE = re.compile(r"= (?P<result>.*?) (?P<name>all-\w+|reduce-scatter|collective-\w+)(-start)?\(")
+SHAPE = re.compile(r"[a-z]+\d+\[(?P<shape>[\d,]*)\]")
+
+
+def collectives(program):
+    """Returns {name of a collective: how many numbers a device gets of it} of a compiled program."""
+    found = collections.Counter()
+    for one in COLLECTIVE.finditer(program.as_text()):
+        shapes = [shape.split(",") if shape else [] for shape in SHAPE.findall(one["result"])]
+        found[one["name"]] += sum(math.prod(map(int, shape)) for shape in shapes)
+    return found
+
+
+def test_a_step_sums_gradients_and_gathers_nothing(runs, tiny_variables):
+    """The parent is on every device already: what a step sends grows with what is trained alone."""
+    _, recording = runs["eight by jit"]
+    steps = [
+        program for name, one in recording.compiled if name == "step" for program in one._programs.values()
+    ]
+    assert len(steps) == 3  # warm-up, soft and hard
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(tiny_variables["params"]))
+    for program, *_ in steps:
+        # Gradients of child and scores both come from that of the effective parameters, which is summed; of
+        # each normed channel three sums; loss and metric.
+        assert collectives(program) == {"all-reduce": parameters + 3 * 6 + 2}
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused():

@@ -254,3 +254,31 @@ def test_nothing_that_shows_results_names_a_method():
     files = [*(ROOT / "cwps_jax" / "report").glob("*.py"), ROOT / "benchmarks" / "runs.py"]
     found = {file.name: words.findall(file.read_text()) for file in files}
     assert not any(found.values()), found
+
+
+def test_the_table_by_round_tells_means_and_what_older_versions_still_cost():
+    """Two tasks, two rounds: one task has a better version in the second, of whose first others borrow."""
+    results = invented(1)
+    tasks = names(results["rows"], "task")[:2]
+
+    def entry(task, number, version, accuracy, older, own):
+        relation = {task: own, "pretrained": 0.5, "elsewhere": 0.5 - own}
+        reached = {"accuracy_when_learned": accuracy, "validation_accuracy": accuracy - 0.1}
+        size = {"params_ratio": 0.25, "byte_ratio": 0.05, "bytes": 1000, "older_bytes": older}
+        who = {"round": number, "task": task, "draw": 0, "version": version}
+        return {**who, **reached, **size, "relation": relation}
+
+    assert shown(results).count("older") == 0
+    results["rounds"] = [
+        *(entry(task, 1, 1, 0.8, 0, 0.4) for task in tasks),
+        entry(tasks[0], 2, 1, 0.8, 0, 0.4),
+        entry(tasks[1], 2, 2, 0.9, 1234, 0.2),
+    ]
+    text = shown(results, width=120)
+    assert cells_of(text, "1") == [
+        ["80.0%", "70.0%", "2 of 2", "0.250x", "1,000", "0", "40%", "50%", "10%"],
+    ]
+    assert cells_of(text, "2") == [
+        ["85.0%", "75.0%", "1 of 2", "0.250x", "1,000", "617", "30%", "50%", "20%"],
+    ]
+    assert "Older versions, whose rows these borrow: 1,234 bytes more." in text

@@ -138,7 +138,7 @@ def test_a_small_move_finds_its_model_among_nearly_equal_ones(search, move):
         assert np.mean(np.concatenate([model for model, _ in found.values()]) == 2) > 0.9
 
 
-@pytest.mark.parametrize("granularity", ["channel", "layer"])
+@pytest.mark.parametrize("granularity", ["channel", "layer", "model"])
 def test_sources_that_are_drawn_are_of_every_model_and_do_not_depend_on_the_child(granularity):
     rng = np.random.default_rng(12)
     models = [random_params(rng) for _ in range(3)]
@@ -148,11 +148,13 @@ def test_sources_that_are_drawn_are_of_every_model_and_do_not_depend_on_the_chil
     ]
     picked = [np.concatenate([model for model, _ in found.values()]) for _, found in drawn]
     np.testing.assert_array_equal(picked[0], picked[1])
-    assert set(np.concatenate(picked)) == {0, 1, 2}
+    assert granularity == "model" or set(np.concatenate(picked)) == {0, 1, 2}
     for parent, found in drawn:
         for model, channel in found.values():
             np.testing.assert_array_equal(channel, np.arange(len(channel)))
             assert granularity == "channel" or len(set(model)) == 1
+        whole = np.concatenate([model for model, _ in found.values()])
+        assert granularity != "model" or len(set(whole)) == 1
         assert_made_of(parent, found, models)
 
 
@@ -171,6 +173,7 @@ def test_without_a_search_the_parent_is_the_pretrained_model():
         dict(granularity="weight"),
         dict(candidates="all"),
         dict(granularity="layer", candidates="any"),
+        dict(granularity="model", candidates="any"),
     ],
 )
 def test_a_search_that_does_not_exist_is_refused(wrong):

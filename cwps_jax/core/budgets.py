@@ -60,18 +60,36 @@ def byte_prices(layout: Layout, bits: int, statistics: tuple[int, ...], owner_by
         statistics: how many numbers each leaf of the model's other collections has.
         owner_bytes: of the number of a closed channel's owner.
     """
+    channel = []
+    for layer in layout.layers:
+        opened = sum(_row_bytes(layer, leaf, bits) for leaf in range(len(layer.leaves)))
+        channel.append(max(1, opened - _closed_bytes(layer, owner_bytes)))
+    closed = tuple(layer.channels for layer in layout.layers)
+    fixed = beside_rows(layout, bits, statistics, closed, owner_bytes)
+    return Prices("bytes", fixed, tuple(channel), FLOAT32_BYTES * layout.backbone_parameters)
+
+
+def beside_rows(
+    layout: Layout, bits: int, statistics: tuple[int, ...], closed: tuple[int, ...], owner_bytes: int = 1
+) -> int:
+    """Returns what is stored beside open channels, in bytes: norms, their statistics, masks and owners.
+
+    Args:
+        layout, bits, statistics, owner_bytes: see `byte_prices`.
+        closed: how many channels of each layer are closed.
+    """
     few = bits < 32
     norm = FLOAT32_BYTES if not few else max(VECTOR_BYTES, bits // 8)
     statistic = FLOAT32_BYTES if not few else max(STATISTIC_BYTES, bits // 8)
-    fixed = norm * layout.private_parameters + statistic * sum(statistics)
-    fixed += STEP_BYTES * (len(layout.private) + len(statistics)) if few else 0
-    channel = []
-    for layer in layout.layers:
-        closed = owner_bytes + (1 if layer.channels <= 256 else 2)  # its row there
-        fixed += -(-layer.channels // 8) + layer.channels * closed
-        opened = sum(_row_bytes(layer, leaf, bits) for leaf in range(len(layer.leaves)))
-        channel.append(max(1, opened - closed))
-    return Prices("bytes", fixed, tuple(channel), FLOAT32_BYTES * layout.backbone_parameters)
+    beside = norm * layout.private_parameters + statistic * sum(statistics)
+    beside += STEP_BYTES * (len(layout.private) + len(statistics)) if few else 0
+    for layer, count in zip(layout.layers, closed, strict=True):
+        beside += -(-layer.channels // 8) + count * _closed_bytes(layer, owner_bytes)
+    return beside
+
+
+def _closed_bytes(layer: Layer, owner_bytes: int) -> int:
+    return owner_bytes + (1 if layer.channels <= 256 else 2)  # its row there
 
 
 def _row_bytes(layer: Layer, leaf: int, bits: int) -> int:

@@ -44,9 +44,14 @@ class Codes:
         return int(np.prod(self.shape))
 
     @property
+    def parts(self) -> dict[str, np.ndarray]:
+        """The arrays that it is stored as."""
+        return {"codes": self.codes, "steps": self.steps}
+
+    @property
     def nbytes(self) -> int:
         """What it costs."""
-        return self.codes.nbytes + self.steps.nbytes
+        return sum(part.nbytes for part in self.parts.values())
 
     @property
     def dtype(self) -> np.dtype:

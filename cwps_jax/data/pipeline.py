@@ -75,14 +75,23 @@ def rows_of_step(split: Split, batch_size: int, seed: int, step: int) -> np.ndar
     return _permutation(seed, epoch, len(split))[place * batch_size : (place + 1) * batch_size]
 
 
-def evaluation_batches(split: Split, batch_size: int) -> Iterator[tuple[Batch, int]]:
-    """Yields every item once, in order, with how many of the batch are real: the last one is padded."""
+def evaluation_batches(split: Split, batch_size: int, share: Share = Share()) -> Iterator[tuple[Batch, int]]:
+    """Yields every item once, in order, with how many of the batch are real: the last one is padded.
+
+    Args:
+        split: the items.
+        batch_size: items a batch, over all processes.
+        share: the part of each batch to read; what is real is counted over all parts.
+    """
     import grain
 
+    part = batch_size // share.count
+
     def read(rows: np.ndarray) -> tuple[Batch, int]:
-        batch = split.read(rows, None)
-        if len(rows) < batch_size:
-            filled = np.minimum(np.arange(batch_size), len(rows) - 1)
+        places = np.arange(share.index * part, (share.index + 1) * part)
+        wanted, filled = np.unique(np.minimum(places, len(rows) - 1), return_inverse=True)
+        batch = split.read(rows[wanted], None)
+        if len(wanted) < part:
             batch = {name: array[filled] for name, array in batch.items()}
         return batch, len(rows)
 

@@ -13,6 +13,7 @@ Ownership is resolved when a version is written, to the version that really stor
 never follows a chain.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,9 +33,10 @@ def store_finished(finished: Finished) -> Stored:
     """Returns what is stored of a task whose last rule gave hard gates."""
     moment = finished.moment
     sources = moment.found.get("sources", {})
-    return store_channels(
+    stored = store_channels(
         moment.network.layout, finished.params, finished.other, finished.gates, sources, moment.pool.models
     )
+    return dataclasses.replace(stored, step=moment.frozen.get("step"))
 
 
 def store_channels(

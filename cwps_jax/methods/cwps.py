@@ -12,6 +12,7 @@ from cwps_jax.active_gradient import active_gradients
 from cwps_jax.core import budgets
 from cwps_jax.core import masks as core_masks
 from cwps_jax.core.compact import pack, placements, unpack
+from cwps_jax.core.entropy import BY_BUDGET
 from cwps_jax.core.mixing import mix
 from cwps_jax.core.trees import Tree, map_with_path
 from cwps_jax.errors import CwpsError
@@ -33,7 +34,7 @@ from cwps_jax.methods.method import (
 )
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import adam, by_config, sgd
-from cwps_jax.methods.rounding import learned_rounded
+from cwps_jax.methods.rounding import check_rounded, learned_rounded
 from cwps_jax.methods.whole import finetune_stage
 from cwps_jax.search.composite import Candidates, Distance, Granularity, Search, composite
 from cwps_jax.search.models import StoredModels
@@ -66,6 +67,7 @@ class Cwps(Method):
     """
 
     name: ClassVar[str] = "cwps"
+    borrows: ClassVar[bool] = True
 
     granularity: Literal["channel", "layer", "weight"] = "channel"
     selection: Literal["learned", "moved"] = "learned"
@@ -112,7 +114,8 @@ class Cwps(Method):
     def check(self, network: Network, training: TrainConfig) -> None:
         if training.byte_budget and self.granularity == "weight":
             raise CwpsError("config.byte_budget: single weights have no price in bytes; set config.budget")
-        budgets.check_budget(prices(network, training), training.byte_budget or training.budget)
+        check_rounded(network, training)
+        budgets.check_budget(prices(network, training), training.channel_budget)
         if training.epochs < 3:
             raise CwpsError(f"config.epochs = {training.epochs}: cwps needs at least 3, one a stage")
 
@@ -133,7 +136,7 @@ class Cwps(Method):
         cost = prices(network, training)
         # Per unit of what all channels cost together, so that bytes are steered as fast as parameters.
         steering = [rate / cost.most(network.layout) for rate in (self.budget_rate, self.budget_gain)]
-        budget = training.byte_budget or training.budget
+        budget = training.channel_budget
         stages: tuple[Stage, ...] = (
             dataclasses.replace(finetune_stage("warm-up", warm_up, training, network), groups=child[0]),
             Stage(
@@ -219,7 +222,7 @@ class Cwps(Method):
             found, moment = begun.found, dataclasses.replace(moment, frozen=begun.frozen)
         else:
             scores, estimator = moment.own["masks"], self.estimator
-        budget = training.byte_budget or training.budget
+        budget = training.channel_budget
         gates = _hardened(scores, network.layout, budget, estimator=estimator, prices=cost)
         gates = jax.device_get(core_masks.spread(gates, network.layout))
         frozen = {"parent": moment.frozen["parent"], "gates": gates}
@@ -240,7 +243,7 @@ def prices(network: Network, training: TrainConfig, models: StoredModels | None 
         models: whose channels may be borrowed; by default few of them.
     """
     layout = network.layout
-    if not training.byte_budget:
+    if not training.byte_budget or training.row_bits == BY_BUDGET:
         return budgets.parameter_prices(layout)
     newest = max((int(owner.max()) for owner in models.owner.values()), default=0) if models else 0
     owner_bytes = np.min_scalar_type(newest).itemsize

@@ -7,7 +7,7 @@ from cwps_jax.core.masks import all_gates
 from cwps_jax.methods import channels
 from cwps_jax.methods.method import Finished, Method, Restoring, Stage, Stored
 from cwps_jax.methods.network import Network
-from cwps_jax.methods.rounding import learned_rounded
+from cwps_jax.methods.rounding import check_rounded, learned_rounded
 from cwps_jax.methods.whole import finetune_stage
 from cwps_jax.settings import TrainConfig
 
@@ -17,6 +17,9 @@ class Finetune(Method):
     """One stage over all epochs, whose step is the one that cwps warms up with."""
 
     name: ClassVar[str] = "finetune"
+
+    def check(self, network: Network, training: TrainConfig) -> None:
+        check_rounded(network, training)
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
         stage = finetune_stage("finetune", training.epochs, training, network)

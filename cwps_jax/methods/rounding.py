@@ -6,18 +6,21 @@ Gradients are taken where the rounded weights are, and move the exact ones (stra
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from cwps_jax.core.budgets import FLOAT32_BYTES, Prices, beside_rows, check_budget
 from cwps_jax.core.channels import Layout, from_columns, to_columns
 from cwps_jax.core.coding import straight_through
 from cwps_jax.core.compact import pack
+from cwps_jax.core.entropy import BY_BUDGET, fitted, seen_through
 from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.methods.method import Begun, Moment, Stage, unchanged
 from cwps_jax.methods.network import Network
 from cwps_jax.settings import TrainConfig
 
-START = "start"  # the frozen tree's key for what a stored change is relative to
+START, STEP = "start", "step"  # keys of the frozen tree: what a change is relative to, and of what multiples
 
 
 def learned_rounded(stages: tuple[Stage, ...], training: TrainConfig, network: Network) -> tuple[Stage, ...]:
@@ -38,14 +41,23 @@ def learned_rounded(stages: tuple[Stage, ...], training: TrainConfig, network: N
         last,
         name="rounded",
         epochs=epochs,
-        begin=_with_start(_continued(last), network.layout),
+        begin=_with_start(_continued(last), network, training),
         penalty=penalty,
         seen=seen,
     )
     if epochs == last.epochs:
-        whole = dataclasses.replace(last, begin=_with_start(last.begin, network.layout), seen=seen)
+        whole = dataclasses.replace(last, begin=_with_start(last.begin, network, training), seen=seen)
         return (*stages[:-1], whole)
     return (*stages[:-1], dataclasses.replace(last, epochs=last.epochs - epochs), rounded)
+
+
+def check_rounded(network: Network, training: TrainConfig) -> None:
+    """Raises CwpsError where a byte budget that is to set the bits leaves nothing for channels."""
+    if training.row_bits == BY_BUDGET:
+        none = (0,) * len(network.layout.layers)
+        beside = beside_rows(network.layout, BY_BUDGET, network.statistics, none)
+        whole = FLOAT32_BYTES * network.layout.backbone_parameters
+        check_budget(Prices("bytes", beside, none, whole), training.byte_budget)
 
 
 def _continued(stage: Stage) -> Callable[[Moment], Begun]:
@@ -53,7 +65,11 @@ def _continued(stage: Stage) -> Callable[[Moment], Begun]:
     return lambda moment: Begun(moment.own, moment.frozen, carried=dict.fromkeys(stage.groups, unchanged))
 
 
-def _with_start(begin: Callable[[Moment], Begun], layout: Layout) -> Callable[[Moment], Begun]:
+def _with_start(
+    begin: Callable[[Moment], Begun], network: Network, training: TrainConfig
+) -> Callable[[Moment], Begun]:
+    layout = network.layout
+
     def begun(moment: Moment) -> Begun:
         made = begin(moment)
         start = moment.start["params"]
@@ -61,9 +77,30 @@ def _with_start(begin: Callable[[Moment], Begun], layout: Layout) -> Callable[[M
             start = pack(start, made.frozen["gates"], made.frozen["placed"])
         leaves = flatten(start)
         reference = unflatten({path: np.asarray(leaves[path]) for path in layout.layer_paths})
-        return dataclasses.replace(made, frozen={**made.frozen, START: reference})
+        seen: dict[str, Any] = {START: reference}
+        if training.row_bits == BY_BUDGET:
+            seen[STEP] = _fitting_step(network, training, made, reference)
+        return dataclasses.replace(made, frozen={**made.frozen, **seen})
 
     return begun
+
+
+def _fitting_step(network: Network, training: TrainConfig, begun: Begun, start: Tree) -> np.float32:
+    """Returns the step size with which the changes so far fit the byte budget."""
+    layout, params, before = network.layout, flatten(begun.own["params"]), flatten(start)
+    changes = {path: np.asarray(params[path]) - before[path] for path in layout.layer_paths}
+    closed = [0] * len(layout.layers)
+    if "placed" in begun.frozen:  # columns of padding are not stored
+        gates = flatten(begun.frozen["gates"])
+        opened = [int(np.sum(gates[layer.path])) for layer in layout.layers]
+        closed = [layer.channels - count for layer, count in zip(layout.layers, opened, strict=True)]
+        columns = {
+            leaf: count for layer, count in zip(layout.layers, opened, strict=True) for leaf in layer.leaves
+        }
+        changes = {path: change[:, : columns[path]] for path, change in changes.items()}
+    beside = beside_rows(layout, training.row_bits, network.statistics, tuple(closed))
+    allowance = training.byte_budget * FLOAT32_BYTES * layout.backbone_parameters - beside
+    return fitted(changes, allowance)[0]
 
 
 def _seen(layout: Layout, bits: int) -> Callable[[Tree, Tree], Tree]:
@@ -71,6 +108,9 @@ def _seen(layout: Layout, bits: int) -> Callable[[Tree, Tree], Tree]:
         params, start = flatten(own["params"]), flatten(frozen[START])
         for layer in layout.layers:
             for leaf, shape in zip(layer.leaves, layer.shapes, strict=True):
+                if bits == BY_BUDGET:
+                    params[leaf] = seen_through(params[leaf], start[leaf], frozen[STEP])
+                    continue
                 if "placed" in frozen:
                     if params[leaf].size:
                         params[leaf] = straight_through(params[leaf], start[leaf], bits)

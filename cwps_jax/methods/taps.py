@@ -27,7 +27,7 @@ from cwps_jax.methods.method import (
 )
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import by_config, sgd
-from cwps_jax.methods.rounding import learned_rounded
+from cwps_jax.methods.rounding import check_rounded, learned_rounded
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import at_least
 
@@ -57,6 +57,7 @@ class Taps(Method):
         at_least(self, "config.taps.", lambda_=0, free_epochs=0)
 
     def check(self, network: Network, training: TrainConfig) -> None:
+        check_rounded(network, training)
         if self.lambda_ and training.epochs <= self.free_epochs:
             raise CwpsError(
                 f"config.epochs = {training.epochs}: TAPS has no penalty for {self.free_epochs} epochs "

@@ -1,14 +1,13 @@
-"""Progress of a run, on the terminal and in files: metrics.jsonl and TensorBoard events."""
+"""Progress of a run, on the terminal and wherever its metrics are written."""
 
-import dataclasses
-import json
-import pathlib
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from cwps_jax.report.metric_writer import MetricWriter
 from cwps_jax.train.records import Progress
 
 
@@ -18,18 +17,15 @@ class RunProgress:
     On a terminal the bar moves with each epoch; a line stays for each finished stage, there and in a log.
 
     Args:
-        workdir: where metrics.jsonl and the TensorBoard events go; both are appended to.
+        writers: of its metrics; they are closed at the end.
         epochs: epochs of the whole run.
         console: where to show it.
     """
 
-    def __init__(self, workdir: pathlib.Path, epochs: int, console: Console) -> None:
-        from tensorboardX import SummaryWriter
-
+    def __init__(self, writers: Sequence[MetricWriter], epochs: int, console: Console) -> None:
         self.console = console
         self._left = TimeRemainingColumn()
-        self._log = (workdir / "metrics.jsonl").open("a")
-        self._events = SummaryWriter(str(workdir / "tensorboard"))
+        self._writers = writers
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -54,8 +50,8 @@ class RunProgress:
         traceback: TracebackType | None,
     ) -> None:
         self._bar.stop()
-        self._log.close()
-        self._events.close()
+        for writer in self._writers:
+            writer.close()
 
     def say(self, text: str) -> None:
         """Shows a line that stays."""
@@ -67,12 +63,8 @@ class RunProgress:
 
     def epoch(self, task: str, progress: Progress) -> None:
         """Shows and writes down one epoch of a task."""
-        row = {"task": task, **dataclasses.asdict(progress)}
-        self._log.write(json.dumps(row) + "\n")
-        self._log.flush()
-        for name in ("loss", "metric", "private", "lambda_"):
-            tag = f"{task}/{progress.method}/{name.rstrip('_')}"
-            self._events.add_scalar(tag, getattr(progress, name), progress.epoch)
+        for writer in self._writers:
+            writer.write(task, progress)
         described = (
             f"{task:<10} {progress.method:<8} {progress.stage:<8} epoch {progress.epoch:>3}/"
             f"{progress.epochs}  loss {progress.loss:.3f}  accuracy {progress.metric:.3f}  "

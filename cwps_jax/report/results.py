@@ -15,6 +15,7 @@ from cwps_jax.errors import CwpsError
 from cwps_jax.files import write_atomically
 from cwps_jax.parallel import Parallel
 from cwps_jax.provenance import KEY, check_task, learned_with, same_program, versions
+from cwps_jax.report.rounds import measure_rounds
 from cwps_jax.report.rows import FORMAT, make_row, totals
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.index import compared_name
@@ -35,6 +36,7 @@ def measure_pool(
     tasks: Sequence[str] = (),
     dtype: str = "float32",
     draw: int = 0,
+    rounds: int = 1,
     predictors: dict[Any, Predictor] | None = None,
 ) -> dict[str, Any]:
     """Returns the contents of results.json, with every task evaluated from the pool.
@@ -48,6 +50,7 @@ def measure_pool(
         tasks: whose data have to be there; another stored task without its data keeps its earlier numbers.
         dtype: that the model computes in.
         draw: number of the run among several draws.
+        rounds: how often the run has gone through its tasks.
         predictors: compiled for pools of the same models that were measured before; new ones are added.
     """
     rows, forgetting, not_measured = [], [], []
@@ -109,6 +112,7 @@ def measure_pool(
         "forgetting": forgetting,
         "class_names": class_names,
         "not_measured": not_measured,
+        "rounds": measure_rounds(pool, tasks, rounds, draw),
     }
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cwps_jax.report.costs import short
+from cwps_jax.report.rounds import HEADER, rounds_table
 from cwps_jax.report.rows import Rows, Spread, changed, comparable, names, spread, total
 
 _BESIDE = 3  # more methods than these get tables of their own
@@ -20,6 +21,11 @@ def show_results(results: Mapping[str, Any], console: Console) -> None:
     if len(draws) > 1:
         title += f", {len(draws)} draws: mean (deviation)"
     console.print(_tasks(title, rows, methods if len(methods) <= _BESIDE else [method], method))
+    if results.get("rounds"):
+        by_round = _table(f"{method} by round, means over the tasks", HEADER[0], HEADER[1:])
+        for row in rounds_table(results["rounds"]):
+            by_round.add_row(*row)
+        console.print(by_round)
     if len(methods) > 1:
         console.print(_methods(results, methods))
     if len(methods) > _BESIDE:
@@ -33,9 +39,17 @@ def show_results(results: Mapping[str, Any], console: Console) -> None:
         f"{1 + len(tasks)}x.",
         f"Forgetting: {changed(results)} of {len(comparable(results))} stored tasks changed any bit of "
         "their test logits since they were learned.",
+        *_older(results),
         *_left_out(results),
     )
     console.print(*lines, sep="\n", highlight=False)
+
+
+def _older(results: Mapping[str, Any]) -> list[str]:
+    """Returns a line for the older versions that the newest ones still borrow rows of."""
+    rounds = results.get("rounds") or [{"round": 0, "older_bytes": 0}]
+    last = [one["older_bytes"] for one in rounds if one["round"] == rounds[-1]["round"]]
+    return [f"Older versions, whose rows these borrow: {sum(last):,} bytes more."] if sum(last) else []
 
 
 def _left_out(results: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ from cwps_jax.search.models import StoredModels, gather
 from cwps_jax.search.nearest import of_layers, of_same
 
 Distance = Literal["l2", "cosine", "change"]
-Granularity = Literal["channel", "layer"]
+Granularity = Literal["channel", "layer", "model"]
 Candidates = Literal["aligned", "any", "random", "pretrained"]
 
 
@@ -46,7 +46,8 @@ class Search:
             weights; "change", direction of the change since pre-training: the model whose change has the
             highest cosine with the child's, where that cosine times sqrt(fan-in) exceeds `z`, else the
             pre-trained model.
-        granularity: "channel", a source a channel; "layer", one source a layer, by the sum over channels.
+        granularity: "channel", a source a channel; "layer", one source a layer, by the sum over channels;
+            "model", one source for all layers: the best single model.
         candidates: "aligned", the same channel index of every model; "any", every channel of the layer. And
             what a search is measured against: "random", the channel of a model that is drawn; "pretrained",
             the pre-trained model's.
@@ -63,13 +64,13 @@ class Search:
     def __post_init__(self) -> None:
         for field, allowed in (
             ("distance", ("l2", "cosine", "change")),
-            ("granularity", ("channel", "layer")),
+            ("granularity", ("channel", "layer", "model")),
             ("candidates", ("aligned", "any", "random", "pretrained")),
         ):
             if getattr(self, field) not in allowed:
                 raise CwpsError(f"search {field} {getattr(self, field)!r}: choose one of {allowed}")
-        if self.granularity == "layer" and self.candidates == "any":
-            raise CwpsError("search by layer needs candidates='aligned': a layer is taken whole")
+        if self.granularity != "channel" and self.candidates == "any":
+            raise CwpsError(f"search by {self.granularity} needs candidates='aligned': it is taken whole")
 
 
 def composite(
@@ -99,8 +100,10 @@ def composite(
         compared = Child.of(layout, flat, models, search.distance, search.z)
         if search.candidates == "any":
             found = of_any(compared, models)
+        elif search.granularity == "channel":
+            found = of_same(compared, models)
         else:
-            found = (of_layers if search.granularity == "layer" else of_same)(compared, models)
+            found = of_layers(compared, models, as_one=search.granularity == "model")
     sources = {path: Source(*(each.astype(np.int32) for each in pair)) for path, pair in found.items()}
     owner, row = (
         {path: each[path][model, channel] for path, (model, channel) in found.items()}
@@ -112,8 +115,10 @@ def composite(
 def _not_searched(layout: Layout, models: StoredModels, search: Search) -> Found:
     """Returns sources that do not depend on the child."""
     rng, found = np.random.default_rng(search.seed), {}
+    count = len(models.owner[layout.layers[0].path]) if search.candidates == "random" else 1
+    of_all = rng.integers(count, size=1) if search.granularity == "model" else None
     for layer in layout.layers:
-        count = len(models.owner[layer.path]) if search.candidates == "random" else 1
-        drawn = rng.integers(count, size=1 if search.granularity == "layer" else layer.channels)
+        size = layer.channels if search.granularity == "channel" else 1
+        drawn = rng.integers(count, size=size) if of_all is None else of_all
         found[layer.path] = np.broadcast_to(drawn, layer.channels), np.arange(layer.channels)
     return found

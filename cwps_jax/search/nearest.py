@@ -71,13 +71,14 @@ def _turned(
     return product * scale + np.where(norm > 0, length * scale - 1, -1) * lean, error * scale + 32 * EPS
 
 
-def of_layers(child: Child, models: StoredModels) -> Found:
-    """Returns for every layer the model that is nearest as a whole.
+def of_layers(child: Child, models: StoredModels, as_one: bool = False) -> Found:
+    """Returns for every layer the model that is nearest as a whole; with `as_one` the same for all layers.
 
     Sums over a layer differ by less than 8 bits leave open, so all of it is compared weight by weight.
     """
-    slots, found = models.slots, {}
+    slots = models.slots
     cost, squared = child.weighed(models, slots.channel, slots.owner, slots.row)
+    sums = []  # of each layer: the models' costs, their squared norms, the child's own, and its weights
     for number, layer in enumerate(child.layers):
         mine = np.flatnonzero(child.layer[slots.channel] == number)
         owner, row = (each[layer.path].T.astype(np.int64) for each in (models.owner, models.row))
@@ -85,11 +86,15 @@ def of_layers(child: Child, models: StoredModels) -> Found:
         key = (child.channel[slots.channel[mine]] * owners + slots.owner[mine]) * rows + slots.row[mine]
         wanted = (np.arange(layer.channels)[:, None] * owners + owner) * rows + row
         index = mine[np.searchsorted(key, np.ascontiguousarray(wanted))]
-        sums, norms = (each[index].sum(axis=0) for each in (cost, squared))
+        length = child.length[child.layer == number].sum()
+        sums.append((cost[index].sum(axis=0), squared[index].sum(axis=0), length, layer.parameters))
+    found = {}
+    for number, layer in enumerate(child.layers):
+        parts = sums if as_one else [sums[number]]
+        value, norms, length, parameters = (np.sum(each, axis=0) for each in zip(*parts, strict=True))
         if child.distance == "change":
-            length = child.length[child.layer == number].sum()
-            sums = child.disagreement(sums, norms, length, layer.parameters)
-        found[layer.path] = np.full(layer.channels, np.argmin(sums)), np.arange(layer.channels)
+            value = child.disagreement(value, norms, length, parameters)
+        found[layer.path] = np.full(layer.channels, np.argmin(value)), np.arange(layer.channels)
     return found
 
 

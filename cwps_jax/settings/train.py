@@ -6,6 +6,7 @@ from typing import Any, Literal
 import optax
 
 from cwps_jax.core.coding import BITS
+from cwps_jax.core.entropy import BY_BUDGET
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings.checks import at_least, below_one, check_types, within
 
@@ -21,6 +22,9 @@ class TrainConfig:
             ``cwps.methods.Lora(rank=4)``. See `cwps_jax.methods`.
         epochs: epochs over all stages together.
         batch_size: images a step, over all devices.
+        accumulate: in how many parts, one after the other, a step's gradient is taken, where the memory does
+            not hold the whole batch: the step is the same but for what looks at several images at once, such
+            as batch norm, and dropout. The devices have to divide each part.
         learning_rate: peak of the one schedule that runs over all stages: of the model's own leaves, head and
             norms. What a method adds has a rate of its own.
         learning_rate_warmup: share of all steps over which the rate rises from zero.
@@ -38,12 +42,14 @@ class TrainConfig:
         parallel: "jit" over a mesh of all devices, or "pmap".
         budget: largest params_ratio that the task may keep, in (0, 1]; 1 is no limit. For methods that choose
             what to keep.
-        byte_budget: largest byte_ratio that the task may keep, instead of `budget`: bytes of all that is
-            stored but the head, over those of the backbone in float32; 0 is no limit.
+        byte_budget: largest byte_ratio that the task may keep: bytes of all that is stored but the head, over
+            those of the backbone in float32; 0 is no limit. It decides which channels are opened, instead of
+            `budget`; where `row_bits` is 0 it decides the bits, beside `budget`.
         head_share: share of the epochs, the first ones, in which a task's head alone is trained.
         row_bits: bits of each weight that the pool stores of the task: 32 (float32 as it is), or 16, 8, 4, 3,
             2 or 1 for its change since pre-training, with a step size for each output channel. Norms have 8
-            bits at least, their statistics 16, and the head stays in float32.
+            bits at least, their statistics 16, and the head stays in float32. 0 is as few as `byte_budget`
+            has: changes are multiples of one step size, most of them zero, and entropy-coded.
         rounded_share: share of the epochs, the last ones, in which methods that store channels learn with the
             rounding.
         norm_batches: training batches from which norm statistics are re-estimated after hardening.
@@ -56,6 +62,7 @@ class TrainConfig:
     method: Any = "cwps"
     epochs: int = 30
     batch_size: int = 64
+    accumulate: int = 1
     learning_rate: float = 0.01
     learning_rate_warmup: float = 0.0
     layer_decay: float = 1.0
@@ -78,7 +85,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, epochs=1, batch_size=1, norm_batches=1)
+        at_least(self, epochs=1, batch_size=1, accumulate=1, norm_batches=1)
         at_least(self, learning_rate=0, weight_decay=0, momentum=0, seed=0)
         within(self, "config.", 0, 1, "learning_rate_warmup", "rounded_share")
         below_one(self, "head_share")
@@ -87,11 +94,17 @@ class TrainConfig:
             raise CwpsError(
                 f"config.layer_decay = {self.layer_decay}: must be above 0 and at most 1 (1 is no decay)"
             )
-        if self.row_bits not in BITS:
+        if self.row_bits not in (*BITS, BY_BUDGET):
             raise CwpsError(
-                f"config.row_bits = {self.row_bits}: choose one of {', '.join(map(str, BITS))} bits a weight"
+                f"config.row_bits = {self.row_bits}: choose one of {', '.join(map(str, BITS))} bits a "
+                "weight, or 0 for as few as config.byte_budget has"
             )
-        if not 0 <= self.byte_budget <= 1 or (self.byte_budget and self.budget < 1):
+        if self.row_bits == BY_BUDGET and not self.byte_budget:
+            raise CwpsError(
+                "config.row_bits = 0: needs config.byte_budget, such as 0.02 of the backbone's bytes"
+            )
+        chosen = self.row_bits != BY_BUDGET  # by the budget of bytes, which then stands for the other one
+        if not 0 <= self.byte_budget <= 1 or (chosen and self.byte_budget and self.budget < 1):
             raise CwpsError(
                 f"config.byte_budget = {self.byte_budget}: must be in [0, 1], a share of the backbone's "
                 f"bytes, and stands instead of config.budget ({self.budget}; 1 is no limit)"
@@ -108,6 +121,11 @@ class TrainConfig:
                     f"config.{field.name} = {value}: would be ignored, since config.optimizer is an optax "
                     f"transformation; set it in that, and leave config.{field.name} at {field.default}"
                 )
+
+    @property
+    def channel_budget(self) -> float:
+        """The budget that channels are opened for: of parameters, or of bytes where these have set bits."""
+        return self.budget if self.row_bits == BY_BUDGET else self.byte_budget or self.budget
 
     @property
     def optimizer_given(self) -> bool:

@@ -4,7 +4,7 @@
 
     folder/
       leaves.json           {path of a leaf: its dtype, shape, and offset in elements}, in order; of one in
-                            few bits the same of its codes and steps, its bits and its shape
+                            few bits the same of each of its parts, its bits and its shape
       arrays/               an Orbax tree: for each dtype one flat array, of all leaves that have it
         float32/0             its values and nothing else
 
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from cwps_jax.core.coding import Codes
+from cwps_jax.core.entropy import EntropyCodes
 from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
 
@@ -53,7 +54,7 @@ def save(folder: pathlib.Path, tree: Tree) -> str:
 
     for path, leaf in flatten(tree).items():
         if isinstance(leaf, Codes):
-            parts = {key: placed(getattr(leaf, key)) for key in ("codes", "steps")}
+            parts = {key: placed(part) for key, part in leaf.parts.items()}
             leaves[path] = {"bits": leaf.bits, "shape": leaf.shape, **parts}
         else:
             leaves[path] = placed(np.asarray(leaf))
@@ -95,8 +96,9 @@ class Leaves(Mapping[str, np.ndarray | Codes]):
         described = self._described[path]
         if "bits" not in described:
             return self._array(described)
-        codes, steps = (self._array(described[key]) for key in ("codes", "steps"))
-        return Codes(described["bits"], tuple(described["shape"]), codes, steps)
+        parts = {key: self._array(described[key]) for key in _parts(described)}
+        kind = EntropyCodes if "counts" in parts else Codes
+        return kind(described["bits"], tuple(described["shape"]), **parts)
 
     def _array(self, described: Mapping[str, Any]) -> np.ndarray:
         dtype, shape, offset = (described[key] for key in ("dtype", "shape", "offset"))
@@ -123,10 +125,15 @@ def load(folder: pathlib.Path, sha256: str) -> Leaves:
         raise CwpsError(f"{folder}: damaged, its files are not those that were saved; restore it from a copy")
     described = json.loads((folder / "leaves.json").read_text())
     whole = [leaf for leaf in described.values() if "bits" not in leaf]
-    parts = [leaf[key] for leaf in described.values() if "bits" in leaf for key in ("codes", "steps")]
+    parts = [leaf[key] for leaf in described.values() for key in _parts(leaf)]
     dtypes = {array["dtype"] for array in (*whole, *parts) if 0 not in array["shape"]}
     flat = {dtype: np.asarray(np.memmap(_file(folder, dtype), dtype, "r")) for dtype in dtypes}
     return Leaves(described, flat)
+
+
+def _parts(described: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the arrays that a leaf in few bits is stored as."""
+    return [key for key, part in described.items() if isinstance(part, dict)]
 
 
 def _file(folder: pathlib.Path, dtype: str) -> pathlib.Path:

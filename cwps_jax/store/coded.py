@@ -12,39 +12,65 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from cwps_jax.core.accounting import count_stored
 from cwps_jax.core.channels import Layout, to_columns
 from cwps_jax.core.coding import Codes, encoded
+from cwps_jax.core.entropy import BY_BUDGET, entropy_coded, fitted
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.methods.channels import opened
 from cwps_jax.methods.method import Stored
 from cwps_jax.search.models import Rows
 
 VECTOR_BITS, STATISTICS_BITS = 8, 16
+FLOAT32_BYTES = 4
 
 Leaves = Mapping[str, np.ndarray | Codes]
 
 
-def coded(layout: Layout, stored: Stored, bits: int, start: Rows, before: Mapping[str, Any]) -> Stored:
+def coded(
+    layout: Layout,
+    stored: Stored,
+    bits: int,
+    start: Rows,
+    before: Mapping[str, Any],
+    byte_budget: float = 0.0,
+) -> Stored:
     """Returns what there is to store of a task, in few bits.
 
     Args:
         layout: the backbone's.
         stored: what there is, in float32.
-        bits: of a weight; 32 leaves all as it is.
+        bits: of a weight; 32 leaves all as it is, 0 gives channels what the budget leaves for them.
         start: the pre-trained model's rows.
         before: its variables, a flat dict.
+        byte_budget: largest byte_ratio of it all, where bits is 0.
+
+    Raises:
+        CwpsError: what is stored beside channels leaves nothing for them.
     """
     if bits == 32:
         return stored
     own = {path: np.asarray(leaf) for path, leaf in flatten(stored.own).items()}
-    rows: dict[str, np.ndarray | Codes] = {}
+    changes: dict[str, np.ndarray] = {}
     for layer in layout.layers if stored.rows else ():
         channels = opened(layer, own)
         for leaf in layer.leaves:
-            changes = np.asarray(stored.rows[leaf], np.float32) - start[leaf][channels]
-            rows[leaf] = encoded(changes, bits, changes.shape)
+            changes[leaf] = np.asarray(stored.rows[leaf], np.float32) - start[leaf][channels]
     as_codes = {path: _own_leaf(layout, path, leaf, bits, before) for path, leaf in own.items()}
+    if bits == BY_BUDGET:
+        beside = count_stored(layout, as_codes, {})
+        allowance = (byte_budget - beside.byte_ratio) * FLOAT32_BYTES * layout.backbone_parameters
+        rows = _fitted_rows(changes, allowance, stored.step) if changes else {}
+    else:
+        rows = {leaf: encoded(change, bits, change.shape) for leaf, change in changes.items()}
     return dataclasses.replace(stored, own=unflatten(as_codes), rows=rows)
+
+
+def _fitted_rows(
+    changes: Mapping[str, np.ndarray], allowance: float, step: np.float32 | None
+) -> dict[str, np.ndarray | Codes]:
+    step, dead_zone = fitted(changes, allowance, step)
+    return {leaf: entropy_coded(change, step, change.shape, dead_zone) for leaf, change in changes.items()}
 
 
 def _own_leaf(
@@ -59,7 +85,7 @@ def _own_leaf(
         return encoded(changes.reshape(1, -1), max(bits, STATISTICS_BITS), leaf.shape)
     if kind == "params" or leaf.ndim == 1:
         return encoded(changes.reshape(1, -1), max(bits, VECTOR_BITS), leaf.shape)
-    return encoded(changes.reshape(-1, leaf.shape[-1]).T, bits, leaf.shape)
+    return encoded(changes.reshape(-1, leaf.shape[-1]).T, bits or VECTOR_BITS, leaf.shape)
 
 
 def _reference(path: str, shape: tuple[int, ...], before: Mapping[str, Any]) -> Any:

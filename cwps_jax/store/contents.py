@@ -17,7 +17,8 @@ from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods import channels
 from cwps_jax.methods.channels import Ownership
-from cwps_jax.methods.method import Method, Pooled, Stored
+from cwps_jax.methods.method import Method, Stored
+from cwps_jax.methods.pooled import Pooled
 from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import nearest
 from cwps_jax.store.coded import coded
@@ -129,14 +130,9 @@ class Contents:
         own, number = flatten(stored.own), self.index.next_id
         return self._trees.restored(method, number, own, stored.rows, uses, self.effective)
 
-    def coded(self, stored: Stored, bits: int) -> Stored:
-        """Returns what there is to store of a task in few bits, see `store.coded`.
-
-        Args:
-            stored: the same in float32.
-            bits: of a weight, see `config.row_bits`.
-        """
-        return coded(self.layout, stored, bits, self._trees.rows(0), self._trees.before())
+    def coded(self, stored: Stored, bits: int, byte_budget: float = 0.0) -> Stored:
+        """Returns what there is to store of a task in few bits; see `store.coded` and the config's keys."""
+        return coded(self.layout, stored, bits, self._trees.rows(0), self._trees.before(), byte_budget)
 
     def method(self, task: str) -> Method:
         """Returns the method by which a task is stored, with its settings.
@@ -251,7 +247,8 @@ class Contents:
         """Returns the pre-trained model and every task's newest one, oldest first, as a new task uses them.
 
         Args:
-            without: a task to leave out.
+            without: a task to leave out: its models, and its rows wherever others have borrowed them; the
+                pre-trained model's stand there instead.
             method: by which the new task is learned: what is stored by it is handed to it.
         """
         tasks = [task for task in self.tasks if task != without]
@@ -276,14 +273,20 @@ class Contents:
         return f"{f'did you mean {near!r}? ' if near else ''}it has {', '.join((PRETRAINED, *last))}{more}"
 
     def _models(self, names: tuple[str, ...]) -> StoredModels:
+        """Returns the models of tasks; a row of one that is not named is the pre-trained model's there."""
         # Two threads: one waits for files; more would wait for Python's lock.
         with ThreadPoolExecutor(2) as readers:
             ownerships = list(readers.map(self.ownership, names[1:]))
+        others = [one.id for one in self.index.versions if one.rows_sha256 and one.task not in names]
         owner, row = {}, {}
         for layer in self.layout.layers:
             own = np.zeros(layer.channels, np.int32), np.arange(layer.channels, dtype=np.int32)
             pairs = [own, *(ownership[layer.path] for ownership in ownerships)]
-            owner[layer.path], row[layer.path] = (np.stack(one) for one in zip(*pairs, strict=True))
+            owners, rows = (np.stack(one) for one in zip(*pairs, strict=True))
+            if others:
+                gone = np.isin(owners, others)
+                owners, rows = np.where(gone, 0, owners), np.where(gone, own[1], rows)
+            owner[layer.path], row[layer.path] = owners, rows
         return StoredModels(owner, row, self._trees.rows, self._trees.sketch, self._trees.pretrained)
 
     def _of_channels(self, task: str) -> Version:

@@ -1,6 +1,7 @@
 """Versions that go from one pool into another of the same pre-trained model: one of them, or all."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -89,14 +90,20 @@ class Copying(Writable):
                 self._replace_index(index, merged.versions)
             return tuple(one.name for one in merged.versions[len(index.versions) :])
 
+    def needed(self, names: Iterable[str]) -> tuple[Version, ...]:
+        """Returns versions and all others that these are restored from, oldest first.
+
+        Args:
+            names: tasks' names, or "task@n".
+        """
+        kept = more = {self.version(name).id for name in names}
+        while more := set().union(*(self._trees.needs(self.index.by_id[one]) for one in more)) - kept:
+            kept = kept | more
+        return tuple(one for one in self.index.versions if one.id in kept)
+
     def _needed(self) -> tuple[Version, ...]:
         """Returns each task's newest version, and older ones that these are restored from."""
-        needs = {one.id: self._trees.needs(one) for one in self.index.versions}
-        newest = {one.task: one.id for one in self.index.versions}
-        kept, more = set(newest.values()), {*newest.values()}
-        while more := set().union(*(needs[one] for one in more)) - kept:
-            kept |= more
-        return tuple(one for one in self.index.versions if one.id in kept)
+        return self.needed({one.task for one in self.index.versions})
 
     def _check_same_model(self, to: "Copying", what: str) -> None:
         if (self.index.pretrained_sha256, self.layout) != (to.index.pretrained_sha256, to.layout):

@@ -11,10 +11,10 @@ from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.errors import CwpsError
 from cwps_jax.files import write_atomically
 
-FORMAT = 5
+FORMAT = 6
 # Versions of 2 are all of shared channels, and have no sketches; those of 3 lie in folders of their names;
 # those of 4 are all in float32.
-READABLE = (2, 3, 4, FORMAT)
+READABLE = (2, 3, 4, 5, FORMAT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cwps_jax import methods
+from cwps_jax import distributed, methods
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
@@ -30,7 +30,7 @@ from cwps_jax.methods import channels
 from cwps_jax.methods.method import Method, Stored
 from cwps_jax.search.composite import Source
 from cwps_jax.settings import check_task_name
-from cwps_jax.store import arrays
+from cwps_jax.store import arrays, together
 from cwps_jax.store.index import Index, Version
 from cwps_jax.store.lifecycle import Lifecycle
 from cwps_jax.store.lock import locked
@@ -73,14 +73,20 @@ class Pool(Lifecycle):
                 f"{path}: {shapes.get(path, 'missing')} in the variables, {wanted.get(path, 'missing')} in "
                 "the layout; give the layout of this very model"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        with writing(folder):
-            if (folder / "index.json").exists():
-                raise CwpsError(f"{folder}: there is a pool already; open it, or name another folder")
-            with partial(folder) as new:
-                sha256 = arrays.save(new, variables)
-                placed(new, folder / PRETRAINED)
-            Index(backbone, dataclasses.replace(layout, head=head), sha256, dict(record or {})).write(folder)
+        together.agree_on(PRETRAINED, variables)
+
+        def write() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with writing(folder):
+                if (folder / "index.json").exists():
+                    raise CwpsError(f"{folder}: there is a pool already; open it, or name another folder")
+                with partial(folder) as new:
+                    sha256 = arrays.save(new, variables)
+                    placed(new, folder / PRETRAINED)
+                stored = dataclasses.replace(layout, head=head)
+                Index(backbone, stored, sha256, dict(record or {})).write(folder)
+
+        together.by_first("the pool is made", folder, write)
         return cls.open(folder)
 
     @classmethod
@@ -116,17 +122,20 @@ class Pool(Lifecycle):
         """
         check_task_name(task)
         names = self.folder / ".learning"
-        names.mkdir(exist_ok=True)
         if task in self._learning:  # by whoever calls this: `learn_task` asks for it, too
             yield
             return
-        with locked(names / task, f"{task!r} is being learned", seconds=0):
+        with contextlib.ExitStack() as held:
+
+            def lock() -> None:
+                names.mkdir(exist_ok=True)
+                held.enter_context(locked(names / task, f"{task!r} is being learned", seconds=0))
+
+            together.by_first(f"{task} is locked", self.folder, lock)
             self._learning.add(task)
-            try:
-                self.refresh()
-                yield
-            finally:
-                self._learning.remove(task)
+            held.callback(self._learning.remove, task)
+            self.refresh()
+            yield
 
     def add(
         self,
@@ -187,6 +196,19 @@ class Pool(Lifecycle):
         check_task_name(task)
         if methods.find(method.name) is not type(method):
             raise CwpsError(f"method {method.name!r} is registered for another class than {type(method)}")
+        together.agree_on(task, stored.own, stored.rows)
+
+        def store() -> None:
+            self._store(task, method, stored, record, compared)
+
+        together.by_first(f"{task} is stored", self.folder, store)
+        if not distributed.first():
+            self.refresh()
+        return self.version(task)
+
+    def _store(
+        self, task: str, method: Method, stored: Stored, record: Mapping[str, Any], compared: bool
+    ) -> None:
         uses = tuple(self.version(name).id for name in stored.uses)
         with self._turn() as index:
             self._check_current(index, task, method, {*uses, *owners(flatten(stored.own))} - {0}, compared)
@@ -206,7 +228,6 @@ class Pool(Lifecycle):
             )
             version = self._written(index, version, stored)
             self._replace_index(index, (*index.versions, version))
-        return version
 
     def _check_current(
         self, index: Index, task: str, method: Method, needed: set[int], compared: bool

@@ -7,6 +7,7 @@ import numpy as np
 
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.core.coding import Codes
+from cwps_jax.core.entropy import EntropyCodes, together
 from cwps_jax.core.trees import unflatten
 from cwps_jax.methods.channels import Ownership, pack_bits, smallest
 from cwps_jax.methods.method import Stored
@@ -69,8 +70,14 @@ def _together(parts: Sequence[tuple[Any, np.ndarray]], channels: np.ndarray) -> 
     )
     if not aligned:
         return np.concatenate([one[which] for one, which in parts])
-    bits = max(one.codes.bits for one, _ in parts)
-    taken = [one.codes.taken(which, bits) for one, which in parts]
+    codes = [(one.codes, which) for one, which in parts]
+    entropy_coded = [isinstance(one, EntropyCodes) for one, _ in codes]
+    if all(entropy_coded):
+        return together(codes)
+    if any(entropy_coded):
+        return np.concatenate([one[which] for one, which in parts])
+    bits = max(one.bits for one, _ in codes)
+    taken = [one.taken(which, bits) for one, which in codes]
     return Codes(
         bits,
         (len(channels), *taken[0].shape[1:]),

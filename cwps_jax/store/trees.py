@@ -53,7 +53,7 @@ class Trees:
         return decoded_rows(self.index.layout, own, rows, self.pretrained)
 
     def sketch(self, identity: int) -> Mapping[str, Any]:
-        """Returns the sketch of an owner's rows; it is made here where an earlier release wrote none."""
+        """Returns the sketch of an owner's rows; it is made here where none was written."""
         version = self.index.by_id[identity]
 
         def read() -> Mapping[str, Any]:

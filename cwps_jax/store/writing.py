@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 
 from cwps_jax.core import accounting
+from cwps_jax.core.coding import Codes
 from cwps_jax.core.trees import Flat, Tree, flatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods.channels import ownership
@@ -69,7 +70,9 @@ class Writable(Contents):
         trees: dict[str, Tree] = {OWN: stored.own, **({ROWS: stored.rows} if stored.rows else {})}
         size = arrays.payload_bytes(trees)
         own = flatten(stored.own)
-        if stored.rows and not version.compared:  # nobody searches what is no task
+        few = any(isinstance(leaf, Codes) and leaf.bits < 8 for leaf in stored.rows.values())
+        # Nobody searches what is no task, and a sketch of few bits would be larger than what it is of.
+        if stored.rows and not version.compared and not few:
             trees[SKETCH] = self._trees.sketched(own, self._trees.decoded_rows(lambda: own, stored.rows))
         taken = {one.folder for one in index.versions}
         folder = version.name if version.name not in taken else f"{version.name}.{version.id}"

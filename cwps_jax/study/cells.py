@@ -17,7 +17,7 @@ FORMAT = 1
 KEYS = ("format", "name", "config", "data", "seconds", "epochs_seconds", "results")
 # Where things lie and how they are read: numbers do not depend on it, and hashes tell what was read.
 ELSEWHERE = (
-    *("data_dir", "weights", "compilation_cache", "profile"),
+    *("data_dir", "weights", "compilation_cache", "profile", "metrics"),
     *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
 )
 

@@ -21,7 +21,7 @@ from cwps_jax.settings.checks import check_types
 
 MOST = 10_000  # cells that are run without being asked twice
 # A cell is one run by one method: what would make several of it has no place in a study.
-FIXED = {"compare": (), "draws": 1, "keep_compared": False, "relearn": (), "profile": False}
+FIXED = {"compare": (), "draws": 1, "keep_compared": False, "relearn": (), "profile": False, "metrics": ()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,8 @@ from cwps_jax.learn import learn_task
 from cwps_jax.parallel import Parallel
 from cwps_jax.provenance import KEY, learned_with
 from cwps_jax.report.results import measure_pool
+from cwps_jax.report.rounds import ROUND
+from cwps_jax.rounds import settled
 from cwps_jax.store.lock import Taken, locked
 from cwps_jax.store.pool import Pool
 from cwps_jax.study.cells import cell_path, check_now, fingerprints, finished_cells, write_cell
@@ -98,13 +100,15 @@ def _run_cell(cell: Cell, workdir: pathlib.Path, shared: Shared, progress: Study
     began = time.perf_counter()
     config = cell.config
     prepared, bench = shared.prepared(config)
-    epochs = sum(map(prepared.epochs, config.tasks))
+    epochs = config.rounds * sum(map(prepared.epochs, config.tasks))
     clock = {name: _Clock() for name in config.tasks}
     folder = workdir / "pools" / cell.name
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was stopped
     shutil.copytree(shared.pretrained(prepared, lambda epoch: None), folder)
     pool = Pool.open(folder)
-    for name, task in prepared.tasks.items():
+    for number, (name, task) in itertools.product(range(1, config.rounds + 1), prepared.tasks.items()):
+        if number > 2 and settled(pool, config.tasks, number - 1):
+            break
 
         def observe(epoch: Progress, clock: _Clock = clock[name]) -> None:
             clock.epoch(epoch)
@@ -119,7 +123,8 @@ def _run_cell(cell: Cell, workdir: pathlib.Path, shared: Shared, progress: Study
             config=settings,
             trainer=prepared.trainer,
             observe=observe,
-            notes={KEY: learned_with(name, task, settings, config.dtype)},
+            notes={KEY: learned_with(name, task, settings, config.dtype), ROUND: number},
+            relearn="better" if number > 1 else False,
         )
     results = measure_pool(
         Pool.open(folder),
@@ -129,6 +134,7 @@ def _run_cell(cell: Cell, workdir: pathlib.Path, shared: Shared, progress: Study
         Parallel(config.parallel),
         tasks=config.tasks,
         dtype=config.dtype,
+        rounds=config.rounds,
         predictors=bench.predictors,
     )
     data = {task: fingerprints(shared.load(config, task)) for task in config.tasks}

@@ -60,7 +60,7 @@ class Predictor:
         placed, program = self.parallel.replicate(dict(variables)), self._program(split.preparation)
         dispatched = (
             (program(placed, self.parallel.split({name: batch[name] for name in names})), real)
-            for batch, real in evaluation_batches(split, batch_size)
+            for batch, real in evaluation_batches(split, batch_size, self.parallel.share)
         )
         parts = [
             jax.tree.map(lambda leaf, real=real: leaf[:real], self.parallel.fetch(output, split=True))

@@ -62,7 +62,7 @@ class Programs:
             (stage.rule, stage.context, stage.project, stage.schedule, stage.loss, stage.seen),
             (stage.inference, stage.penalty is None, averages),
             tuple((name, group.optimizer) for name, group in stage.groups.items()),
-            (preparation, config.label_smoothing),
+            (preparation, config.label_smoothing, config.accumulate),
             id(model),  # a user's module need not be hashable
         )
         loss = smoothed(self._loss, config.label_smoothing)
@@ -70,7 +70,17 @@ class Programs:
         return self.once(
             key,
             lambda: self._parallel.compile(
-                make_step(stage, model, loss, metric, self._parallel.axis_name, preparation), donate=(0,)
+                make_step(
+                    stage,
+                    model,
+                    loss,
+                    metric,
+                    self._parallel.axis_name,
+                    preparation,
+                    config.accumulate,
+                ),
+                donate=(0,),
+                rounds=config.accumulate,
             ),
         )
 

@@ -25,12 +25,15 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from cwps_jax import distributed
 from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.train.course import Course, Point
 from cwps_jax.train.finite import check_finite
 from cwps_jax.train.records import SoFar
 
 KEPT = 2  # the newest, and the one before
+ASKED = 20  # steps after which many processes ask each other whether to save: an answer takes a millisecond
+_SAVE, _STOP = 1, 2
 SHORT = 0.1  # of the time between saves: a stage that was shorter is not worth one at its end
 
 
@@ -84,18 +87,24 @@ class Saves:
         self._differences = differences
         self._manager: Any = None
         self._last = time.monotonic()
+        self._steps = self._answer = 0
 
     def wanted(self, *, between_stages: bool = False) -> bool:
         """Whether the point that is reached is to be saved: the one place where that is decided.
 
+        Of many processes all save as soon as one of them has to, at the same step.
+
         Args:
             between_stages: whether a stage has just ended.
         """
-        if self._saving.stopping():
-            return True
+        self._steps += 1
+        if distributed.many() and not between_stages and self._steps % ASKED:
+            return False
         seconds = 60 * self._saving.minutes * (SHORT if between_stages else 1)
         writing = self._manager is not None and self._manager.is_saving_in_progress()  # the next would wait
-        return time.monotonic() - self._last >= seconds and not writing
+        due = _SAVE * (time.monotonic() - self._last >= seconds and not writing)
+        self._answer = distributed.largest(_STOP if self._saving.stopping() else due)
+        return self._answer > 0
 
     def save(self, course: Course, point: Point) -> None:
         """Copies a point, which is written while training goes on.
@@ -123,7 +132,7 @@ class Saves:
         }
         arrays = ocp.args.PyTreeSave({"bytes": _joined([*leaves, point.rows])})
         saved = ocp.args.Composite(arrays=arrays, told=ocp.args.JsonSave(told))
-        stopping = self._saving.stopping()
+        stopping = self._answer == _STOP
         with self._readable_errors():
             self._open().save(steps, args=saved, force=True)
             if stopping:
@@ -172,7 +181,7 @@ class Saves:
     def remove(self) -> None:
         """Removes all points: the training is stored elsewhere."""
         self.close()
-        if self.folder.exists():
+        if distributed.first() and self.folder.exists():
             self.folder.rmtree()
 
     def close(self) -> None:

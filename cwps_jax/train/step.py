@@ -17,6 +17,7 @@ from cwps_jax.inputs import inputs_of
 from cwps_jax.methods.method import Clock, Effective, Stage
 from cwps_jax.methods.schedules import Schedule
 from cwps_jax.modules import batch_norm_overrides
+from cwps_jax.train.accumulation import accumulated
 from cwps_jax.train.objectives import Objective
 from cwps_jax.train.state import Plan, TrainState
 
@@ -38,6 +39,7 @@ def make_step(
     metric: Objective,
     axis_name: str | None = None,
     preparation: Preparation = Preparation(),
+    accumulate: int = 1,
 ) -> Step:
     """Returns the step of a stage: batch -> rule -> model -> loss + lambda * penalty -> update.
 
@@ -48,6 +50,7 @@ def make_step(
         loss, metric: functions of (outputs, batch) to one value per item.
         axis_name: the axis to average over under pmap, None under jit.
         preparation: what is done to a batch first.
+        accumulate: in how many parts the gradient of a batch is taken.
     """
     loss = blended(stage.loss(loss))
 
@@ -84,15 +87,20 @@ def make_step(
         if stage.penalty is not None and effective.penalty is not None:
             total += lambda_ * effective.penalty
         measured = jnp.mean(metric(outputs, batch))
-        return total, (task_loss, measured, changed, effective.gates, effective.kept, lambda_, next_base)
+        rest = effective.gates, effective.kept, lambda_, next_base
+        return total, ((task_loss, measured), changed, rest)
 
     def step(state: TrainState, frozen: Tree, plan: Plan, batch: Mapping[str, jax.Array]):
         batch = preparation.blend(
             {**batch, "image": preparation.normalise(batch["image"])}, jax.random.fold_in(step_key(state), 1)
         )
-        gradients, (task_loss, measured, changed, gates, kept, lambda_, next_base) = jax.grad(
-            objective, has_aux=True
-        )(state.own, state, frozen, plan, batch)
+
+        def gradient(state: TrainState, batch: Mapping[str, jax.Array]):
+            return jax.grad(objective, has_aux=True)(state.own, state, frozen, plan, batch)
+
+        gradients, ((task_loss, measured), changed, (gates, kept, lambda_, next_base)) = accumulated(
+            gradient, accumulate, preparation.group
+        )(state, batch)
         gradients, task_loss, measured, changed = jax.tree.map(
             lambda value: parallel.mean(value, axis_name), (gradients, task_loss, measured, changed)
         )

@@ -1,0 +1,47 @@
+"""Does the search matter? Parents of channels by every way there is, at equal bytes, with few images a class.
+
+Command:    python -m cwps_jax.study --config configs/studies/pacs_search.py --config.data_dir=DATA
+            (several of these at once share the cells)
+Data:       that of configs/pacs.py, see there
+Run time:   not yet measured
+Reached:    not yet run
+"""
+
+import pathlib
+
+from cwps_jax.study import base_config
+
+SEEDS = (0, 1, 2)
+
+
+def get_config():
+    config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
+
+    config.tasks = ("photo", "art_painting", "mnist", "sketch", "cartoon")  # the last has a pool of four
+    config.shots = 20
+    config.least_steps = 100
+    config.batch_size = 16
+    config.budget = 1.0
+    config.byte_budget = 0.05
+    config.row_bits = 4  # about 0.4 of the channels are a task's own; the others come from its parent
+    config.study = {
+        "title": "The search question: where closed channels come from, at 0.05x of a backbone's bytes",
+        # A seed after the other: what is finished is paired.
+        "grids": tuple(
+            {"seed": (seed,), **ways}
+            for seed in SEEDS
+            for ways in (
+                {"cwps.search_distance": ("change", "l2", "cosine")},
+                {"cwps.search_candidates": ("random", "pretrained")},
+                {"cwps.search_granularity": ("model",)},
+            )
+        ),
+        "baseline": {
+            "cwps": {
+                "search_distance": "change",
+                "search_candidates": "random",
+                "search_granularity": "channel",
+            }
+        },
+    }
+    return config

@@ -1,0 +1,65 @@
+"""What a place for the numbers of every epoch has to do, and the two that are files of the workdir."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Protocol
+
+from cwps_jax.train.records import Progress
+
+
+class MetricWriter(Protocol):
+    """Writes the numbers of every epoch to one place."""
+
+    def write(self, task: str, progress: Progress) -> None:
+        """Writes an epoch of a task, for good within seconds even if the process is killed then."""
+
+    def close(self) -> None:
+        """Writes what is still on its way."""
+
+
+def numbers(task: str, progress: Progress) -> dict[str, float]:
+    """Returns what is drawn as a curve over the epochs: {"<task>/<method>/<what>": number}."""
+    fields = ("loss", "metric", "private", "lambda_")
+    return {f"{task}/{progress.method}/{name.rstrip('_')}": getattr(progress, name) for name in fields}
+
+
+class JsonLines:
+    """metrics.jsonl: a line for each epoch, with all that is known of it.
+
+    Args:
+        workdir: where the file lies; it is appended to, behind its last whole line.
+    """
+
+    def __init__(self, workdir: pathlib.Path) -> None:
+        self._file = (workdir / "metrics.jsonl").open("ab+")
+        self._file.seek(0)
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)  # a full disk may have torn the last line
+
+    def write(self, task: str, progress: Progress) -> None:
+        row = {"task": task, **dataclasses.asdict(progress)}
+        self._file.write((json.dumps(row) + "\n").encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """TensorBoard's event files, in tensorboard/ of the workdir: one for each process that wrote."""
+
+    def __init__(self, workdir: pathlib.Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        # A file is called by the second alone: a process that resumes at once would write over it.
+        suffix = f".{time.time_ns()}"
+        # Its thread writes; its own flush() would not wait for what is still on the way there.
+        self._events = SummaryWriter(str(workdir / "tensorboard"), flush_secs=2, filename_suffix=suffix)
+
+    def write(self, task: str, progress: Progress) -> None:
+        for tag, number in numbers(task, progress).items():
+            self._events.add_scalar(tag, number, progress.epoch)
+
+    def close(self) -> None:
+        self._events.close()

@@ -1,0 +1,74 @@
+"""One of two processes with four devices each: several checks in one, so that the start is paid once.
+
+``python tests/one_of_many.py PORT PROCESS FOLDER`` leaves arrays and the errors' lines of each process there.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+import conftest  # the environment, before JAX touches a device
+
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=4"  # the last one counts
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import stages
+
+from cwps_jax import CwpsError, distributed, methods, modules
+from cwps_jax.methods.method import Stored
+from cwps_jax.parallel import Parallel
+from cwps_jax.store import Pool
+from cwps_jax.train.evaluation import Predictor
+
+ITEMS = 21  # neither devices nor batches divide them
+
+
+def line_of(action):
+    try:
+        action()
+    except CwpsError as error:
+        return str(error)
+    return ""
+
+
+def check(process: int, folder: pathlib.Path) -> None:
+    model = conftest.TinyModel()
+    layout = modules.channel_layout(model, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
+    variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
+    parallel = Parallel()
+    trained, recording = stages.run_stages(model, layout, variables, parallel)
+    images = np.random.default_rng(0).standard_normal((ITEMS, 8, 8, 1)).astype(np.float32)
+    found = {
+        "fetched": recording.fetched,
+        "trained": (trained.params, trained.other),
+        "gates": trained.gates,
+        "sources": trained.finished.moment.found["sources"],
+        "logits": Predictor(model, parallel)(variables, {"image": images}, 6),
+    }
+    for name, tree in found.items():
+        np.savez(folder / f"{name}-{process}.npz", *jax.tree.leaves(tree))
+
+    # The pool: made, locked and written by process 0, seen by both.
+    pool = Pool.create(folder / "pool", variables, layout)
+    with pool.learning("a"):
+        stored = Stored({"params": trained.params, "other": trained.other})
+        told = [pool.add_stored("a", methods.Finetune(), stored, {}).name]
+    distributed.SEEN_SECONDS = 1
+    told += [
+        line_of(lambda: Pool.create(folder / "pool", variables, layout)),
+        line_of(lambda: Pool.create(folder / f"pool-{process}", variables, layout)),
+        line_of(lambda: distributed.agree("at the start", {"config.seed": process, "the code": "same"})),
+        line_of(lambda: parallel.split({"image": np.zeros((6, 2))})),
+        line_of(lambda: Parallel("pmap")),
+    ]
+    (folder / f"told-{process}.json").write_text(json.dumps(told))
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    port, process, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
+    distributed.start(f"localhost:{port}", 2, process, seconds=120)
+    check(process, folder)
