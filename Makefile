@@ -26,9 +26,11 @@ test-trackers: $(VENV)/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,wandb,mlflow]'
 	$(BIN)/python -m pytest tests/test_metric_writers.py $(ARGS)
 
-# The long form of tests/test_writers.py: two writers at once, and a hundred that are killed. Minutes.
+# The long form of tests/test_writers.py: two writers at once, and a hundred that are killed. Minutes. And that of
+# tests/test_torture_runs.py: whole runs that are stopped and killed on 1 and on 8 fake devices. An hour.
 torture: $(VENV)/test
-	JAX_PLATFORMS=cpu $(BIN)/python scripts/torture.py --out benchmarks/results/torture.json $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python scripts/torture.py --out benchmarks/results/torture.json
+	JAX_PLATFORMS=cpu $(BIN)/python scripts/torture_runs.py --out benchmarks/results/torture_runs.json
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

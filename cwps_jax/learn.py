@@ -118,7 +118,7 @@ def learn_task(
         given = dict(notes or {})
         if KEY not in given:  # a run has looked through the data already
             given[KEY] = learned_with(name, data, config)
-        saves = saves_of_task(checkpoints, pool, name, given[KEY])
+        saves = saves_of_task(checkpoints, pool, name, model, given[KEY])
         trained, stored, variables = train_task(pool, model, data, config, trainer, observe, name, saves)
         record = {**measured(trained, variables, model, data, config, trainer), **given}
         reached = record["validation_accuracy"]

@@ -143,7 +143,7 @@ def pretrain(
         source.train,
         training,
         observe=observe,
-        saves=saves_of_pretraining(checkpoints, told),
+        saves=saves_of_pretraining(checkpoints, trainer.model, told),
     )
     variables = cut_to_model({"params": trained.params, **trained.other}, model, trainer.example)
     predict = functools.partial(trainer.predictor(model), variables, batch_size=config.batch_size)

@@ -208,7 +208,7 @@ def _learn_task(
             _know_capacities(trainer, compared[method])
             continue
         told = _learned_with(prepared, name, method)
-        saves = saves_of_task(saving, pool, name, told)
+        saves = saves_of_task(saving, pool, name, model, told)
         trained, stored, variables = train_task(pool, model, task, own, trainer, observe, name, saves)
         record = measured(trained, variables, model, task, own, trainer)
         compared[method] = {**record, **counted(pool.layout, stored)}

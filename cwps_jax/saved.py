@@ -1,9 +1,11 @@
 """What a saved training belongs to, so that no other goes on from it, and where it lies."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 from etils import epath
 
 from cwps_jax import distributed
@@ -25,7 +27,7 @@ def as_saving(checkpoints: Checkpoints) -> Saving:
 
 
 def saves_of_task(
-    checkpoints: Checkpoints | None, pool: Pool, name: str, told: Mapping[str, Any]
+    checkpoints: Checkpoints | None, pool: Pool, name: str, model: nn.Module, told: Mapping[str, Any]
 ) -> Saves | None:
     """Returns the saved points of a task's training by one method.
 
@@ -33,6 +35,7 @@ def saves_of_task(
         checkpoints: where and when; None saves nothing.
         pool: from which the task is learned.
         name: of the task.
+        model: that is trained.
         told: what it is learned with, see `provenance.learned_with`.
     """
     if checkpoints is None:
@@ -43,29 +46,39 @@ def saves_of_task(
         for version in pool.index.versions
         if version.task != name and (version.method == method or not version.compared)
     }
-    belongs = {**training_of(told), "pretrained model": pool.index.pretrained_sha256[:SHOWN]}
+    belongs = {**training_of(told, model), "pretrained model": pool.index.pretrained_sha256[:SHOWN]}
     return Saves(as_saving(checkpoints), f"{name}/{method}", belongs, beside, differences)
 
 
-def saves_of_pretraining(checkpoints: Saving | None, told: Mapping[str, Any]) -> Saves | None:
+def saves_of_pretraining(
+    checkpoints: Saving | None, model: nn.Module, told: Mapping[str, Any]
+) -> Saves | None:
     """Returns the saved points of the pre-trained model's training.
 
     Args:
         checkpoints: where and when; None saves nothing.
+        model: that is trained.
         told: what it is trained with, see `provenance.learned_with`.
     """
     if checkpoints is None:
         return None
-    return Saves(checkpoints, PRETRAINED, training_of(told), {}, differences)
+    return Saves(checkpoints, f"{PRETRAINED}/finetune", training_of(told, model), {}, differences)
 
 
-def training_of(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what of all that a task is learned with decides its training."""
+def training_of(told: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Returns what of all that a task is learned with decides its training; of a model its plain settings."""
+    settings = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        if field.name not in ("parent", "name")
+    }
+    plain = {key: value for key, value in settings.items() if isinstance(value, bool | int | float | str)}
     images = told["images"] and {
         key: value for key, value in told["images"].items() if key not in OF_THIS_MACHINE
     }
     return {
         "config": told["config"],
+        "model": {"class": type(model).__name__, **plain},
         "images": images,
         "classes": told["class_names"],
         "input": told["input"],

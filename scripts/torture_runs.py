@@ -57,7 +57,7 @@ class Small(nn.Module):
         return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)))
 
 
-def learn(folder: str, cache: str, devices: int, last: int, told: Connection) -> None:
+def learn(folder: str, cache: str, devices: int, tasks: int, last: int, told: Connection) -> None:
     """Runs, or goes on with, the run in a folder; in a process of its own."""
     models.BACKBONES["small"] = models.Backbone(Small, {}, 4_000, ())
     jax.config.update("jax_num_cpu_devices", devices)
@@ -69,7 +69,7 @@ def learn(folder: str, cache: str, devices: int, last: int, told: Connection) ->
             "data": "digits",
             "source": "digits",
             "source_epochs": 1,
-            "tasks": TASKS,
+            "tasks": TASKS[:tasks],
             "compare": ("finetune",),
             "epochs": 3,
             "batch_size": 64,
@@ -110,19 +110,22 @@ class Ended:
     steps: int = 0
 
 
-def started(folder: pathlib.Path, cache: str, devices: int, action: str = "", when: float = 0.0) -> Ended:
+def started(
+    folder: pathlib.Path, cache: str, devices: int, tasks: int, action: str = "", when: float = 0.0
+) -> Ended:
     """Starts the run of a folder, stops it, and returns how it ended.
 
     Args:
         folder: the run's.
         cache: folder of compiled programs.
         devices: fake ones.
+        tasks: how many it has.
         action: one of `ACTIONS`, or "" to let it run.
         when: seconds after its begin, or the number of the step before which it is killed.
     """
     ours, theirs = SERVER.Pipe()
     last = int(when) if action == ACTIONS[2] else 0
-    process = SERVER.Process(target=learn, args=(str(folder), cache, devices, last, theirs))
+    process = SERVER.Process(target=learn, args=(str(folder), cache, devices, tasks, last, theirs))
     process.start()
     theirs.close()
     try:
@@ -140,21 +143,26 @@ def started(folder: pathlib.Path, cache: str, devices: int, action: str = "", wh
 
 
 def stopped_again_and_again(
-    folder: pathlib.Path, cache: str, devices: int, stops: dict[str, int], seed: int
+    folder: pathlib.Path, cache: str, devices: int, tasks: int, stops: dict[str, int], seed: int, until: float
 ) -> dict[str, Any]:
-    """Returns what was found after runs of so many devices were stopped that often, in each way."""
+    """Returns what was found after runs of so many devices were stopped that often, in each way.
+
+    After the time `until` none is stopped any more.
+    """
     rng, whole = np.random.default_rng(seed), folder / "whole"
-    started(folder / "warm", cache, devices)  # compiles
+    started(folder / "warm", cache, devices, tasks)  # compiles
     began = time.perf_counter()
-    steps = started(whole, cache, devices).steps
+    steps = started(whole, cache, devices, tasks).steps
     seconds, wanted = time.perf_counter() - began, held(whole)
     done, left = dict.fromkeys(ACTIONS, 0), dict(stops)
     lost = repairs = wrong = finished = starts = saved = 0
     run, before = folder / "0", dict[str, tuple[str, str]]()
     while any(left.values()) or before:
+        if time.monotonic() > until:  # what is under way comes to its end
+            left = dict.fromkeys(ACTIONS, 0)
         action = str(rng.choice([one for one in ACTIONS if left[one]] or [""]))
         when = rng.integers(1, max(2, steps // 3)) if action == ACTIONS[2] else rng.uniform(0, seconds / 2)
-        ended = started(run, cache, devices, action, float(when))
+        ended = started(run, cache, devices, tasks, action, float(when))
         starts += 1
         after = held(run)
         lost += any(after.get(name) != one for name, one in before.items())
@@ -168,9 +176,8 @@ def stopped_again_and_again(
         if ended.status == (PREEMPTED if action == "SIGTERM" else -signal.SIGKILL):
             done[action] += 1
             left[action] = max(0, left[action] - 1)
-            saved += any(run.glob("saves/*/*/*/_CHECKPOINT_METADATA")) or any(
-                run.glob("saves/pretrained/*/_CHECKPOINT_METADATA")
-            )
+            print(devices, done, "of", stops, f"{finished} runs ended", flush=True)
+            saved += any(run.glob("saves/*/*/*/_CHECKPOINT_METADATA"))
         else:
             repairs += 1
         before = after or before
@@ -196,6 +203,8 @@ def main() -> None:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8], help="fake devices, in turn")
     parser.add_argument("--kills", type=int, default=100, help="kills, with each number of devices")
     parser.add_argument("--terms", type=int, default=12, help="SIGTERM, with each number of devices")
+    parser.add_argument("--tasks", type=int, default=len(TASKS), help="of a run, at most so many")
+    parser.add_argument("--minutes", type=float, default=600, help="after which no more are stopped")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, help="the JSON file to write")
     arguments = parser.parse_args()
@@ -209,11 +218,19 @@ def main() -> None:
             folder = pathlib.Path(name) / str(devices)
             folder.mkdir()
             cache = str(pathlib.Path(name) / "cache")
-            found[str(devices)] = stopped_again_and_again(folder, cache, devices, stops, arguments.seed)
+            until = time.monotonic() + 60 * arguments.minutes / len(arguments.devices)
+            found[str(devices)] = stopped_again_and_again(
+                folder, cache, devices, arguments.tasks, stops, arguments.seed, until
+            )
             print(json.dumps({devices: found[str(devices)]}), flush=True)
     result = {
         "by_devices": found,
-        "settings": {"kills": arguments.kills, "terms": arguments.terms, "seed": arguments.seed},
+        "settings": {
+            "kills": arguments.kills,
+            "terms": arguments.terms,
+            "tasks": arguments.tasks,
+            "seed": arguments.seed,
+        },
         **provenance(),
     }
     print(json.dumps(result, indent=1))

@@ -1,16 +1,21 @@
 """A task's training is stopped anywhere, and the same call goes on as if nothing had happened, to the bit."""
 
 import dataclasses
+import os
 import shutil
 
 import jax
 import numpy as np
 import pytest
 from conftest import TinyModel
+from rich.console import Console
 
 import cwps_jax as cwps
+from cwps_jax import run
+from cwps_jax.config import run_config
 from cwps_jax.errors import Preempted
 from cwps_jax.parallel import Parallel
+from cwps_jax.store.lock import locked
 from cwps_jax.train.saves import Saves, Saving, _parted
 
 METHOD = cwps.methods.Cwps(score_learning_rate=0.05)
@@ -295,3 +300,13 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_the_pool_is_whole(singl
     assert "\n" not in str(caught.value)
     pool.refresh()
     assert pool.tasks == ("before",) and not pool.verify()
+
+
+def test_a_second_run_of_a_workdir_is_told_while_the_first_trains_its_pretrained_model(tmp_path):
+    values = {"data": "digits", "source": "digits", "source_epochs": 1, "tasks": ("loops",), "epochs": 3}
+    config = run_config({**values, "cache_dir": str(tmp_path)})
+    with locked(tmp_path / ".pretraining", "this"), pytest.raises(cwps.CwpsError) as caught:
+        run.learn(config, tmp_path, Console(quiet=True))
+    told = f"{tmp_path}/.pretraining: this run's pre-trained model is being trained by process {os.getpid()};"
+    assert str(caught.value) == f"{told} try again when it ended"
+    assert not (tmp_path / "pool").exists()

@@ -101,7 +101,8 @@ class Saves:
         if distributed.many() and not between_stages and self._steps % ASKED:
             return False
         seconds = 60 * self._saving.minutes * (SHORT if between_stages else 1)
-        due = _SAVE * (time.monotonic() - self._last >= seconds)
+        writing = self._manager is not None and self._manager.is_saving_in_progress()  # the next would wait
+        due = _SAVE * (time.monotonic() - self._last >= seconds and not writing)
         self._answer = distributed.largest(_STOP if self._saving.stopping() else due)
         return self._answer > 0
 
