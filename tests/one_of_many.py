@@ -54,6 +54,10 @@ def check(process: int, folder: pathlib.Path) -> None:
     for name, tree in found.items():
         np.savez(folder / f"{name}-{process}.npz", *jax.tree.leaves(tree))
 
+    spread = Parallel(shard=(("*", "split"),))
+    _, recording = stages.run_stages(model, layout, variables, spread)
+    np.savez(folder / f"spread-{process}.npz", *jax.tree.leaves(recording.fetched))
+
     # One of the two is asked to stop, in the middle of a stage.
     asked = itertools.count()
 

@@ -61,7 +61,7 @@ def run_stages(model, layout, variables, parallel, config=CONFIG, saves=None):
     models = whole_models(
         layout, [flatten(variables["params"]), flatten(moved(variables["params"], 0.02, 1))]
     )
-    recording = Recording(parallel.mode, parallel.devices)
+    recording = Recording(parallel.mode, parallel.devices, parallel.shard)
     example = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
     trainer = Trainer(model, layout, example, parallel=recording)
     pooled = Pooled(models, ("pretrained", "a@1"))

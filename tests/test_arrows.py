@@ -17,6 +17,7 @@ RANKS = {
     "core": -1,
     "distributed": -1,
     "search": 0,
+    "sharding": 0,
     "version": 0,
     "tracing": 0,
     "active_gradient": 1,

@@ -86,6 +86,12 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(pair, alone, proces
             np.testing.assert_allclose(found, wanted, rtol=0, atol=0 if exact else 1e-5)
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_what_is_spread_over_two_processes_trains_as_one_does(pair, alone, process):
+    for found, wanted in zip(leaves(pair, "spread", process), alone["fetched"], strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-5)  # moments are sums of squares
+
+
 def test_both_processes_hold_the_same_bits(pair):
     for name in ("fetched", "trained", "gates", "sources", "logits"):
         for one, other in zip(leaves(pair, name, 0), leaves(pair, name, 1), strict=True):
