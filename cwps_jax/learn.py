@@ -161,6 +161,8 @@ def train_task(
         What the trainer found, what there is to store of it, and the variables that these give, with the head
         in the model's own size.
     """
+    if trainer.parallel.shard != config.shard:
+        raise CwpsError(f"config.shard = {config.shard!r}: the trainer was made for another; make one anew")
     if trainer.parallel.mode != config.parallel:
         raise CwpsError(
             f"config.parallel = {config.parallel!r}: the trainer was made for {trainer.parallel.mode!r}"
@@ -213,7 +215,7 @@ def make_trainer(
         raise CwpsError("the model has no layer with output channels outside its head: nothing to share")
     if not layout.head:
         raise CwpsError(f"the model has no module {config.head!r}: name its head by config.head")
-    parallel = Parallel(config.parallel)
+    parallel = Parallel(config.parallel, shard=config.shard)
     return Trainer(model, layout, example, loss=loss, metric=metric, parallel=parallel, profiler=profiler)
 
 

@@ -28,7 +28,7 @@ IRRELEVANT = (
     *("byte_budget", "row_bits", "rounded_share", "head_share"),
     *("tasks", "overrides", "weights", "shots", "draws", "least_steps", "relearn", "rounds", "keep_head"),
     *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
-    *("parallel", "accumulate", "remat", "compilation_cache", "profile", "save_minutes"),
+    *("parallel", "shard", "accumulate", "remat", "compilation_cache", "profile", "save_minutes"),
 )
 
 # In float32, whatever the tasks become.

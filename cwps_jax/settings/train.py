@@ -9,6 +9,7 @@ from cwps_jax.core.coding import BITS
 from cwps_jax.core.entropy import BY_BUDGET
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings.checks import at_least, below_one, check_types, within
+from cwps_jax.sharding import Rules, check_rules
 
 OF_ITS_OWN = ("learning_rate", "momentum", "weight_decay")  # a given optimizer has them within
 
@@ -40,6 +41,9 @@ class TrainConfig:
             average is what the task keeps; it looks back about 1 / (1 - ema) steps. 0 is no average.
         seed: of the head's start, the data order and dropout.
         parallel: "jit" over a mesh of all devices, or "pmap".
+        shard: which of child, parent, scores and optimizer state is spread over the devices instead of being
+            on each: pairs of a pattern over paths of parameters and "split" or "whole", of which the first
+            that matches counts, such as ``(("head/*", "whole"), ("*kernel", "split"))``. Needs "jit".
         budget: largest params_ratio that the task may keep, in (0, 1]; 1 is no limit. For methods that choose
             what to keep.
         byte_budget: largest byte_ratio that the task may keep: bytes of all that is stored but the head, over
@@ -73,6 +77,7 @@ class TrainConfig:
     ema: float = 0.0
     seed: int = 0
     parallel: Literal["jit", "pmap"] = "jit"
+    shard: Rules = ()
     budget: float = 1.0
     byte_budget: float = 0.0
     head_share: float = 0.0
@@ -85,6 +90,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_rules(self.shard)
         at_least(self, epochs=1, batch_size=1, accumulate=1, norm_batches=1)
         at_least(self, learning_rate=0, weight_decay=0, momentum=0, seed=0)
         within(self, "config.", 0, 1, "learning_rate_warmup", "rounded_share")
