@@ -24,6 +24,7 @@ from cwps_jax.saved import Checkpoints, forget, saves_of_task
 from cwps_jax.search.composite import Search, Source, composite
 from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
+from cwps_jax.train.curve import hardened, smallest
 from cwps_jax.train.evaluation import measure, outputs_sha256
 from cwps_jax.train.heads import cut_to_model, with_kept_head
 from cwps_jax.train.meeting import batch_shapes, calling, check_given, check_meeting
@@ -178,13 +179,26 @@ def train_task(
     if config.keep_head:
         head = with_kept_head(head, start, model, example)
     start = unite(without_head(pool.layout, start), head)
-    trained = trainer.train(start, data.train, config, pool.pooled(without, method.name), observe, saves)
-    stored = method.store(trained.finished)
-    other = cut_to_model({"params": stored.own["params"], **stored.own.get("other", {})}, model, example)
-    cut = {"params": other.pop("params"), **({"other": other} if other else {})}
-    stored = dataclasses.replace(stored, own={**stored.own, **cut})
-    stored = pool.coded(stored, config.row_bits, config.byte_budget)
-    return trained, stored, pool.restored(method, stored)
+    pooled, found, curve = pool.pooled(without, method.name), [], []
+    predictor = trainer.predictor(trainer.model_of(method, model))
+    for own, trained in hardened(trainer, start, data.train, config, pooled, observe, saves):
+        stored = method.store(trained.finished)
+        other = cut_to_model({"params": stored.own["params"], **stored.own.get("other", {})}, model, example)
+        cut = {"params": other.pop("params"), **({"other": other} if other else {})}
+        stored = dataclasses.replace(stored, own={**stored.own, **cut})
+        stored = pool.coded(stored, own.row_bits, own.byte_budget)
+        found.append((trained, stored, pool.restored(method, stored)))
+    if len(found) == 1:
+        return found[0]
+    for own, (_, stored, variables) in zip(config.by_budget(), found, strict=True):
+        outputs = predictor(variables, data.validation, config.batch_size)
+        size = {key: counted(pool.layout, stored)[key] for key in ("byte_ratio", "bytes", "params_ratio")}
+        reached = measure(trainer.metric, outputs, data.validation)
+        curve.append({"byte_budget": own.byte_budget, **size, "validation_accuracy": reached})
+    kept = smallest(curve, config.tolerance)
+    trained, stored, variables = found[kept]
+    told = tuple({**one, "kept": at == kept} for at, one in enumerate(curve))
+    return dataclasses.replace(trained, curve=told), stored, variables
 
 
 def measured(
@@ -216,6 +230,7 @@ def measured(
         "flops_per_step": trained.so_far.flops_per_step,
         "seed": config.seed,
         "classes": data.classes,
+        **({"curve": trained.curve} if trained.curve else {}),
         "capacity": placed and capacity_of(trainer.layout, placed),  # later tasks share the compiled step
     }
 
