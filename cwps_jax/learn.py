@@ -7,11 +7,8 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from cwps_jax import methods
-from cwps_jax.core.accounting import count_stored
-from cwps_jax.core.channels import Layout
-from cwps_jax.core.compact import capacity_of
 from cwps_jax.core.heads import without_head
-from cwps_jax.core.trees import Tree, check_params, flatten, unite
+from cwps_jax.core.trees import Tree, check_params, unite
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
 from cwps_jax.inputs import check_inputs, inputs_of
@@ -20,12 +17,12 @@ from cwps_jax.modules import channel_layout
 from cwps_jax.parallel import Parallel
 from cwps_jax.profiling import Profiler
 from cwps_jax.provenance import KEY, learned_with
+from cwps_jax.recorded import measured, smallest_good
 from cwps_jax.saved import Checkpoints, forget, saves_of_task
 from cwps_jax.search.composite import Search, Source, composite
 from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
-from cwps_jax.train.curve import hardened, smallest
-from cwps_jax.train.evaluation import measure, outputs_sha256
+from cwps_jax.train.curve import hardened
 from cwps_jax.train.heads import cut_to_model, with_kept_head
 from cwps_jax.train.meeting import batch_shapes, calling, check_given, check_meeting
 from cwps_jax.train.objectives import Metric, Objective, accuracy, cross_entropy
@@ -179,8 +176,7 @@ def train_task(
     if config.keep_head:
         head = with_kept_head(head, start, model, example)
     start = unite(without_head(pool.layout, start), head)
-    pooled, found, curve = pool.pooled(without, method.name), [], []
-    predictor = trainer.predictor(trainer.model_of(method, model))
+    pooled, found = pool.pooled(without, method.name), []
     for own, trained in hardened(trainer, start, data.train, config, pooled, observe, saves):
         stored = method.store(trained.finished)
         other = cut_to_model({"params": stored.own["params"], **stored.own.get("other", {})}, model, example)
@@ -188,64 +184,7 @@ def train_task(
         stored = dataclasses.replace(stored, own={**stored.own, **cut})
         stored = pool.coded(stored, own.row_bits, own.byte_budget)
         found.append((trained, stored, pool.restored(method, stored)))
-    if len(found) == 1:
-        return found[0]
-    for own, (_, stored, variables) in zip(config.by_budget(), found, strict=True):
-        outputs = predictor(variables, data.validation, config.batch_size)
-        size = {key: counted(pool.layout, stored)[key] for key in ("byte_ratio", "bytes", "params_ratio")}
-        reached = measure(trainer.metric, outputs, data.validation)
-        curve.append({"byte_budget": own.byte_budget, **size, "validation_accuracy": reached})
-    kept = smallest(curve, config.tolerance)
-    trained, stored, variables = found[kept]
-    told = tuple({**one, "kept": at == kept} for at, one in enumerate(curve))
-    return dataclasses.replace(trained, curve=told), stored, variables
-
-
-def measured(
-    trained: Trained,
-    variables: Mapping[str, Any],
-    model: nn.Module,
-    data: TaskData,
-    config: TrainConfig,
-    trainer: Trainer,
-) -> dict[str, Any]:
-    """Returns what is recorded of a task: how its model does on held-out data, and what it took."""
-    predictor = trainer.predictor(trainer.model_of(trained.method, model))
-    # A head that has more outputs than the task's moves no other numbers than the task's.
-    own_head = sum(flatten(variables["params"])[path].size for path in trainer.layout.head_paths)
-    validation = predictor(variables, data.validation, config.batch_size)
-    test = predictor(variables, data.test, config.batch_size)
-    placed = trained.finished.moment.frozen.get("placed")
-    return {
-        "accuracy_when_learned": measure(trainer.metric, test, data.test),
-        "logits_sha256_when_learned": outputs_sha256(test),
-        "validation_accuracy": measure(trainer.metric, validation, data.validation),
-        "lambda": trained.so_far.lambda_,
-        "budget": config.budget,
-        "row_bits": config.row_bits,
-        "epochs": trained.epochs,
-        "seconds": trained.so_far.seconds,
-        "trained": trained.so_far.numbers - trainer.layout.head_parameters + own_head,
-        "peak_memory_bytes": trained.so_far.peak_memory_bytes,
-        "flops_per_step": trained.so_far.flops_per_step,
-        "seed": config.seed,
-        "classes": data.classes,
-        **({"curve": trained.curve} if trained.curve else {}),
-        "capacity": placed and capacity_of(trainer.layout, placed),  # later tasks share the compiled step
-    }
-
-
-def counted(layout: Layout, stored: Stored) -> dict[str, Any]:
-    """Returns what there is to store of a task, counted: parameters, bits and bytes."""
-    count = count_stored(layout, flatten(stored.own), stored.rows)
-    return {
-        "params_ratio": count.ratio,
-        "byte_ratio": count.byte_ratio,
-        "parameters": count.active + count.private,
-        "head_parameters": count.head,
-        "bits": count.bits,
-        "bytes": count.bits // 8,
-    }
+    return found[0] if len(found) == 1 else smallest_good(found, model, data, config, trainer)
 
 
 def make_trainer(

@@ -42,12 +42,13 @@ def main(config: RunConfig) -> None:
     from rich.console import Console
 
     from cwps_jax import run
+    from cwps_jax.finish import finish
 
     # A log file has no width of its own: keep the table whole there.
     console = Console(width=None if sys.stdout.isatty() else 120, quiet=not distributed.first())
     if _FINISH.value:
         with stop_signals(command_line.PREEMPTED, grace=0):
-            run.finish(config, workdir, console)
+            finish(config, workdir, console)
         distributed.stop()
         return
     with stop_signals(command_line.PREEMPTED, GRACE if config.save_minutes else 0) as stopping:

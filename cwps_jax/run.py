@@ -1,6 +1,6 @@
-"""A run of main in two processes: `learn` fills the pool, `finish` measures what the pool really holds.
+"""The first half of a run of main: `learn` fills the pool; `finish.py` measures what the pool really holds.
 
-Each of the two may be many processes that do the same together; the first one of them writes.
+It may be many processes that do the same together; the first one of them writes.
 """
 
 import contextlib
@@ -11,13 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
-from cwps_jax import data, distributed
-from cwps_jax.config import DataConfig, RunConfig
-from cwps_jax.data.task import TaskData
+from cwps_jax import distributed
+from cwps_jax.config import RunConfig
 from cwps_jax.errors import Preempted
-from cwps_jax.learn import counted, learn_task, measured, train_task
-from cwps_jax.parallel import Parallel
-from cwps_jax.prepare import Prepared, load_task, model_maker, open_image_cache, prepare
+from cwps_jax.learn import learn_task, train_task
+from cwps_jax.prepare import Prepared, prepare
 from cwps_jax.pretraining import origin, pretrained_pool, stored_pool
 from cwps_jax.profiling import Profiler
 from cwps_jax.provenance import (
@@ -29,12 +27,12 @@ from cwps_jax.provenance import (
     plain,
     versions,
 )
+from cwps_jax.recorded import counted, measured
 from cwps_jax.report.costs import show_costs
-from cwps_jax.report.draws import draw_folders, together
+from cwps_jax.report.draws import draw_folders
 from cwps_jax.report.metrics import check_packages, open_writers
 from cwps_jax.report.progress import RunProgress
-from cwps_jax.report.results import measure_pool, write_json
-from cwps_jax.report.table import show_results
+from cwps_jax.report.results import write_json
 from cwps_jax.rounds import learn_again, settled
 from cwps_jax.saved import PRETRAINED, forget, saves_of_task
 from cwps_jax.store.index import compared_name
@@ -79,25 +77,6 @@ def learn(
         _learn_draw(prepared, folder, console, stopping)
     if profiler:
         show_costs(profiler, console)
-
-
-def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[str, Any]:
-    """Measures every task of the workdir's pool, writes results.json and report/, and shows the table.
-
-    It takes nothing from the process that trained, so what it measures is what is stored. With several
-    draws each has results and a report of its own, and the workdir's results.json has the rows of all.
-    """
-    from cwps_jax.report.pictures import draw_comparison  # matplotlib is not needed to learn
-
-    folders = draw_folders(config, workdir)
-    finished = [_finish_draw(*draw, number, console) for number, draw in enumerate(folders)]
-    if config.draws == 1:
-        return finished[0]
-    results = together(finished)
-    if distributed.first():
-        write_json(workdir / "results.json", results)
-        _show(results, workdir, draw_comparison(results, workdir / "report"), console)
-    return results
 
 
 def _learn_draw(
@@ -159,7 +138,7 @@ def _learn_draw(
                 prepared.cache.clear()  # the next task needs the room, and none comes back to these images
         for number in range(2, config.rounds + 1):
             for name in tasks:
-                if stopping():
+                if distributed.largest(stopping()):
                     raise Preempted(
                         f"stopped before round {number} of {name}; the same command goes on with it"
                     )
@@ -260,39 +239,6 @@ def _learn_task(
         progress.say(f"{name}: {share:.4f}x of the bytes, validation {reached:.3f}{', kept' * one['kept']}")
 
 
-def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console: Console) -> dict[str, Any]:
-    from cwps_jax.report.pictures import draw_report  # matplotlib is not needed to learn
-
-    pool = Pool.open(workdir / "pool")
-    results = measure_pool(
-        pool,
-        config.method,
-        functools.partial(_load_stored, config, pool),
-        model_maker(config),
-        Parallel(config.parallel),
-        tasks=config.tasks,
-        dtype=config.dtype,
-        draw=number,
-        rounds=config.rounds,
-    )
-    if distributed.first():
-        write_json(workdir / "results.json", results)
-        _show(results, workdir, draw_report(pool, results, workdir / "report"), console)
-    return results
-
-
-def _load_stored(config: RunConfig, pool: Pool, name: str) -> TaskData:
-    """Returns a stored task's data: as the config says where it has the task, else as it was learned."""
-    cache = open_image_cache(config)
-    told = pool.version(name).record.get(KEY, {})
-    images = told.get("images")
-    if name in config.tasks or not images:
-        return load_task(config, name, cache)
-    here = ("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch")
-    settings = DataConfig(**{**images, **{key: getattr(config, key) for key in here}})
-    return data.load(settings, told["task"], seed=told["config"]["seed"], cache=cache)
-
-
 def _learned_with(prepared: Prepared, name: str, method: str) -> dict[str, Any]:
     settings = prepared.settings[name][method]
     return learned_with(name, prepared.tasks[name], settings, prepared.config.dtype)
@@ -324,15 +270,6 @@ def _write_config(config: RunConfig, pool: Pool | None, workdir: pathlib.Path) -
     stored = {name: pool.version(name).record.get(KEY) for name in pool.tasks} if pool else {}
     values = {"config": plain(config), "versions": versions(), "tasks": stored}
     write_json(workdir / "config.json", values)
-
-
-def _show(
-    results: dict[str, Any], workdir: pathlib.Path, pictures: list[pathlib.Path], console: Console
-) -> None:
-    show_results(results, console)
-    console.print(f"Results: {workdir / 'results.json'}", soft_wrap=True, highlight=False)
-    for picture in pictures:
-        console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
 
 
 def _tell(prepared: Prepared, name: str, progress: RunProgress) -> None:

@@ -23,7 +23,8 @@ import cwps_jax as cwps
 from cwps_jax import models
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.methods import METHODS
-from cwps_jax.methods.method import Begun, Effective, Method, Moment, Pooled, Stage
+from cwps_jax.methods.method import Begun, Effective, Method, Moment, Stage
+from cwps_jax.methods.pooled import Pooled
 from cwps_jax.search.models import StoredModels, model_rows
 from cwps_jax.train.step import at_the_end
 

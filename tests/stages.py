@@ -9,7 +9,7 @@ from stored_models import whole_models
 
 from cwps_jax import TrainConfig, Trainer, methods
 from cwps_jax.core.trees import flatten, unflatten
-from cwps_jax.methods.method import Pooled
+from cwps_jax.methods.pooled import Pooled
 from cwps_jax.parallel import Parallel
 
 STEPS = 20  # of each stage: 4 epochs of 5

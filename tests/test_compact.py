@@ -19,7 +19,7 @@ from cwps_jax import CwpsError, TrainConfig, Trainer, channel_layout, methods, m
 from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.core.compact import choose_capacity, pack, placements, unpack
 from cwps_jax.core.trees import flatten
-from cwps_jax.methods.method import Pooled
+from cwps_jax.methods.pooled import Pooled
 from cwps_jax.parallel import Parallel
 from cwps_jax.train.state import TrainState
 

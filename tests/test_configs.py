@@ -20,6 +20,7 @@ from cwps_jax import models, run, save_backbone
 from cwps_jax.config import RunConfig, run_config
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.errors import CwpsError
+from cwps_jax.finish import finish
 from cwps_jax.methods import find, with_settings
 from cwps_jax.store import Pool
 
@@ -234,7 +235,7 @@ def test_pacs_images_are_whole_squares(tmp_path):
 
 def learn_and_finish(config: RunConfig, workdir: pathlib.Path) -> dict:
     run.learn(config, workdir, QUIET)
-    run.finish(config, workdir, QUIET)
+    finish(config, workdir, QUIET)
     return json.loads((workdir / "results.json").read_text())
 
 

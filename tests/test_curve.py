@@ -61,7 +61,7 @@ def test_the_stages_before_the_hard_one_are_trained_once(pool, tiny_model, data,
 
 
 def test_the_largest_budget_is_what_it_is_alone(pool, tmp_path, tiny_model, data, trainer, monkeypatch):
-    monkeypatch.setattr("cwps_jax.learn.smallest", lambda curve, tolerance: 0)
+    monkeypatch.setattr("cwps_jax.recorded.smallest", lambda curve, tolerance: 0)
     several = learned(pool, tiny_model, data, trainer, SEVERAL)
     other = cwps.Pool.create(tmp_path / "other", pool.effective("pretrained"), pool.layout)
     alone = dataclasses.replace(SEVERAL, budgets=(), byte_budget=0.9)

@@ -17,8 +17,8 @@ import cwps_jax as cwps
 from cwps_jax import TrainConfig, Trainer, methods
 from cwps_jax.config import RunConfig
 from cwps_jax.core.trees import flatten
-from cwps_jax.methods.method import Pooled
 from cwps_jax.methods.optimizers import child_optimizer
+from cwps_jax.methods.pooled import Pooled
 from cwps_jax.parallel import Parallel
 from cwps_jax.provenance import GIVEN, different_training, learned_with, plain
 

@@ -13,9 +13,10 @@ from dense import DenseCwps
 from cwps_jax import TrainConfig, accuracy, cross_entropy, gates, methods, mix
 from cwps_jax.core.masks import all_gates
 from cwps_jax.core.trees import flatten, select
-from cwps_jax.methods.method import Begun, Moment, Pooled, cosine
+from cwps_jax.methods.method import Begun, Moment, cosine
 from cwps_jax.methods.network import Network
 from cwps_jax.methods.optimizers import child_optimizer, gated_weight_decay
+from cwps_jax.methods.pooled import Pooled
 from cwps_jax.train.state import begun_state, make_plan, start_state
 from cwps_jax.train.step import at_the_end, make_step, rate
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from cwps_jax import run
 from cwps_jax.config import default_config, run_config
 from cwps_jax.errors import CwpsError
+from cwps_jax.finish import finish
 from cwps_jax.provenance import KEY, versions
 from cwps_jax.report import results as results_module
 from cwps_jax.serve import evaluate
@@ -150,19 +151,19 @@ def test_other_settings_of_a_stored_task_are_named(config, workdir, capsys):
 def test_a_task_without_its_data_keeps_its_numbers_and_is_marked(config, workdir, data_dir, tmp_path, capsys):
     with_cars = config(tasks=("cars",))
     run.learn(with_cars, workdir, CONSOLE)
-    whole = run.finish(with_cars, workdir, CONSOLE)
+    whole = finish(with_cars, workdir, CONSOLE)
     assert whole["not_measured"] == [] and len(whole["forgetting"]) == 2
     assert whole["class_names"] == {"birds": ["dark", "light"], "cars": ["dark", "light"]}
     birds = data_dir / "birds"
     birds.rename(tmp_path / "away")
     try:
-        results = run.finish(with_cars, workdir, CONSOLE)
+        results = finish(with_cars, workdir, CONSOLE)
         assert "birds was not measured" in capsys.readouterr().out
         told = "task 'birds' is learned already: leave it out of config.tasks, and it keeps its numbers"
         with pytest.raises(CwpsError, match=told):  # a task of this run has to have its data
             run.learn(config(tasks=("birds", "cars")), workdir, CONSOLE)
         with pytest.raises(CwpsError):
-            run.finish(config(tasks=("birds",)), workdir, CONSOLE)
+            finish(config(tasks=("birds",)), workdir, CONSOLE)
     finally:
         (tmp_path / "away").rename(birds)
     (missing,) = results["not_measured"]
@@ -172,13 +173,13 @@ def test_a_task_without_its_data_keeps_its_numbers_and_is_marked(config, workdir
 
 
 def test_forgetting_counts_the_same_program_alone(config, workdir, monkeypatch, capsys):
-    same = run.finish(config(), workdir, CONSOLE)
+    same = finish(config(), workdir, CONSOLE)
     assert [one["same_program"] for one in same["forgetting"]] == [True]
     newer = {**versions(), "jax": "99"}
     monkeypatch.setattr("cwps_jax.provenance.versions", lambda: newer)
     monkeypatch.setattr(results_module, "outputs_sha256", lambda outputs: "other bits")
     capsys.readouterr()
-    other = run.finish(config(), workdir, CONSOLE)
+    other = finish(config(), workdir, CONSOLE)
     assert [one["same_program"] for one in other["forgetting"]] == [False]
     said = " ".join(capsys.readouterr().out.split())
     assert "Forgetting: 0 of 0 stored tasks" in said and "1 more were learned by other versions" in said
@@ -198,7 +199,7 @@ def test_a_task_is_learned_anew_as_its_next_version(config, workdir):
     assert pool.effective("birds@1")["params"]["head"]["bias"].tobytes() == before
     owners = {int(one) for owner, _ in pool.ownership("birds").values() for one in owner}
     assert owners == {0, 2}
-    results = run.finish(other, workdir, CONSOLE)
+    results = finish(other, workdir, CONSOLE)
     assert [row["version"] for row in results["rows"]] == [2]
 
 
@@ -225,9 +226,9 @@ def test_a_run_that_learns_the_same_task_is_told_before_it_trains(config, workdi
 
 def test_a_renamed_task_is_measured_on_the_data_that_it_was_learned_from(config, workdir):
     """Its name in the pool is not where its data are."""
-    before = run.finish(config(), workdir, CONSOLE)
+    before = finish(config(), workdir, CONSOLE)
     Pool.open(workdir / "pool").rename("birds", "vögel")
-    results = run.finish(config(tasks=("cars",)), workdir, CONSOLE)
+    results = finish(config(tasks=("cars",)), workdir, CONSOLE)
     assert results["not_measured"] == [] and [row["task"] for row in results["rows"]] == ["vögel"]
     assert results["rows"][0]["accuracy"] == before["rows"][0]["accuracy"]
     assert results["forgetting"][0]["logits_sha256_at_end"] == before["forgetting"][0]["logits_sha256_at_end"]

@@ -19,6 +19,7 @@ from cwps_jax import rounds, run
 from cwps_jax.config import run_config
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.errors import CwpsError, Preempted
+from cwps_jax.finish import finish
 from cwps_jax.report.rounds import ROUND, measure_rounds
 from cwps_jax.search.composite import Search, composite
 from cwps_jax.store.trees import owners
@@ -53,7 +54,7 @@ def finished(config, first, tmp_path_factory):
     """The same after another round that was not stopped: its workdir, its results, and what it said."""
     workdir, console = shutil.copytree(first, tmp_path_factory.mktemp("finished") / "w"), quiet()
     run.learn(config, workdir, console)
-    return workdir, run.finish(config, workdir, console), console.file.getvalue()
+    return workdir, finish(config, workdir, console), console.file.getvalue()
 
 
 def test_a_round_is_told_by_its_versions(finished):

@@ -9,6 +9,7 @@ from rich.console import Console
 from cwps_jax import TrainConfig, run
 from cwps_jax.config import default_config, run_config
 from cwps_jax.errors import CwpsError
+from cwps_jax.finish import finish
 from cwps_jax.train.small_data import fit_to_data
 
 CONFIG = TrainConfig(batch_size=64, epochs=10)
@@ -59,7 +60,7 @@ def test_draws_are_independent_runs_whose_rows_stand_together(tmp_path, capsys):
     assert "loops: config.batch_size = 16 instead of 64, for 18 training images" in said
     assert "thick: config.batch_size = 32 instead of 64, for 60 training images" in said
     assert said.count("config.epochs = 4 instead of 3") == 4
-    results = run.finish(config, tmp_path, console)
+    results = finish(config, tmp_path, console)
     assert results == json.loads((tmp_path / "results.json").read_text())
     single = [json.loads((tmp_path / f"draw{draw}" / "results.json").read_text()) for draw in range(2)]
     for key in ("rows", "totals", "forgetting"):

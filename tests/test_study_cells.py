@@ -15,6 +15,7 @@ from test_arrows import PACKAGE
 
 from cwps_jax import run
 from cwps_jax.errors import CwpsError
+from cwps_jax.finish import finish
 from cwps_jax.store.lock import locked
 from cwps_jax.study import running
 from cwps_jax.study.cells import cell_path, finished_cells, read_cell
@@ -81,7 +82,7 @@ def test_a_cell_gives_what_a_run_of_main_gives_alone(finished, tmp_path):
     cell = study.cells[1]  # its trainer had learned others before, and others after
     assert cell.config.method == "cwps" and len(cell.config.tasks) == 2
     run.learn(cell.config, tmp_path / "w", quiet())
-    alone = run.finish(cell.config, tmp_path / "w", quiet())
+    alone = finish(cell.config, tmp_path / "w", quiet())
     beside = read_cell(cell_path(workdir, cell))["results"]
     assert rows_of(beside) == rows_of(alone)
     hashes = [[one["logits_sha256_at_end"] for one in each["forgetting"]] for each in (beside, alone)]

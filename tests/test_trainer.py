@@ -15,9 +15,9 @@ from stored_models import whole_models
 from cwps_jax import TrainConfig, Trainer, channel_layout, methods
 from cwps_jax.core.accounting import count
 from cwps_jax.core.trees import flatten, unflatten
-from cwps_jax.learn import counted
-from cwps_jax.methods.method import Pooled
+from cwps_jax.methods.pooled import Pooled
 from cwps_jax.parallel import Parallel
+from cwps_jax.recorded import counted
 
 EXAMPLE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
 CWPS = methods.Cwps(score_learning_rate=0.05, search_distance="l2")

@@ -16,8 +16,8 @@ from stored_models import whole_models
 
 from cwps_jax import CwpsError, TrainConfig, Trainer, channel_layout, cross_entropy, methods
 from cwps_jax.core.trees import flatten
-from cwps_jax.methods.method import Pooled
 from cwps_jax.methods.network import Network
+from cwps_jax.methods.pooled import Pooled
 from cwps_jax.parallel import Parallel
 from cwps_jax.train.evaluation import Predictor
 from cwps_jax.train.state import start_state

@@ -19,8 +19,8 @@ import optax
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.trees import Tree
 from cwps_jax.methods.network import Network
+from cwps_jax.methods.pooled import Pooled
 from cwps_jax.methods.schedules import Schedule, cosine
-from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import TrainConfig
 from cwps_jax.settings.checks import check_types
 
@@ -85,23 +85,6 @@ class Penalty(NamedTuple):
     budget: float = 1.0
     budget_rate: float = 0.0
     budget_gain: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Pooled:
-    """The models that exist so far, as a stage may see them.
-
-    Attributes:
-        models: those that others can take channels from, oldest first and the pre-trained one at 0.
-        names: their names, as the pool knows them.
-        tasks: {name: a function that gives the task's plain parameters}, of every stored task.
-        stored: {name: a function that gives what the pool stores of it, flat}, of this method's versions.
-    """
-
-    models: StoredModels
-    names: tuple[str, ...]
-    tasks: Mapping[str, Callable[[], Tree]] = dataclasses.field(default_factory=dict)
-    stored: Mapping[str, Callable[[], Mapping[str, np.ndarray]]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,8 +201,7 @@ class Stored:
     Attributes:
         own: nested dict: "params", leaves of the plain model that are stored as they are; "other", its other
             collections; and whatever else the method needs, such as "masks".
-        rows: {path of a leaf: (rows, fan-in)}, channels that later tasks may borrow; empty for none. The pool
-            makes codes of both where they are stored in few bits.
+        rows: {path of a leaf: (rows, fan-in)}, channels that later tasks may borrow; empty for none.
         uses: names of stored versions that the task cannot be restored without, beside the rows' owners.
         step: the step size of `core.entropy` that training has seen.
     """

@@ -17,7 +17,8 @@ from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.methods import channels
 from cwps_jax.methods.channels import Ownership
-from cwps_jax.methods.method import Method, Pooled, Stored
+from cwps_jax.methods.method import Method, Stored
+from cwps_jax.methods.pooled import Pooled
 from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import nearest
 from cwps_jax.store.coded import coded

@@ -9,8 +9,9 @@ import numpy as np
 
 from cwps_jax.core.trees import Tree
 from cwps_jax.data.split import Split
-from cwps_jax.methods.method import Begun, Method, Moment, Pooled, Stage
+from cwps_jax.methods.method import Begun, Method, Moment, Stage
 from cwps_jax.methods.network import Network
+from cwps_jax.methods.pooled import Pooled
 from cwps_jax.settings import TrainConfig
 from cwps_jax.train.records import NO_STEPS, SoFar
 from cwps_jax.train.state import TrainState, begun_state, start_state

@@ -15,8 +15,9 @@ from cwps_jax.core.trees import Tree
 from cwps_jax.data.pipeline import steps_per_epoch
 from cwps_jax.data.split import Arrays, Split, as_split
 from cwps_jax.methods.head_first import stages_of
-from cwps_jax.methods.method import Finished, Method, Pooled
+from cwps_jax.methods.method import Finished, Method
 from cwps_jax.methods.network import Network
+from cwps_jax.methods.pooled import Pooled
 from cwps_jax.parallel import Compiled, Parallel
 from cwps_jax.profiling import Profiler
 from cwps_jax.search.models import StoredModels

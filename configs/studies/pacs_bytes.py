@@ -1,0 +1,40 @@
+"""Three tasks from a CIFAR-10 ResNet-20: bits that a byte budget sets, at a twentieth and a fiftieth.
+
+Command:    python -m cwps_jax.study --config configs/studies/pacs_bytes.py --config.data_dir=DATA
+            (several of these at once share the cells)
+Data:       that of configs/pacs.py, see there
+Run time:   a cell 5.5 to 8 minutes on one CPU core; 15 cells
+Reached:    not yet run to the end
+"""
+
+import pathlib
+
+from cwps_jax.study import base_config
+
+SEEDS = (0, 1, 2)
+
+
+def get_config():
+    config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
+
+    config.tasks = ("cartoon", "sketch", "Greek")
+    config.budget = 1.0
+    config.rounded_share = 0.5  # of the epochs: half of them see the rounding
+    coded = {"row_bits": (0,), "seed": SEEDS}
+    config.study = {
+        "title": "Three tasks from a CIFAR-10 ResNet-20: bits that a byte budget sets",
+        "grids": (
+            {"method": ("finetune",), "row_bits": (32,), "seed": SEEDS},
+            {"method": ("finetune",), "byte_budget": (0.05, 0.02), **coded},
+            {"method": ("cwps",), "cwps.selection": ("moved",), "byte_budget": (0.02,), **coded},
+            {"method": ("cwps",), "budget": (0.45,), "byte_budget": (0.02,), **coded},
+        ),
+        "baseline": {
+            "method": "finetune",
+            "budget": 1.0,
+            "byte_budget": 0.0,
+            "row_bits": 32,
+            "cwps": {"selection": "learned"},
+        },
+    }
+    return config

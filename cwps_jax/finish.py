@@ -1,0 +1,82 @@
+"""The second half of a run of main: `finish` measures in a fresh process what the pool really holds.
+
+It may be many processes that do the same together; the first one of them writes.
+"""
+
+import functools
+import pathlib
+from typing import Any
+
+from rich.console import Console
+
+from cwps_jax import data, distributed
+from cwps_jax.config import DataConfig, RunConfig
+from cwps_jax.data.task import TaskData
+from cwps_jax.parallel import Parallel
+from cwps_jax.prepare import load_task, model_maker, open_image_cache
+from cwps_jax.provenance import KEY
+from cwps_jax.report.draws import draw_folders, together
+from cwps_jax.report.results import measure_pool, write_json
+from cwps_jax.report.table import show_results
+from cwps_jax.store.pool import Pool
+
+
+def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[str, Any]:
+    """Measures every task of the workdir's pool, writes results.json and report/, and shows the table.
+
+    It takes nothing from the process that trained, so what it measures is what is stored. With several
+    draws each has results and a report of its own, and the workdir's results.json has the rows of all.
+    """
+    from cwps_jax.report.pictures import draw_comparison  # matplotlib is not needed to learn
+
+    folders = draw_folders(config, workdir)
+    finished = [_finish_draw(*draw, number, console) for number, draw in enumerate(folders)]
+    if config.draws == 1:
+        return finished[0]
+    results = together(finished)
+    if distributed.first():
+        write_json(workdir / "results.json", results)
+        _show(results, workdir, draw_comparison(results, workdir / "report"), console)
+    return results
+
+
+def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console: Console) -> dict[str, Any]:
+    from cwps_jax.report.pictures import draw_report  # matplotlib is not needed to learn
+
+    pool = Pool.open(workdir / "pool")
+    results = measure_pool(
+        pool,
+        config.method,
+        functools.partial(_load_stored, config, pool),
+        model_maker(config),
+        Parallel(config.parallel),
+        tasks=config.tasks,
+        dtype=config.dtype,
+        draw=number,
+        rounds=config.rounds,
+    )
+    if distributed.first():
+        write_json(workdir / "results.json", results)
+        _show(results, workdir, draw_report(pool, results, workdir / "report"), console)
+    return results
+
+
+def _load_stored(config: RunConfig, pool: Pool, name: str) -> TaskData:
+    """Returns a stored task's data: as the config says where it has the task, else as it was learned."""
+    cache = open_image_cache(config)
+    told = pool.version(name).record.get(KEY, {})
+    images = told.get("images")
+    if name in config.tasks or not images:
+        return load_task(config, name, cache)
+    here = ("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch")
+    settings = DataConfig(**{**images, **{key: getattr(config, key) for key in here}})
+    return data.load(settings, told["task"], seed=told["config"]["seed"], cache=cache)
+
+
+def _show(
+    results: dict[str, Any], workdir: pathlib.Path, pictures: list[pathlib.Path], console: Console
+) -> None:
+    show_results(results, console)
+    console.print(f"Results: {workdir / 'results.json'}", soft_wrap=True, highlight=False)
+    for picture in pictures:
+        console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)

@@ -1,0 +1,93 @@
+"""What is recorded of a task: how its model does on held-out data, what it took, and what it costs."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+
+from cwps_jax.core.accounting import count_stored
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.compact import capacity_of
+from cwps_jax.core.trees import flatten
+from cwps_jax.data.task import TaskData
+from cwps_jax.methods.method import Stored
+from cwps_jax.settings import TrainConfig
+from cwps_jax.train.curve import smallest
+from cwps_jax.train.evaluation import measure, outputs_sha256
+from cwps_jax.train.records import Trained
+from cwps_jax.train.trainer import Trainer
+
+
+def measured(
+    trained: Trained,
+    variables: Mapping[str, Any],
+    model: nn.Module,
+    data: TaskData,
+    config: TrainConfig,
+    trainer: Trainer,
+) -> dict[str, Any]:
+    """Returns what is recorded of a task: how its model does on held-out data, and what it took."""
+    predictor = trainer.predictor(trainer.model_of(trained.method, model))
+    # A head that has more outputs than the task's moves no other numbers than the task's.
+    own_head = sum(flatten(variables["params"])[path].size for path in trainer.layout.head_paths)
+    validation = predictor(variables, data.validation, config.batch_size)
+    test = predictor(variables, data.test, config.batch_size)
+    placed = trained.finished.moment.frozen.get("placed")
+    return {
+        "accuracy_when_learned": measure(trainer.metric, test, data.test),
+        "logits_sha256_when_learned": outputs_sha256(test),
+        "validation_accuracy": measure(trainer.metric, validation, data.validation),
+        "lambda": trained.so_far.lambda_,
+        "budget": config.budget,
+        "row_bits": config.row_bits,
+        "epochs": trained.epochs,
+        "seconds": trained.so_far.seconds,
+        "trained": trained.so_far.numbers - trainer.layout.head_parameters + own_head,
+        "peak_memory_bytes": trained.so_far.peak_memory_bytes,
+        "flops_per_step": trained.so_far.flops_per_step,
+        "seed": config.seed,
+        "classes": data.classes,
+        **({"curve": trained.curve} if trained.curve else {}),
+        "capacity": placed and capacity_of(trainer.layout, placed),  # later tasks share the compiled step
+    }
+
+
+def counted(layout: Layout, stored: Stored) -> dict[str, Any]:
+    """Returns what there is to store of a task, counted: parameters, bits and bytes."""
+    count = count_stored(layout, flatten(stored.own), stored.rows)
+    return {
+        "params_ratio": count.ratio,
+        "byte_ratio": count.byte_ratio,
+        "parameters": count.active + count.private,
+        "head_parameters": count.head,
+        "bits": count.bits,
+        "bytes": count.bits // 8,
+    }
+
+
+def smallest_good(
+    found: Sequence[tuple[Trained, Stored, Mapping[str, Any]]],
+    model: nn.Module,
+    data: TaskData,
+    config: TrainConfig,
+    trainer: Trainer,
+) -> tuple[Trained, Stored, Any]:
+    """Returns what a task keeps of several budgets, with the curve of all of them.
+
+    Args:
+        found: for each of `config.by_budget()` what was trained, what there is to store, and the variables.
+        model, data, config, trainer: see `learn.learn_task`.
+    """
+    curve = []
+    for own, (trained, stored, variables) in zip(config.by_budget(), found, strict=True):
+        predictor = trainer.predictor(trainer.model_of(trained.method, model))
+        outputs = predictor(variables, data.validation, config.batch_size)
+        count = counted(trainer.layout, stored)
+        size = {key: count[key] for key in ("byte_ratio", "bytes", "params_ratio")}
+        reached = measure(trainer.metric, outputs, data.validation)
+        curve.append({"byte_budget": own.byte_budget, **size, "validation_accuracy": reached})
+    kept = smallest(curve, config.tolerance)
+    trained, stored, variables = found[kept]
+    told = tuple({**one, "kept": at == kept} for at, one in enumerate(curve))
+    return dataclasses.replace(trained, curve=told), stored, variables
