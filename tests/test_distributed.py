@@ -126,7 +126,8 @@ def test_process_0_alone_writes_the_pool_and_both_see_it(pair):
 
 def test_what_cannot_be_is_one_line_in_both(pair):
     for process in (0, 1):
-        differing, batch, pmap, _ = json.loads((pair / f"told-{process}.json").read_text())[3:]
+        differing, batch, pmap, one, none, _ = json.loads((pair / f"told-{process}.json").read_text())[3:]
+        assert (one, none) == (1, 0)
         assert differing == (
             "process 1 differs from process 0 at the start in: config.seed; start all processes with the "
             "same command, code, packages and data"
