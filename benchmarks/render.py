@@ -9,7 +9,7 @@ import pathlib
 import sys
 from typing import Any
 
-from runs import demo_table, methods_table, run_table, summary_table
+from runs import by_round_table, demo_table, methods_table, run_table, summary_table
 from targets import pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
@@ -186,8 +186,9 @@ def tables_of(path: str) -> dict[str, str]:
         "omniglot": run_table(_results("docs/results/omniglot_seed0.json")[0]),
         **{
             name: markdown(_read(f"docs/results/study_{name}.json")[0])
-            for name in ("pacs_bits", "pacs_few_images")
+            for name in ("pacs_bits", "pacs_few_images", "pacs_search", "digits_search")
         },
+        "rounds": by_round_table(_results("docs/results/digits_rounds_seed0.json")[0]),
         "vit": run_table(_results("docs/results/digits_vit_seed0.json")[0]),
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cwps_jax.report import format_1
+from cwps_jax.report.rounds import HEADER, rounds_table
 from cwps_jax.report.rows import Spread, changed, names, spread, total
 
 Find = Callable[[str, str, str | None], Spread | None]
@@ -70,6 +71,12 @@ def summary_table(run: dict[str, Any]) -> str:
             f"{how}, on {_where(run)}. {_together(together, tasks)}",
         ]
     )
+
+
+def by_round_table(run: dict[str, Any]) -> str:
+    """Returns the table of a run's rounds over its tasks."""
+    rows = [HEADER, ("---",) * len(HEADER), *rounds_table(run["rounds"])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def methods_table(run: dict[str, Any]) -> str:

@@ -76,6 +76,10 @@ def check_folder(flag: str, folder: pathlib.Path) -> None:
         flag: that names it.
         folder: where a program will write; nothing is written now.
     """
+    if str(folder).partition("/")[0].endswith(":"):  # pathlib makes of gs://mine a folder gs:/mine here
+        raise CwpsError(
+            f"--{flag}={folder}: a bucket cannot hold it; name a folder that all hosts see and that has flock"
+        )
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise CwpsError(f"--{flag}={folder}: {nearest} is not a folder; name another")

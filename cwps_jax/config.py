@@ -17,6 +17,7 @@ METRICS = ("tensorboard", "jsonl", "wandb", "mlflow")
 # One for all tasks: they share a backbone, its compiled steps, and what was read of the data.
 SHARED = (
     "parallel",
+    "shard",
     "head",
     "private",
     "image_size",

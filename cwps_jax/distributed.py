@@ -171,7 +171,7 @@ def largest(value: int) -> int:
     if not many():
         return value
     turn, own = next(_turns), runtime.global_state.process_id
-    _client().key_value_set(f"cwps/{turn}/{own}", str(int(value)))
+    _client().key_value_set(f"cwps/{turn}/{own}", str(int(value)))  # of a bool, too
     others = range(runtime.global_state.num_processes)
     found = max(int(_read(f"cwps/{turn}/{one}", one, "all are asked")) for one in others)
     # All have written this one: they have read the one before.

@@ -17,11 +17,12 @@ from cwps_jax.modules import channel_layout
 from cwps_jax.parallel import Parallel
 from cwps_jax.profiling import Profiler
 from cwps_jax.provenance import KEY, learned_with
-from cwps_jax.recorded import measured
+from cwps_jax.recorded import measured, smallest_good
 from cwps_jax.saved import Checkpoints, forget, saves_of_task
 from cwps_jax.search.composite import Search, Source, composite
 from cwps_jax.settings import TrainConfig, check_task_name
 from cwps_jax.store.pool import PRETRAINED, Pool
+from cwps_jax.train.curve import hardened
 from cwps_jax.train.heads import cut_to_model, with_kept_head
 from cwps_jax.train.meeting import batch_shapes, calling, check_given, check_meeting
 from cwps_jax.train.objectives import Metric, Objective, accuracy, cross_entropy
@@ -161,6 +162,8 @@ def train_task(
         What the trainer found, what there is to store of it, and the variables that these give, with the head
         in the model's own size.
     """
+    if trainer.parallel.shard != config.shard:
+        raise CwpsError(f"config.shard = {config.shard!r}: the trainer was made for another; make one anew")
     if trainer.parallel.mode != config.parallel:
         raise CwpsError(
             f"config.parallel = {config.parallel!r}: the trainer was made for {trainer.parallel.mode!r}"
@@ -175,13 +178,15 @@ def train_task(
     if config.keep_head:
         head = with_kept_head(head, start, model, example)
     start = unite(without_head(pool.layout, start), head)
-    trained = trainer.train(start, data.train, config, pool.pooled(without, method.name), observe, saves)
-    stored = method.store(trained.finished)
-    other = cut_to_model({"params": stored.own["params"], **stored.own.get("other", {})}, model, example)
-    cut = {"params": other.pop("params"), **({"other": other} if other else {})}
-    stored = dataclasses.replace(stored, own={**stored.own, **cut})
-    stored = pool.coded(stored, config.row_bits, config.byte_budget)
-    return trained, stored, pool.restored(method, stored)
+    pooled, found = pool.pooled(without, method.name), []
+    for own, trained in hardened(trainer, start, data.train, config, pooled, observe, saves):
+        stored = method.store(trained.finished)
+        other = cut_to_model({"params": stored.own["params"], **stored.own.get("other", {})}, model, example)
+        cut = {"params": other.pop("params"), **({"other": other} if other else {})}
+        stored = dataclasses.replace(stored, own={**stored.own, **cut})
+        stored = pool.coded(stored, own.row_bits, own.byte_budget)
+        found.append((trained, stored, pool.restored(method, stored)))
+    return found[0] if len(found) == 1 else smallest_good(found, model, data, config, trainer)
 
 
 def make_trainer(
@@ -213,7 +218,7 @@ def make_trainer(
         raise CwpsError("the model has no layer with output channels outside its head: nothing to share")
     if not layout.head:
         raise CwpsError(f"the model has no module {config.head!r}: name its head by config.head")
-    parallel = Parallel(config.parallel)
+    parallel = Parallel(config.parallel, shard=config.shard)
     return Trainer(model, layout, example, loss=loss, metric=metric, parallel=parallel, profiler=profiler)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cwps_jax.errors import CwpsError
+from cwps_jax.sharding import Rules, spec_of
 
 AXIS = "data"
 
@@ -34,11 +35,12 @@ class Parallel:
 
     Attributes:
         mode: "jit" or "pmap".
+        shard: which of a training's arrays are spread over the devices, too; by default each has all of them.
         devices: the devices; all of them by default. Those of a process stand side by side, in the order of
             the processes: so the shares of a batch are in its order.
 
     Raises:
-        CwpsError: pmap over the devices of many processes.
+        CwpsError: pmap over the devices of many processes, or with arrays that are spread.
     """
 
     mode: Literal["jit", "pmap"] = "jit"
@@ -46,7 +48,11 @@ class Parallel:
         default_factory=lambda: tuple(sorted(jax.devices(), key=lambda one: (one.process_index, one.id)))
     )
 
+    shard: Rules = ()
+
     def __post_init__(self) -> None:
+        if self.mode == "pmap" and self.shard:
+            raise CwpsError("config.shard: needs config.parallel=jit; under pmap each device has all arrays")
         if self.mode == "pmap" and self.share.count > 1:
             raise CwpsError(
                 f"config.parallel = 'pmap': serves one process, and there are {self.share.count}; set "
@@ -88,6 +94,27 @@ class Parallel:
 
         return jax.tree.map(place, tree)
 
+    def place(self, tree: Any) -> Any:
+        """Returns what a step trains or reads on the devices, spread by the rules; a copy, as `replicate`."""
+        if not self.shard:
+            return self.replicate(tree)
+
+        def place(path: Any, leaf: Any) -> jax.Array:
+            leaf = np.asarray(leaf)
+            return jax.make_array_from_callback(
+                leaf.shape, self._by_rules(path, leaf), lambda index: np.array(leaf[index])
+            )
+
+        return jax.tree_util.tree_map_with_path(place, tree)
+
+    def _by_rules(self, path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(self.mesh, spec_of(self.shard, name, leaf.shape, len(self.devices), AXIS))
+
+    def whole(self, tree: Any) -> Any:
+        """Returns, in a step, the tree on every device: what is spread is gathered here, and once."""
+        return jax.lax.with_sharding_constraint(tree, self._sharding(False)) if self.shard else tree
+
     def check_batch(self, batch_size: int, group: int = 1) -> None:
         """Raises CwpsError unless the devices divide the batch, with whole groups of items on each."""
         count = len(self.devices)
@@ -123,6 +150,7 @@ class Parallel:
         *,
         donate: tuple[int, ...] = (),
         split_output: bool = False,
+        placed_output: bool = False,
         rounds: int = 1,
     ) -> "Compiled":
         """Returns the function compiled for the devices.
@@ -132,18 +160,31 @@ class Parallel:
             donate: positions of arguments whose buffers the result may take over.
             split_output: whether the result's leading axis is the batch's, or the same everywhere. Over many
                 processes the devices gather it: a process reads no other's memory.
+            placed_output: whether the result is a tuple of trees that are spread as `place` does.
             rounds: see `Compiled`.
         """
         if self.mode == "pmap":
             return Compiled(
                 jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate), rounds=rounds
             )
+        if placed_output and self.shard:
+
+            @functools.wraps(function)
+            def spread(*args: Any) -> Any:
+                constrain = lambda path, leaf: jax.lax.with_sharding_constraint(
+                    leaf, self._by_rules(path, leaf)
+                )
+                return tuple(jax.tree_util.tree_map_with_path(constrain, part) for part in function(*args))
+
+            return Compiled(jax.jit(spread, donate_argnums=donate), devices=len(self.devices), rounds=rounds)
         sharding = self._sharding(split_output and self.share.count == 1)
         jitted = jax.jit(function, donate_argnums=donate, out_shardings=sharding)
         return Compiled(jitted, devices=len(self.devices), rounds=rounds)
 
     def fetch(self, tree: Any, *, split: bool = False) -> Any:
         """Returns the tree as NumPy arrays on the host. Waits for the devices."""
+        if self.shard and self.share.count > 1:  # a process reads no other's memory
+            tree = jax.jit(lambda one: one, out_shardings=self._sharding(False))(tree)
         tree = jax.device_get(tree)
         if self.mode == "pmap":
             if split:

@@ -142,7 +142,8 @@ def _settings(config: RunConfig, name: str, method: str, task: TaskData, trainer
         multiple=len(trainer.parallel.devices) * group,
     )
     trainer.parallel.check_batch(fitted.batch_size, group)
-    fitted.method.check(trainer.network, fitted)
+    for one in fitted.by_budget():
+        fitted.method.check(trainer.network, one)
     return fitted
 
 

@@ -25,14 +25,14 @@ from cwps_jax.train.trainer import Trainer
 # What a model that is trained in the run does not depend on; all else is recorded and compared.
 IRRELEVANT = (
     *("method", "settings", "epochs", "budget", "norm_batches", "compare", "keep_compared"),  # of the tasks
-    *("byte_budget", "row_bits", "rounded_share", "head_share"),
+    *("byte_budget", "budgets", "tolerance", "row_bits", "rounded_share", "head_share"),
     *("tasks", "overrides", "weights", "shots", "draws", "least_steps", "relearn", "rounds", "keep_head"),
     *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
-    *("parallel", "accumulate", "remat", "compilation_cache", "profile", "save_minutes"),
+    *("parallel", "shard", "accumulate", "remat", "compilation_cache", "profile", "save_minutes"),
 )
 
 # In float32, whatever the tasks become.
-WHOLE: dict[str, Any] = {"byte_budget": 0.0, "row_bits": 32, "head_share": 0.0}
+WHOLE: dict[str, Any] = {"byte_budget": 0.0, "budgets": (), "row_bits": 32, "head_share": 0.0}
 
 
 def stored_pool(config: RunConfig, workdir: pathlib.Path) -> Pool | None:

@@ -1,6 +1,7 @@
 """What is recorded of a task: how its model does on held-out data, what it took, and what it costs."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from cwps_jax.core.trees import flatten
 from cwps_jax.data.task import TaskData
 from cwps_jax.methods.method import Stored
 from cwps_jax.settings import TrainConfig
+from cwps_jax.train.curve import smallest
 from cwps_jax.train.evaluation import measure, outputs_sha256
 from cwps_jax.train.records import Trained
 from cwps_jax.train.trainer import Trainer
@@ -46,6 +48,7 @@ def measured(
         "flops_per_step": trained.so_far.flops_per_step,
         "seed": config.seed,
         "classes": data.classes,
+        **({"curve": trained.curve} if trained.curve else {}),
         "capacity": placed and capacity_of(trainer.layout, placed),  # later tasks share the compiled step
     }
 
@@ -61,3 +64,30 @@ def counted(layout: Layout, stored: Stored) -> dict[str, Any]:
         "bits": count.bits,
         "bytes": count.bits // 8,
     }
+
+
+def smallest_good(
+    found: Sequence[tuple[Trained, Stored, Mapping[str, Any]]],
+    model: nn.Module,
+    data: TaskData,
+    config: TrainConfig,
+    trainer: Trainer,
+) -> tuple[Trained, Stored, Any]:
+    """Returns what a task keeps of several budgets, with the curve of all of them.
+
+    Args:
+        found: for each of `config.by_budget()` what was trained, what there is to store, and the variables.
+        model, data, config, trainer: see `learn.learn_task`.
+    """
+    curve = []
+    for own, (trained, stored, variables) in zip(config.by_budget(), found, strict=True):
+        predictor = trainer.predictor(trainer.model_of(trained.method, model))
+        outputs = predictor(variables, data.validation, config.batch_size)
+        count = counted(trainer.layout, stored)
+        size = {key: count[key] for key in ("byte_ratio", "bytes", "params_ratio")}
+        reached = measure(trainer.metric, outputs, data.validation)
+        curve.append({"byte_budget": own.byte_budget, **size, "validation_accuracy": reached})
+    kept = smallest(curve, config.tolerance)
+    trained, stored, variables = found[kept]
+    told = tuple({**one, "kept": at == kept} for at, one in enumerate(curve))
+    return dataclasses.replace(trained, curve=told), stored, variables

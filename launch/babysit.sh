@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Keeps one run going on a TPU that may be taken away: makes the TPU, runs main, and starts both again.
-# Needs:  what launch/tpu_vm.sh needs, RUN_ID and BUCKET among it: every start is of the same RUN_ID, so each goes
+# Needs:  what launch/tpu_vm.sh needs, RUN_ID, RUNS and NFS among it: every start is of the same RUN_ID, so each goes
 #         on where the one before it was. Run it on a machine that stays on.
-# Call:   NAME=mine ZONE=us-west4-a TYPE=v5litepod-16 RUN_ID=first BUCKET=gs://mine SPOT=1 \
+# Call:   NAME=mine ZONE=us-west4-a TYPE=v5litepod-16 RUN_ID=first RUNS=/mnt/runs NFS=HOST:/SHARE SPOT=1 \
 #           launch/babysit.sh configs/pacs.py [more flags of main]
 # Also:   BY=tpu_queued.sh for queued resources and many slices (tpu_vm.sh), RETRIES=N restarts at most (1000),
 #         PAUSE=SECONDS between two (10), KEEP=1 leaves the TPU there at the end, DRY_RUN=1 prints the commands.
@@ -13,7 +13,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/dry_run.sh"
 [[ $# -ge 1 ]] || refuse "call it as babysit.sh CONFIG [flags of main]"
-need NAME ZONE TYPE RUN_ID BUCKET
+need NAME ZONE TYPE RUN_ID RUNS
 by=$here/${BY:-tpu_vm.sh}
 [[ -f $by ]] || refuse "BY=$BY: must be tpu_vm.sh or tpu_queued.sh"
 

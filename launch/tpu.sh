@@ -5,7 +5,9 @@
 #   NAME     of the TPU, and of the queued resource          ZONE     such as us-west4-a
 #   TYPE     such as v5litepod-16, v5p-8, v6e-16             PROJECT  of Google Cloud; gcloud's own by default
 #   RUN_ID   of the run: one RUN_ID is one workdir, so the same RUN_ID again goes on with the same run
-#   BUCKET   for workdirs, such as gs://mine; the workdir is BUCKET/RUN_ID
+#   RUNS     a folder that all hosts share and that outlives them, such as /mnt/runs; the workdir is RUNS/RUN_ID
+#   NFS      HOST:/SHARE, which setup mounts at RUNS on every host (Filestore, or any NFS server from version 4);
+#            who logs in there has to be allowed to write to it
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 source launch/dry_run.sh
 need NAME ZONE TYPE
@@ -34,9 +36,13 @@ pack() {
 
 # The commands of a host, each one string: ssh joins what it is given, and the host's shell splits it again.
 install_command="tar xzf cwps_jax.tar.gz && bash cwps_jax/launch/tpu_host.sh install"
+if [[ -n ${NFS:-} ]]; then
+  need RUNS
+  install_command+=" $NFS $RUNS"
+fi
 logs_command="tail -n 100 -F cwps_jax.log"
 run_command() {
   local line
-  printf -v line '%q ' bash cwps_jax/launch/tpu_host.sh run "--config=$1" "--workdir=$BUCKET/$RUN_ID" "${@:2}"
+  printf -v line '%q ' bash cwps_jax/launch/tpu_host.sh run "--config=$1" "--workdir=$RUNS/$RUN_ID" "${@:2}"
   printf '%s\n' "${line% }"
 }

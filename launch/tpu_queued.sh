@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Cloud TPU slices by a queued resource: waits in Google's queue for them, one slice or several (multi-slice).
-# Needs:  gcloud, logged in; NAME, ZONE, TYPE, and for run RUN_ID and BUCKET: launch/tpu.sh says what they are.
+# Needs:  gcloud, logged in; NAME, ZONE, TYPE, and for run RUN_ID and RUNS: launch/tpu.sh says what they are.
 # Call:   NAME=mine ZONE=us-west4-a TYPE=v5litepod-16 launch/tpu_queued.sh create | state | setup | logs | delete
-#         ... RUN_ID=first BUCKET=gs://mine launch/tpu_queued.sh run configs/pacs.py [more flags of main]
+#         ... RUN_ID=first RUNS=/mnt/runs launch/tpu_queued.sh run configs/pacs.py [more flags of main]
 # Also:   SLICES=N (1), SPOT=1, WAIT=DURATION in the queue before the request lapses (6h), DRY_RUN=1.
 # Exit:   create ends with 0 once the slices are there, with 1 when the request failed or lapsed;
 #         run ends with main's own status, or 255 when the connection failed.
@@ -46,7 +46,7 @@ case ${1:-} in
     ;;
   run)
     [[ $# -ge 2 ]] || refuse "call it as tpu_queued.sh run CONFIG [flags of main]"
-    need RUN_ID BUCKET
+    need RUN_ID RUNS
     run "${queued[@]}" ssh "$NAME" "${where[@]}" "${all[@]}" "--command=$(run_command "${@:2}")"
     ;;
   logs) run "${queued[@]}" ssh "$NAME" "${where[@]}" --worker=0 --node=0 "--command=$logs_command" ;;

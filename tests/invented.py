@@ -48,5 +48,5 @@ def invented(count: int, draws: int = 1, tasks: Sequence[str] = TASKS) -> dict:
         **{"format": 2, "method": "method0", "backbone": "mlp", "backbone_parameters": 1000},
         **{"pretrained": {}, "versions": {"jax": "0", "device": "1 x cpu"}},
         **{"rows": rows, "totals": totals(rows), "forgetting": forgetting},
-        **{"class_names": {}, "not_measured": [], "rounds": []},
+        **{"class_names": {}, "not_measured": [], "rounds": [], "curves": []},
     }

@@ -3,6 +3,7 @@
 ``python tests/one_of_many.py PORT PROCESS FOLDER`` leaves arrays and the errors' lines of each process there.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -18,10 +19,12 @@ import numpy as np
 import stages
 
 from cwps_jax import CwpsError, distributed, methods, modules
+from cwps_jax.errors import Preempted
 from cwps_jax.methods.method import Stored
 from cwps_jax.parallel import Parallel
 from cwps_jax.store import Pool
 from cwps_jax.train.evaluation import Predictor
+from cwps_jax.train.saves import Saves, Saving
 
 ITEMS = 21  # neither devices nor batches divide them
 
@@ -51,6 +54,27 @@ def check(process: int, folder: pathlib.Path) -> None:
     for name, tree in found.items():
         np.savez(folder / f"{name}-{process}.npz", *jax.tree.leaves(tree))
 
+    spread = Parallel(shard=(("*", "split"),))
+    _, recording = stages.run_stages(model, layout, variables, spread)
+    np.savez(folder / f"spread-{process}.npz", *jax.tree.leaves(recording.fetched))
+
+    # One of the two is asked to stop, in the middle of a stage.
+    asked = itertools.count()
+
+    def saves(stopping=lambda: False):
+        saving = Saving(folder / "saves", 1e9, stopping)
+        return Saves(saving, "birds", {}, {}, lambda before, now: "")
+
+    def stopped(stopping):
+        try:
+            stages.run_stages(model, layout, variables, parallel, saves=saves(stopping))
+        except Preempted as end:
+            return str(end)
+
+    where = stopped(lambda: process == 1 and next(asked) >= 2)
+    went_on, _ = stages.run_stages(model, layout, variables, parallel, saves=saves())
+    np.savez(folder / f"went_on-{process}.npz", *jax.tree.leaves((went_on.params, went_on.other)))
+
     # The pool: made, locked and written by process 0, seen by both.
     pool = Pool.create(folder / "pool", variables, layout)
     with pool.learning("a"):
@@ -64,6 +88,7 @@ def check(process: int, folder: pathlib.Path) -> None:
         line_of(lambda: parallel.split({"image": np.zeros((6, 2))})),
         line_of(lambda: Parallel("pmap")),
     ]
+    told += [distributed.largest(process == 1), distributed.largest(False), where]
     (folder / f"told-{process}.json").write_text(json.dumps(told))
     distributed.stop()
 

@@ -52,7 +52,7 @@ def moved(tree, scale, seed):
     )
 
 
-def run_stages(model, layout, variables, parallel, config=CONFIG):
+def run_stages(model, layout, variables, parallel, config=CONFIG, saves=None):
     """Returns what the trainer returned, and the `Recording` of it: losses, states between stages, norms."""
     rng = np.random.default_rng(0)
     label = np.arange(80, dtype=np.int32) % 3
@@ -61,7 +61,8 @@ def run_stages(model, layout, variables, parallel, config=CONFIG):
     models = whole_models(
         layout, [flatten(variables["params"]), flatten(moved(variables["params"], 0.02, 1))]
     )
-    recording = Recording(parallel.mode, parallel.devices)
+    recording = Recording(parallel.mode, parallel.devices, parallel.shard)
     example = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
     trainer = Trainer(model, layout, example, parallel=recording)
-    return trainer.train(variables, split, config, Pooled(models, ("pretrained", "a@1"))), recording
+    pooled = Pooled(models, ("pretrained", "a@1"))
+    return trainer.train(variables, split, config, pooled, saves=saves), recording

@@ -17,6 +17,7 @@ RANKS = {
     "core": -1,
     "distributed": -1,
     "search": 0,
+    "sharding": 0,
     "version": 0,
     "tracing": 0,
     "active_gradient": 1,
@@ -34,12 +35,14 @@ RANKS = {
     "train": 6,
     "provenance": 6,
     "saved": 6.5,
+    "recorded": 6.7,
     "learn": 7,
     "serve": 8,
     "report": 8,
     "prepare": 8,
     "pretraining": 9,
     "rounds": 9,
+    "finish": 10,
     "run": 10,
     "pool": 10,
     "study": 10,
@@ -78,7 +81,9 @@ def forbidden(source, room, package="cwps_jax"):
             target = rest[0] if rest else ""
             if target != room and RANKS.get(target, 99) >= RANKS[room]:
                 found.append(name)
-        elif room == "core" and (top not in {"jax", "numpy"} | sys.stdlib_module_names or top in IMPURE):
+        elif room == "core" and (
+            top not in {"jax", "numpy", "constriction"} | sys.stdlib_module_names or top in IMPURE
+        ):
             found.append(name)
     return found
 

@@ -86,6 +86,12 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(pair, alone, proces
             np.testing.assert_allclose(found, wanted, rtol=0, atol=0 if exact else 1e-5)
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_what_is_spread_over_two_processes_trains_as_one_does(pair, alone, process):
+    for found, wanted in zip(leaves(pair, "spread", process), alone["fetched"], strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-5)  # moments are sums of squares
+
+
 def test_both_processes_hold_the_same_bits(pair):
     for name in ("fetched", "trained", "gates", "sources", "logits"):
         for one, other in zip(leaves(pair, name, 0), leaves(pair, name, 1), strict=True):
@@ -100,6 +106,14 @@ def test_predictions_come_in_order_for_every_item(pair, tiny_model, tiny_variabl
         np.testing.assert_array_equal(found, wanted)
 
 
+def test_one_that_is_asked_to_stop_stops_both_where_both_go_on(pair):
+    told = [json.loads((pair / f"told-{process}.json").read_text())[-1] for process in (0, 1)]
+    assert told[0] == told[1] and "stopped in its soft stage, epoch 8 of 12" in told[0]
+    for process in (0, 1):
+        for found, wanted in zip(leaves(pair, "went_on", process), leaves(pair, "trained", 0), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
 def test_process_0_alone_writes_the_pool_and_both_see_it(pair):
     told = [json.loads((pair / f"told-{process}.json").read_text()) for process in (0, 1)]
     assert [one[0] for one in told] == ["a@1", "a@1"] and Pool.open(pair / "pool").tasks == ("a",)
@@ -112,7 +126,8 @@ def test_process_0_alone_writes_the_pool_and_both_see_it(pair):
 
 def test_what_cannot_be_is_one_line_in_both(pair):
     for process in (0, 1):
-        differing, batch, pmap = json.loads((pair / f"told-{process}.json").read_text())[3:]
+        differing, batch, pmap, one, none, _ = json.loads((pair / f"told-{process}.json").read_text())[3:]
+        assert (one, none) == (1, 0)
         assert differing == (
             "process 1 differs from process 0 at the start in: config.seed; start all processes with the "
             "same command, code, packages and data"

@@ -15,9 +15,9 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 SOURCED = ("dry_run.sh", "tpu.sh")
 
 TPU = {"NAME": "mine", "ZONE": "us-west4-a", "TYPE": "v5litepod-16"}
-RUN = {**TPU, "RUN_ID": "first", "BUCKET": "gs://mine"}
-XPK = {**RUN, "CLUSTER": "ours", "PROJECT": "p", "IMAGE": "registry/cwps_jax:tpu"}
-QUEUED = {**RUN, "SLICES": "2", "SPOT": "1", "PROJECT": "p"}
+RUN = {**TPU, "RUN_ID": "first", "RUNS": "/mnt/runs"}
+XPK = {**RUN, "CLUSTER": "ours", "PROJECT": "p", "IMAGE": "registry/cwps_jax:tpu", "STORAGE": "runs"}
+QUEUED = {**RUN, "NFS": "10.0.0.2:/share", "SLICES": "2", "SPOT": "1", "PROJECT": "p"}
 NAMES = "--config.tasks=('a', 'b')"  # of a flag that a shell would take apart
 
 # {golden file: (variables, script and arguments)}; CWPS_WRITE_GOLDEN=1 writes them anew.
@@ -38,6 +38,10 @@ CALLS = {
     "queued_logs": (QUEUED, ["tpu_queued.sh", "logs"]),
     "queued_delete": (QUEUED, ["tpu_queued.sh", "delete"]),
     "host_install": ({"HOME": "/home/me"}, ["tpu_host.sh", "install"]),
+    "host_install_mount": (
+        {"HOME": "/home/me"},
+        ["tpu_host.sh", "install", "10.0.0.2:/share", "/mnt/runs"],
+    ),
     "babysit": (RUN, ["babysit.sh", "configs/pacs.py", NAMES]),
     "babysit_queued": ({**QUEUED, "BY": "tpu_queued.sh", "KEEP": "1"}, ["babysit.sh", "configs/pacs.py"]),
     "xpk": (XPK, ["xpk.sh", "configs/pacs.py", NAMES]),
@@ -97,7 +101,7 @@ def test_a_flag_reaches_main_as_it_was_given():
     given = subprocess.run(["bash", "-c", f"printf '%s\\0' {printed}"], capture_output=True, text=True).stdout
     remote = given.split("\0")[-2].removeprefix("--command=")
     there = subprocess.run(["bash", "-c", f"printf '%s\\0' {remote}"], capture_output=True, text=True).stdout
-    assert there.split("\0")[-4:-1] == ["--config=configs/pacs.py", "--workdir=gs://mine/first", NAMES]
+    assert there.split("\0")[-4:-1] == ["--config=configs/pacs.py", "--workdir=/mnt/runs/first", NAMES]
 
 
 @pytest.mark.parametrize(("variables", "arguments", "told"), WRONG, ids=lambda value: str(value)[:40])

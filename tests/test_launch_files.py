@@ -62,6 +62,8 @@ def test_a_jobset_runs_main_in_a_workdir_of_its_name(name):
     assert container["command"][:3] == ["python", "-m", "cwps_jax.main"]
     workdir = next(part for part in container["args"] if part.startswith("--workdir="))
     assert workdir.endswith("/" + read(name)["metadata"]["name"])
+    folders = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert workdir.removeprefix("--workdir=").rsplit("/", 1)[0] in folders
     config = next(part for part in container["args"] if part.startswith("--config="))
     assert (ROOT / config.removeprefix("--config=")).is_file()
 

@@ -156,7 +156,7 @@ class Cloud:
             "esac\n",
         )
         program(self.folder / "bin" / "git", "exit 0\n")
-        told = {"NAME": "mine", "ZONE": "z", "TYPE": "v5litepod-8", "RUN_ID": "first", "BUCKET": "gs://b"}
+        told = {"NAME": "mine", "ZONE": "z", "TYPE": "v5litepod-8", "RUN_ID": "first", "RUNS": "/r"}
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         told |= environment(**{"PATH": path, "FOLDER": self.folder, "PAUSE": 0, **variables})
         command = ["bash", str(LAUNCH / "babysit.sh"), "configs/digits.py"]
@@ -183,7 +183,7 @@ def test_babysit_stops_for_what_would_come_again(cloud, code):
 def test_babysit_goes_on_with_the_same_run(cloud, code):
     done = cloud.babysit(code, code, 0)
     assert done.returncode == 0
-    assert cloud.calls("tpu_host.sh run") == cloud.calls("--workdir=gs://b/first") == 3
+    assert cloud.calls("tpu_host.sh run") == cloud.calls("--workdir=/r/first") == 3
     assert cloud.calls(" create ") == 1  # the TPU is still there
 
 

@@ -73,7 +73,7 @@ def test_results_keep_their_contract(finished):
     expected = {
         "format": whole, "method": text, "backbone": text, "backbone_parameters": whole,
         "pretrained": dict, "versions": dict, "rows": list, "totals": list, "forgetting": list,
-        "class_names": dict, "not_measured": list, "rounds": list,
+        "class_names": dict, "not_measured": list, "rounds": list, "curves": list,
     }  # fmt: skip
     row = {
         "task": text, "method": text, "draw": whole, "seed": whole, "stored": bool, "version": (int, none),

@@ -38,7 +38,7 @@ def config(tmp_path_factory):
     made.update({"tasks": TASKS, "compare": ("probe",), "shots": 16, "epochs": 3, "source_epochs": 1})
     made.update({"norm_batches": 1, "compilation_cache": os.environ["CWPS_TEST_CACHE"]})
     made.cache_dir = str(tmp_path_factory.mktemp("cache"))
-    return run_config({**made.to_dict(), "rounds": 2})
+    return run_config({**made.to_dict(), "rounds": 2, "budget": 1.0, "budgets": (0.2, 0.4)})
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +75,42 @@ def test_a_round_is_told_by_its_versions(finished):
     assert all(f"{name}: round 2, " in said for name in TASKS)
 
 
+def test_a_task_has_a_curve_of_its_budgets(finished):
+    results = finished[1]
+    for task_name in TASKS:
+        curve = [one for one in results["curves"] if one["task"] == task_name]
+        assert [one["byte_budget"] for one in curve] == [0.4, 0.2]
+        (kept,) = (one for one in curve if one["kept"])
+        row = next(row for row in results["rows"] if (row["task"], row["method"]) == (task_name, "cwps"))
+        assert all(row[key] == kept[key] for key in ("bytes", "byte_ratio", "validation_accuracy"))
+
+
 def test_a_run_that_is_stopped_goes_on_with_its_round(config, first, finished, tmp_path, monkeypatch):
-    workdir = shutil.copytree(first, tmp_path / "w")
+    """In the middle of the second round's second training, which the first round, run again, leaves alone."""
+    workdir, console, asked = shutil.copytree(first, tmp_path / "w"), quiet(), []
     before = [one.name for one in cwps.Pool.open(workdir / "pool").index.versions]
     assert before == [f"{name}@1" for name in TASKS] and not (workdir / "rounds").exists()
+    folder = workdir / "rounds" / "2"
+
+    def stopping():
+        if (folder / f"{TASKS[0]}.json").exists():
+            asked.append(True)
+        return len(asked) >= 3  # before the second task, and after two of its steps
+
+    with pytest.raises(Preempted):
+        run.learn(config, workdir, quiet(), stopping)
+    assert list((folder / "saves" / TASKS[1]).iterdir())
     learn, learned = rounds.learn_task, []
 
-    def stopping(pool, name, *given, **named):
-        if len(learned) == 1:
-            raise KeyboardInterrupt
+    def watched(pool, name, *given, **named):
         learned.append(name)
         return learn(pool, name, *given, **named)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(rounds, "learn_task", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            run.learn(config, workdir, quiet())
-        learned.clear()
-        run.learn(config, workdir, quiet())
+    monkeypatch.setattr(rounds, "learn_task", watched)
+    run.learn(config, workdir, console)
     assert learned == [TASKS[1]], "what the round had done is not done again"
-    # To the bit, but for the room of the hard stage, which a run chooses by the tasks that it has learned.
+    assert "goes on" in console.file.getvalue() and not list((folder / "saves").iterdir())
+    # To the bit, but for the room of a hard stage whose model was left out.
     found, wanted = (
         measure_rounds(cwps.Pool.open(one / "pool"), TASKS, 2, 0) for one in (workdir, finished[0])
     )
@@ -117,24 +133,6 @@ def test_a_round_whose_model_was_stored_just_before_it_died_is_done(config, fini
     shutil.rmtree(workdir / "rounds")
     monkeypatch.setattr(rounds, "learn_task", lambda *given, **named: pytest.fail("learned again"))
     run.learn(config, workdir, quiet())
-
-
-def test_a_round_goes_on_in_the_middle_of_a_training(config, first, finished, tmp_path):
-    """The first round, which finds the task stored, leaves alone what the second has saved of it."""
-    workdir, console, asked = shutil.copytree(first, tmp_path / "w"), quiet(), []
-
-    def stopping():
-        asked.append(True)
-        return len(asked) >= 10  # a few steps after the second round has begun
-
-    with pytest.raises(Preempted):
-        run.learn(config, workdir, console, stopping)
-    assert list((workdir / "rounds" / "2" / "saves" / TASKS[0]).iterdir())
-    run.learn(config, workdir, console)
-    assert "goes on" in console.file.getvalue()
-    assert not list((workdir / "rounds" / "2" / "saves").iterdir())
-    states = [measure_rounds(cwps.Pool.open(one / "pool"), TASKS, 2, 0) for one in (workdir, finished[0])]
-    assert [one["version"] for one in states[0]] == [one["version"] for one in states[1]]
 
 
 def test_rounds_end_where_one_has_found_nothing_better(config, first, tmp_path, monkeypatch):

@@ -3,8 +3,10 @@
 Command:    python -m cwps_jax.study --config configs/studies/pacs_search.py --config.data_dir=DATA
             (several of these at once share the cells)
 Data:       that of configs/pacs.py, see there
-Run time:   not yet measured
-Reached:    not yet run
+Run time:   a cell 3 to 9 minutes on a core that other work shared; 18 cells
+Reached:    in the mean over tasks and two of the three seeds 66.7% from the nearest single model, 66.6% from
+            random ones, 66.4% by change, 65.7 to 65.8% by l2, cosine and the pre-trained model alone; see
+            docs/experiments.md; not yet run on a GPU or TPU
 """
 
 import pathlib

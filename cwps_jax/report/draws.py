@@ -20,6 +20,6 @@ def draw_folders(config: RunConfig, workdir: pathlib.Path) -> list[tuple[RunConf
 
 def together(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the results of all draws as one: the first draw's, with everyone's rows."""
-    keys = ("rows", "totals", "forgetting", "not_measured", "rounds")
+    keys = ("rows", "totals", "forgetting", "not_measured", "rounds", "curves")
     lists = {key: [row for one in results for row in one[key]] for key in keys}
     return {**results[0], **lists}

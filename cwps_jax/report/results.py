@@ -113,6 +113,11 @@ def measure_pool(
         "class_names": class_names,
         "not_measured": not_measured,
         "rounds": measure_rounds(pool, tasks, rounds, draw),
+        "curves": [
+            {"task": task, "draw": draw, **one}
+            for task in pool.tasks
+            for one in pool.version(task).record.get("curve", ())
+        ],
     }
 
 

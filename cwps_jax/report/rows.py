@@ -16,7 +16,7 @@ KEYS = (
     *("rows", "totals", "forgetting"),
 )
 # What files of format 2 may lack, and their rows.
-ADDED: dict[str, Any] = {"class_names": {}, "not_measured": [], "rounds": []}
+ADDED: dict[str, Any] = {"class_names": {}, "not_measured": [], "rounds": [], "curves": []}
 ADDED_TO_ROWS = ("byte_ratio", "row_bits")
 ROW = (
     *("task", "method", "draw", "seed", "stored", "version"),

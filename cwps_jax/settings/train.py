@@ -9,6 +9,7 @@ from cwps_jax.core.coding import BITS
 from cwps_jax.core.entropy import BY_BUDGET
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings.checks import at_least, below_one, check_types, within
+from cwps_jax.sharding import Rules, check_rules
 
 OF_ITS_OWN = ("learning_rate", "momentum", "weight_decay")  # a given optimizer has them within
 
@@ -40,11 +41,17 @@ class TrainConfig:
             average is what the task keeps; it looks back about 1 / (1 - ema) steps. 0 is no average.
         seed: of the head's start, the data order and dropout.
         parallel: "jit" over a mesh of all devices, or "pmap".
+        shard: which of child, parent, scores and optimizer state is spread over the devices instead of being
+            on each: pairs of a pattern over paths of parameters and "split" or "whole", of which the first
+            that matches counts, such as ``(("head/*", "whole"), ("*kernel", "split"))``. Needs "jit".
         budget: largest params_ratio that the task may keep, in (0, 1]; 1 is no limit. For methods that choose
             what to keep.
         byte_budget: largest byte_ratio that the task may keep: bytes of all that is stored but the head, over
             those of the backbone in float32; 0 is no limit. It decides which channels are opened, instead of
             `budget`; where `row_bits` is 0 it decides the bits, beside `budget`.
+        budgets: several values for `byte_budget`: their hard stages go on from one soft stage, and the task
+            keeps the smallest that is good enough. For methods with a hard stage.
+        tolerance: how far below the best of `budgets` the one that is kept may be on the validation set.
         head_share: share of the epochs, the first ones, in which a task's head alone is trained.
         row_bits: bits of each weight that the pool stores of the task: 32 (float32 as it is), or 16, 8, 4, 3,
             2 or 1 for its change since pre-training, with a step size for each output channel. Norms have 8
@@ -73,8 +80,11 @@ class TrainConfig:
     ema: float = 0.0
     seed: int = 0
     parallel: Literal["jit", "pmap"] = "jit"
+    shard: Rules = ()
     budget: float = 1.0
     byte_budget: float = 0.0
+    budgets: tuple[float, ...] = ()
+    tolerance: float = 0.005
     head_share: float = 0.0
     row_bits: int = 32
     rounded_share: float = 0.25
@@ -85,10 +95,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_rules(self.shard)
         at_least(self, epochs=1, batch_size=1, accumulate=1, norm_batches=1)
         at_least(self, learning_rate=0, weight_decay=0, momentum=0, seed=0)
         within(self, "config.", 0, 1, "learning_rate_warmup", "rounded_share")
-        below_one(self, "head_share")
+        below_one(self, "head_share", "tolerance")
         below_one(self, "label_smoothing", "ema")
         if not 0 < self.layer_decay <= 1:
             raise CwpsError(
@@ -99,7 +110,7 @@ class TrainConfig:
                 f"config.row_bits = {self.row_bits}: choose one of {', '.join(map(str, BITS))} bits a "
                 "weight, or 0 for as few as config.byte_budget has"
             )
-        if self.row_bits == BY_BUDGET and not self.byte_budget:
+        if self.row_bits == BY_BUDGET and not (self.byte_budget or self.budgets):
             raise CwpsError(
                 "config.row_bits = 0: needs config.byte_budget, such as 0.02 of the backbone's bytes"
             )
@@ -114,6 +125,14 @@ class TrainConfig:
                 f"config.budget = {self.budget}: must be above 0 and at most 1, a share of the backbone's "
                 "parameters (1 is no limit)"
             )
+        if self.budgets and self.byte_budget and self.byte_budget not in self.budgets:
+            raise CwpsError(
+                f"config.budgets = {self.budgets}: stands instead of config.byte_budget ({self.byte_budget})"
+            )
+        for one in self.budgets:
+            if self.budgets.count(one) > 1:
+                raise CwpsError(f"config.budgets = {self.budgets}: names {one} twice; give each once")
+            dataclasses.replace(self, budgets=(), byte_budget=one)
         for field in dataclasses.fields(TrainConfig):
             value = getattr(self, field.name)
             if self.optimizer_given and field.name in OF_ITS_OWN and value != field.default:
@@ -121,6 +140,13 @@ class TrainConfig:
                     f"config.{field.name} = {value}: would be ignored, since config.optimizer is an optax "
                     f"transformation; set it in that, and leave config.{field.name} at {field.default}"
                 )
+
+    def by_budget(self) -> tuple["TrainConfig", ...]:
+        """Returns the config for each of its `budgets`, the largest first; itself where it has none."""
+        largest_first = sorted(self.budgets, reverse=True)
+        return tuple(dataclasses.replace(self, budgets=(), byte_budget=one) for one in largest_first) or (
+            self,
+        )
 
     @property
     def channel_budget(self) -> float:

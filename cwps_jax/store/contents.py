@@ -162,11 +162,7 @@ class Contents:
         return model if task == PRETRAINED else self.method(task).wrap(model)
 
     def shares_channels(self, task: str) -> bool:
-        """Returns whether a task is stored as channels: its own rows, and who stores each of the others.
-
-        Args:
-            task: a task's name, or "task@n".
-        """
+        """Returns whether a task, or "task@n", is stored as channels: own rows, and who stores the others."""
         return bool(self.version(task).rows_sha256)
 
     def gates(self, task: str) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ def before_first_step(
         state = _reestimated(programs, parallel, course, number, state, held)
     if course.averages(number):  # fetched and placed: a donated state must not hold a buffer twice
         start = parallel.fetch({"own": state.own, "other": state.other})
-        state = dataclasses.replace(state, average=parallel.replicate(start))
+        state = dataclasses.replace(state, **parallel.place({"average": start}))
     return state
 
 
@@ -38,7 +38,8 @@ def _reestimated(
     statistics = programs.statistics(stage, course.method, course.split.preparation)
 
     def with_statistics(tree: Tree) -> TrainState:
-        return dataclasses.replace(state, other={**state.other, "batch_stats": parallel.replicate(tree)})
+        placed = parallel.place({"other": {"batch_stats": tree}})
+        return dataclasses.replace(state, other={**state.other, **placed["other"]})
 
     def after(tree: Tree) -> Tree:
         begun = with_statistics(tree)

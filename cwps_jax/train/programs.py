@@ -78,8 +78,10 @@ class Programs:
                     self._parallel.axis_name,
                     preparation,
                     config.accumulate,
+                    self._parallel.whole,
                 ),
                 donate=(0,),
+                placed_output=True,
                 rounds=config.accumulate,
             ),
         )

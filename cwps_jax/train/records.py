@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -113,12 +114,14 @@ class Trained:
         method: by which it was trained.
         epochs: of all stages.
         so_far: what the training took, and where it left lambda.
+        curve: of each of `config.budgets` what it has reached, plain JSON; none where there are no several.
     """
 
     finished: Finished
     method: Method
     epochs: int
     so_far: SoFar
+    curve: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def params(self) -> Tree:

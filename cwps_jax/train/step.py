@@ -1,6 +1,7 @@
 """The training step: one function for every stage of every method, under jit and under pmap."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ def make_step(
     axis_name: str | None = None,
     preparation: Preparation = Preparation(),
     accumulate: int = 1,
+    whole: Callable[[Tree], Tree] = lambda params: params,
 ) -> Step:
     """Returns the step of a stage: batch -> rule -> model -> loss + lambda * penalty -> update.
 
@@ -51,6 +53,7 @@ def make_step(
         axis_name: the axis to average over under pmap, None under jit.
         preparation: what is done to a batch first.
         accumulate: in how many parts the gradient of a batch is taken.
+        whole: gathers the effective parameters where they are spread over the devices.
     """
     loss = blended(stage.loss(loss))
 
@@ -66,6 +69,7 @@ def make_step(
         clock = Clock((state.step - plan.stage_start) % plan.steps_per_epoch, plan.steps_per_epoch)
         own = stage.seen(own, frozen)
         effective = stage.rule(own, frozen, clock)
+        effective = dataclasses.replace(effective, params=whole(effective.params))
         lambda_, next_base = steered(jax.lax.stop_gradient(effective.kept), state, plan)
         with contextlib.ExitStack() as contexts:
             if axis_name:

@@ -22,6 +22,7 @@ from cwps_jax.parallel import Compiled, Parallel
 from cwps_jax.profiling import Profiler
 from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import TrainConfig
+from cwps_jax.sharding import check_rules
 from cwps_jax.train.course import Course, Point
 from cwps_jax.train.epochs import Rows, run_epoch
 from cwps_jax.train.evaluation import Predictor
@@ -126,6 +127,7 @@ class Trainer:
         """
         split = as_split(split)
         self.parallel.check_batch(config.batch_size, split.preparation.group * config.accumulate)
+        check_rules(self.parallel.shard, self.layout.backbone_shapes.keys() | set(self.layout.head_paths))
         method = methods.resolve(config.method)
         method.check(self.network, config)
         stages = stages_of(method, self.network, config)
@@ -169,7 +171,7 @@ class Trainer:
         step = self.programs.step(stage, course.method, config, course.averages(number), split.preparation)
         clock = Stopwatch()
         if point.steps:
-            state, held = self.parallel.replicate((point.state, stage.on_device(point.frozen)))
+            state, held = map(self.parallel.place, (point.state, stage.on_device(point.frozen)))
         else:
             point, state, held = self.begin(course, point)
             state = before_first_step(self.programs, self.parallel, course, number, state, held)
@@ -239,7 +241,7 @@ class Trainer:
             if name not in moved
         }
         point = dataclasses.replace(point, state=begun_state(before, stage, begun, {**fresh, **moved}))
-        return point, *self.parallel.replicate((point.state, stage.on_device(begun.frozen)))
+        return point, *map(self.parallel.place, (point.state, stage.on_device(begun.frozen)))
 
     def _finished(self, course: Course, point: Point) -> Trained:
         """Returns what was trained, from the point after the last stage."""

@@ -1,0 +1,69 @@
+"""Several budgets for little more than the price of one: their hard stages go on from one soft stage."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cwps_jax.core.trees import Tree
+from cwps_jax.data.split import Arrays, Split
+from cwps_jax.methods.method import Pooled
+from cwps_jax.settings import TrainConfig
+from cwps_jax.train.records import Observe, Trained
+from cwps_jax.train.saves import Saves
+from cwps_jax.train.trainer import Trainer
+
+HARD = "hard"  # the name of the first stage that depends on the budget
+
+
+def hardened(
+    trainer: Trainer,
+    variables: Tree,
+    split: Split | Arrays,
+    config: TrainConfig,
+    pool: Pooled,
+    observe: Observe,
+    saves: Saves | None,
+) -> list[tuple[TrainConfig, Trained]]:
+    """Returns what is trained for each of the config's budgets, with its own config, the largest first.
+
+    The stages before the hard one are trained once, for the largest budget: what a smaller one opens are the
+    channels with the highest scores among these. They alone are saved. A method without a hard stage is
+    trained for the largest budget.
+
+    Args:
+        trainer, variables, split, config, pool, observe, saves: see `Trainer.train`; the largest budget's
+            epochs are observed.
+    """
+    each = config.by_budget()
+    courses = [trainer.course(variables, split, one, pool) for one in each]
+    first = courses[0]
+    shared = next((at for at, stage in enumerate(first.stages) if stage.name == HARD), None)
+    if len(each) == 1 or shared is None:
+        return [(each[0], trainer.train(variables, split, each[0], pool, observe, saves))]
+    with contextlib.closing(saves) if saves else contextlib.nullcontext():
+        point = (saves and saves.newest(first)) or first.beginning()
+        while point.stage < shared:
+            point = trainer.run_stage(first, point, observe, saves)
+            if saves and saves.wanted(between_stages=True):
+                saves.save(first, point)
+    found = [trainer.go_on(course, point, observe) for course in courses[:1]]
+    found += [trainer.go_on(course, point) for course in courses[1:]]
+    once = point.so_far.seconds
+    seconds = once + sum(one.so_far.seconds - once for one in found)
+    all_of_it = [
+        dataclasses.replace(one, so_far=dataclasses.replace(one.so_far, seconds=seconds)) for one in found
+    ]
+    return list(zip(each, all_of_it, strict=True))
+
+
+def smallest(curve: Sequence[Mapping[str, Any]], tolerance: float) -> int:
+    """Returns the number of the smallest budget whose validation is within a tolerance of the best one's.
+
+    Args:
+        curve: of each budget "byte_budget" and "validation_accuracy".
+        tolerance: of that metric.
+    """
+    least = max(one["validation_accuracy"] for one in curve) - tolerance
+    good = [at for at, one in enumerate(curve) if one["validation_accuracy"] >= least]
+    return min(good, key=lambda at: curve[at]["byte_budget"])
