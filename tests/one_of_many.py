@@ -61,8 +61,8 @@ def check(process: int, folder: pathlib.Path) -> None:
     # One of the two is asked to stop, in the middle of a stage.
     asked = itertools.count()
 
-    def saves(stopping=lambda: False):
-        saving = Saving(folder / "saves", 1e9, stopping)
+    def saves(stopping=lambda: False, minutes=1e9):
+        saving = Saving(folder / "saves", minutes, stopping)
         return Saves(saving, "birds", {}, {}, lambda before, now: "")
 
     def stopped(stopping):
@@ -72,7 +72,9 @@ def check(process: int, folder: pathlib.Path) -> None:
             return str(end)
 
     where = stopped(lambda: process == 1 and next(asked) >= 2)
-    went_on, _ = stages.run_stages(model, layout, variables, parallel, saves=saves())
+    went_on, _ = stages.run_stages(
+        model, layout, variables, parallel, saves=saves(minutes=1e-9)
+    )  # saved all the time, between stages too
     np.savez(folder / f"went_on-{process}.npz", *jax.tree.leaves((went_on.params, went_on.other)))
 
     # The pool: made, locked and written by process 0, seen by both.

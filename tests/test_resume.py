@@ -16,7 +16,8 @@ from cwps_jax.config import run_config
 from cwps_jax.errors import Preempted
 from cwps_jax.parallel import Parallel
 from cwps_jax.store.lock import locked
-from cwps_jax.train.saves import Saves, Saving, _parted
+from cwps_jax.train.joined import parted
+from cwps_jax.train.saves import Saves, Saving
 
 METHOD = cwps.methods.Cwps(score_learning_rate=0.05)
 CONFIG = cwps.TrainConfig(method=METHOD, epochs=6, batch_size=16, learning_rate=0.05, budget=0.6)
@@ -282,7 +283,7 @@ def arrays_of(folder) -> bytes:
     manager = ocp.CheckpointManager(folder.parent)
     wanted = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(), told=ocp.args.JsonRestore())
     found = manager.restore(int(folder.name), args=wanted)
-    return _parted(found.arrays["bytes"], found.told["leaves"])[1].tobytes()
+    return parted(found.arrays["bytes"], found.told["leaves"])[1].tobytes()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line_and_the_pool_is_whole(single, monkeypatch):

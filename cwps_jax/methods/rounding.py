@@ -20,6 +20,7 @@ from cwps_jax.methods.method import Begun, Moment, Stage, unchanged
 from cwps_jax.methods.network import Network
 from cwps_jax.settings import TrainConfig
 
+PARTS = 4  # of learning with a step size that the byte budget sets: changes go on growing
 START, STEP = "start", "step"  # keys of the frozen tree: what a change is relative to, and of what multiples
 
 
@@ -36,19 +37,29 @@ def learned_rounded(stages: tuple[Stage, ...], training: TrainConfig, network: N
         return stages
     epochs = min(last.epochs, max(1, round(training.epochs * training.rounded_share)))
     seen = network.remembered(("rounded", bits), lambda: _seen(network.layout, bits))
-    penalty = last.penalty and last.penalty._replace(free_epochs=0)
-    rounded = dataclasses.replace(
+    exact = (dataclasses.replace(last, epochs=last.epochs - epochs),) if epochs < last.epochs else ()
+    going_on = dataclasses.replace(
         last,
         name="rounded",
-        epochs=epochs,
-        begin=_with_start(_continued(last), network, training),
-        penalty=penalty,
-        seen=seen,
+        begin=_continued(last),
+        penalty=last.penalty and last.penalty._replace(free_epochs=0),
     )
-    if epochs == last.epochs:
-        whole = dataclasses.replace(last, begin=_with_start(last.begin, network, training), seen=seen)
-        return (*stages[:-1], whole)
-    return (*stages[:-1], dataclasses.replace(last, epochs=last.epochs - epochs), rounded)
+    parts = [going_on if exact or part else last for part in range(_parts(epochs, bits))]
+    rounded = (
+        dataclasses.replace(
+            stage,
+            epochs=epochs * (part + 1) // len(parts) - epochs * part // len(parts),
+            begin=_with_start(stage.begin, network, training),
+            seen=seen,
+        )
+        for part, stage in enumerate(parts)
+    )
+    return (*stages[:-1], *exact, *rounded)
+
+
+def _parts(epochs: int, bits: int) -> int:
+    """Returns in how many parts the rounding is learned: at the beginning of each the step size fits anew."""
+    return min(epochs, PARTS) if bits == BY_BUDGET else 1
 
 
 def check_rounded(network: Network, training: TrainConfig) -> None:

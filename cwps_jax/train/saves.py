@@ -14,10 +14,10 @@ rest, see `Course.retraced`.
 
 import contextlib
 import dataclasses
-import math
+import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from cwps_jax import distributed
 from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.train.course import Course, Point
 from cwps_jax.train.finite import check_finite
+from cwps_jax.train.joined import joined, parted
 from cwps_jax.train.records import SoFar
 
 KEPT = 2  # the newest, and the one before
@@ -130,13 +131,20 @@ class Saves:
             "devices": _devices(),
             "at": time.time(),
         }
-        arrays = ocp.args.PyTreeSave({"bytes": _joined([*leaves, point.rows])})
+        arrays = ocp.args.PyTreeSave({"bytes": joined([*leaves, point.rows])})
         saved = ocp.args.Composite(arrays=arrays, told=ocp.args.JsonSave(told))
         stopping = self._answer == _STOP
-        with self._readable_errors():
-            self._open().save(steps, args=saved, force=True)
-            if stopping:
-                self._open().wait_until_finished()
+
+        def write() -> None:
+            with self._readable_errors():
+                self._open().save(steps, args=saved, force=True)
+                if stopping:
+                    self._open().wait_until_finished()
+
+        if stopping:
+            distributed.by_first("the training is saved", write)
+        elif distributed.first():
+            write()
         self._last = time.monotonic()
         if stopping:
             where = f"{self._name}: stopped {_where(course, point)}, and saved in {self.folder}"
@@ -148,22 +156,25 @@ class Saves:
         Raises:
             CwpsError: it is of another training than the course's.
         """
-        if not self.folder.exists():
-            return None
         import orbax.checkpoint as ocp
 
-        for steps in sorted(self._open().all_steps(), reverse=True):
+        def there() -> str:
+            return json.dumps(sorted(self._open().all_steps()) if self.folder.exists() else [])
+
+        for steps in reversed(json.loads(distributed.by_first("saved trainings are looked for", there))):
             wanted = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(), told=ocp.args.JsonRestore())
             try:
                 found = self._open().restore(steps, args=wanted)
                 told = found.told
-                *leaves, rows = _parted(found.arrays["bytes"], told["leaves"])
+                *leaves, rows = parted(found.arrays["bytes"], told["leaves"])
             except (ValueError, KeyError, OSError) as error:
                 line = f"{self.folder / str(steps)}: damaged, so that an older one is used ({_line(error)})"
                 self._saving.say(line, 0)
-                self._open().delete(steps)
+                if distributed.first():
+                    self._open().delete(steps)
                 continue
             if self._of_another(told):
+                distributed.largest(0)  # all have read it
                 self.remove()
                 return None
             point = course.retraced(leaves, told["ended"])
@@ -195,11 +206,26 @@ class Saves:
         import orbax.checkpoint as ocp
 
         if not self._manager:
-            arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
+            # Process 0 writes and each reads alone, since each has all of it: Orbax is told of no other.
+            process = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"saves{process}"
+            )
+            if distributed.first():
+                self.folder.mkdir(parents=True, exist_ok=True)
+            arrays = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
             self._manager = ocp.CheckpointManager(
                 self.folder,
-                options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, cleanup_tmp_directories=True),
-                item_handlers={"arrays": arrays, "told": ocp.JsonCheckpointHandler()},
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=KEPT,
+                    cleanup_tmp_directories=distributed.first(),
+                    create=False,
+                    multiprocessing_options=alone,
+                ),
+                item_handlers={
+                    "arrays": arrays,
+                    "told": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+                },
             )
         return self._manager
 
@@ -257,22 +283,3 @@ def _devices() -> str:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-def _joined(leaves: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the bytes of arrays one after the other: Orbax takes up to a millisecond an array."""
-    joined, offset = np.empty(sum(leaf.nbytes for leaf in leaves), np.uint8), 0
-    for leaf in leaves:
-        joined[offset : offset + leaf.nbytes] = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-        offset += leaf.nbytes
-    return joined
-
-
-def _parted(joined: np.ndarray, described: Sequence[Any]) -> list[np.ndarray]:
-    """Returns the arrays whose bytes were joined. Raises ValueError where these are not as many."""
-    leaves, offset = [], 0
-    for name, shape in described:
-        dtype, count = np.dtype(name), math.prod(shape)
-        leaves.append(np.frombuffer(joined, dtype, count, offset).reshape(shape))
-        offset += count * dtype.itemsize
-    return leaves
