@@ -58,7 +58,7 @@ class RunConfig(TrainConfig, DataConfig):
         metrics: where the numbers of every epoch are written, any of `METRICS`; see docs/metrics.md.
         save_minutes: minutes from one save of a task's training to the next, in saves/ in the workdir; 0 is
             no saves. The same command goes on from the newest. At the default a kill costs 5 minutes in the
-            mean, and saving far less than a hundredth of the time.
+            mean. What saving costs: docs/performance.md.
         compilation_cache: folder of compiled programs that later runs reuse; "" for none.
         profile: whether a few steps of each stage are traced, the first time that it is trained, and what a
             step costs is written down: see profile/ in the workdir.
