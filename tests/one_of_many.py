@@ -11,7 +11,8 @@ import sys
 
 import conftest  # the environment, before JAX touches a device
 
-os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=4"  # the last one counts
+if __name__ == "__main__":  # not where it is only looked through for doctests
+    os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=4"  # the last one counts
 
 import jax
 import jax.numpy as jnp

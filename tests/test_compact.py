@@ -1,6 +1,7 @@
 """The compact hard stage: open channels alone are parameters, and nothing else is different."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import chex
@@ -83,7 +84,7 @@ class Recording(Parallel):
     """Keeps the states that were fetched, what stages read, and what was compiled."""
 
     states: list = dataclasses.field(default_factory=list)
-    read: list = dataclasses.field(default_factory=list)
+    placed: list = dataclasses.field(default_factory=list)
     programs: list = dataclasses.field(default_factory=list)
 
     def fetch(self, tree, **options):
@@ -91,10 +92,14 @@ class Recording(Parallel):
         self.states.extend([tree] if isinstance(tree, TrainState) else [])
         return tree
 
-    def replicate(self, tree):
-        tree = super().replicate(tree)
-        self.read.extend([tree[1]] if isinstance(tree, tuple) and isinstance(tree[0], TrainState) else [])
-        return tree
+    def place(self, tree):
+        self.placed.append(super().place(tree))
+        return self.placed[-1]
+
+    @property
+    def read(self):
+        pairs = itertools.pairwise(self.placed)
+        return [after for before, after in pairs if isinstance(before, TrainState)]
 
     def compile(self, function, **options):
         self.programs.append(super().compile(function, **options))

@@ -22,6 +22,7 @@ from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.finish import finish
 from cwps_jax.methods import find, with_settings
+from cwps_jax.prepare import load_task
 from cwps_jax.store import Pool
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
@@ -214,7 +215,7 @@ def test_a_config_trains(name, tmp_path, small_densenet):
 def test_each_data_set_is_read_as_it_was_published(tmp_path):
     config = shrunk("imagenet_to_sketch", tmp_path)
     with small_data("imagenet_to_sketch", config):
-        birds, flowers, paintings = (run.load_task(config, task, None) for task in config.tasks)
+        birds, flowers, paintings = (load_task(config, task, None) for task in config.tasks)
         assert birds.train.source[0].box is not None and flowers.train.source[0].box is None
     assert config.tasks == ("cub", "flowers", "wikiart")
     # Six flowers of each class in two splits, less one for choices; three paintings in one split, less one.
@@ -225,7 +226,7 @@ def test_each_data_set_is_read_as_it_was_published(tmp_path):
 def test_pacs_images_are_whole_squares(tmp_path):
     config = shrunk("pacs", tmp_path, image_size=12)
     write_images(tmp_path, "photo")
-    split = run.load_task(dataclasses.replace(config, tasks=("photo",)), "photo", None).test
+    split = load_task(dataclasses.replace(config, tasks=("photo",)), "photo", None).test
     batch = split.read(np.arange(2), None)
     files = sorted((tmp_path / "photo" / "test" / "class0").iterdir())
     for image, file in zip(batch["image"], files, strict=True):

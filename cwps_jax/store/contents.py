@@ -131,7 +131,12 @@ class Contents:
         return self._trees.restored(method, number, own, stored.rows, uses, self.effective)
 
     def coded(self, stored: Stored, bits: int, byte_budget: float = 0.0) -> Stored:
-        """Returns what there is to store of a task in few bits; see `store.coded` and the config's keys."""
+        """Returns what there is to store of a task in few bits, see `store.coded`.
+
+        Args:
+            stored: the same in float32.
+            bits, byte_budget: see the config's `row_bits` and `byte_budget`.
+        """
         return coded(self.layout, stored, bits, self._trees.rows(0), self._trees.before(), byte_budget)
 
     def method(self, task: str) -> Method:
@@ -162,7 +167,11 @@ class Contents:
         return model if task == PRETRAINED else self.method(task).wrap(model)
 
     def shares_channels(self, task: str) -> bool:
-        """Returns whether a task, or "task@n", is stored as channels: own rows, and who stores the others."""
+        """Returns whether a task is stored as channels: its own rows, and who stores each of the others.
+
+        Args:
+            task: a task's name, or "task@n".
+        """
         return bool(self.version(task).rows_sha256)
 
     def gates(self, task: str) -> dict[str, np.ndarray]:
@@ -170,9 +179,6 @@ class Contents:
 
         Args:
             task: a task's name, or "task@n".
-
-        Raises:
-            CwpsError: not in the pool, or not stored as channels.
         """
         return channels.gates_of(self.layout, self._trees.own(self._of_channels(task)))
 
@@ -181,9 +187,6 @@ class Contents:
 
         Args:
             task: a task's name, "task@n", or "pretrained", which owns all of its channels.
-
-        Raises:
-            CwpsError: not in the pool, or not stored as channels.
         """
         if task == PRETRAINED:
             own = {layer.path: np.arange(layer.channels) for layer in self.layout.layers}
