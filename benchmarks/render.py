@@ -186,7 +186,7 @@ def tables_of(path: str) -> dict[str, str]:
         "omniglot": run_table(_results("docs/results/omniglot_seed0.json")[0]),
         **{
             name: markdown(_read(f"docs/results/study_{name}.json")[0])
-            for name in ("pacs_bits", "pacs_few_images", "pacs_search", "digits_search")
+            for name in ("pacs_bits", "pacs_bytes", "pacs_few_images", "pacs_search", "digits_search")
         },
         "rounds": by_round_table(_results("docs/results/digits_rounds_seed0.json")[0]),
         "vit": run_table(_results("docs/results/digits_vit_seed0.json")[0]),
