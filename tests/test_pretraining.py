@@ -68,6 +68,7 @@ def test_what_is_different_for_the_source_alone_counts(workdir):
         {"budget": 0.2},
         {"byte_budget": 0.05, "budget": 1.0},
         {"row_bits": 2},
+        {"metrics": ("jsonl",)},
         {"rounded_share": 0.5},
         {"head_share": 0.5},
         {"norm_batches": 2},
