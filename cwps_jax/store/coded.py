@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax.core.accounting import count_stored
+from cwps_jax.core.budgets import FLOAT32_BYTES
 from cwps_jax.core.channels import Layout, to_columns
 from cwps_jax.core.coding import Codes, encoded
 from cwps_jax.core.entropy import BY_BUDGET, entropy_coded, fitted
@@ -22,7 +23,6 @@ from cwps_jax.methods.method import Stored
 from cwps_jax.search.models import Rows
 
 VECTOR_BITS, STATISTICS_BITS = 8, 16
-FLOAT32_BYTES = 4
 
 Leaves = Mapping[str, np.ndarray | Codes]
 
