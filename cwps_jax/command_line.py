@@ -20,13 +20,14 @@ from ml_collections import config_flags
 
 from cwps_jax import distributed
 from cwps_jax.config import RunConfig, known_keys, run_config
-from cwps_jax.errors import CwpsError, Preempted
+from cwps_jax.errors import CwpsError, Preempted, ProcessLost
 from cwps_jax.settings import unknown_key
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")
 _BARE_NAMES = re.compile(r"--?config\.(?P<key>\w+)=(?P<names>[^('\"\[]*,.*)")
 PREEMPTED = 42  # what xpk and launch scripts start again, as they do what a signal ended
+ABORTED = 134  # with which JAX ends a process whose peer is lost; launchers start that again, too
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NO_DEVICE = ("Unable to initialize backend", "Unknown backend")  # how JAX's errors of it begin
 _CONFIG_FILE = re.compile(r"(--?config=)?(?P<file>[^-].*\.py(:.*)?)")
@@ -36,8 +37,8 @@ def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None 
     """Calls a program with the config that was given and ends with its exit status.
 
     Whatever is wrong in what was given is one line on stderr and exit status 2; a program that was asked to
-    end, and did where the same command goes on, has exit status 42. A fault of the program has its traceback
-    and exit status 1.
+    end, and did where the same command goes on, has exit status 42, and one that lost another process 134. A
+    fault of the program has its traceback and exit status 1.
 
     Args:
         program: from the checked config to the exit status; None is 0.
@@ -57,14 +58,15 @@ def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None 
         print("cwps:", end, file=sys.stderr)
         distributed.stop()
         sys.exit(PREEMPTED)
-    except Exception as error:
+    except Exception as raised:
+        error = distributed.as_lost(raised)
         line = _line(error)
         if not line and not distributed.many():
             raise
         if not line or "--debug" in sys.argv:
             traceback.print_exc()
         print("cwps:", line or repr(error), file=sys.stderr)
-        status = 2 if line else 1
+        status = ABORTED if isinstance(error, ProcessLost) else 2 if line else 1
         distributed.fail(line or repr(error), status)
         sys.exit(status)
 

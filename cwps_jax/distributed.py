@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any
 import jax
 from jax._src import distributed as runtime  # the coordinator's texts have no public door
 
-from cwps_jax.errors import CwpsError
+from cwps_jax.errors import CwpsError, ProcessLost
 
 START_SECONDS = 300  # in which all processes have to come
 HEARTBEAT_SECONDS = 60  # after which a process that is silent is lost
@@ -30,6 +31,8 @@ LOOK_MILLISECONDS = 1000  # between two looks at whether another process has fai
 SHOWN = 3  # values that differ, in one line
 
 _FAILED = "cwps/failed/"
+# How the libraries that carry arrays between processes tell that one does not answer.
+_NO_ANSWER = re.compile(r"Gloo|NCCL|Connection (closed|reset) by peer")
 _answered: list[str] = []  # texts of this process that the coordinator still keeps
 _turns = itertools.count()  # every process does the same in the same order, so that numbers name it
 
@@ -181,6 +184,16 @@ def largest(value: int) -> int:
     return found
 
 
+def as_lost(error: Exception) -> Exception:
+    """Returns an error as `ProcessLost` where it tells that another process does not answer in a step."""
+    if many() and isinstance(error, RuntimeError) and _NO_ANSWER.search(str(error)):
+        return ProcessLost(
+            f"another process does not answer in a step ({_one_line(error)}); see its own last lines, then "
+            "start all processes again by the same command"
+        )
+    return error
+
+
 def fail(line: str, status: int) -> None:
     """Tells the other processes of an error, for which this one is about to end.
 
@@ -224,14 +237,14 @@ def _read(key: str, process: int, what: str) -> str:
             return _client().blocking_key_value_get(key, LOOK_MILLISECONDS)
         except RuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
-                raise CwpsError(
+                raise ProcessLost(
                     f"process 0 is lost ({_one_line(error)}); see its own last lines, then start all "
                     "processes again by the same command"
                 ) from error
         for path, line in _client().key_value_dir_get(_FAILED):
             raise CwpsError(f"process {path.rsplit('/', 1)[1]}: {line}")
         if time.monotonic() > until:
-            raise CwpsError(
+            raise ProcessLost(
                 f"process {process} did not come within {WAIT_SECONDS} s to where {what}; see its own last "
                 "lines, then start all processes again by the same command"
             )

@@ -9,6 +9,14 @@ class CwpsError(ValueError):
     """
 
 
+class ProcessLost(CwpsError):
+    """Another process of this run is gone; nothing that was given is wrong.
+
+    ``main`` exits with the status of an abort, with which JAX ends the processes whose peer is lost, so that
+    launchers start the run again.
+    """
+
+
 class Preempted(Exception):
     """The process has been asked to end, and did so where it can go on.
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from stages import run_stages
 
+from cwps_jax import command_line, distributed
+from cwps_jax.errors import CwpsError, ProcessLost
 from cwps_jax.parallel import Parallel
 from cwps_jax.store import Pool
 from cwps_jax.train.evaluation import Predictor
@@ -236,3 +238,30 @@ def test_a_whole_run_of_two_processes_leaves_the_pool_of_one(tmp_path):
         assert one["logits_sha256_at_end"] == two["logits_sha256_at_end"]
     assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 1 + 3 + 3
     assert "relation.png" in pair[0][1] and pair[1][1].replace("[Gloo]", "").count("accuracy") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "status"),
+    [
+        (ProcessLost("process 0 is lost (closed)"), "process 0 is lost (closed)", 134),
+        (
+            jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed:\n Timed out waiting 30000ms"),
+            "another process does not answer in a step (UNKNOWN: Gloo all-reduce failed: Timed out",
+            134,
+        ),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), "JaxRuntimeError(", 1),
+        (CwpsError("wrong"), "wrong", 2),
+    ],
+)
+def test_a_lost_peer_has_the_status_of_an_abort(monkeypatch, capsys, error, line, status):
+    def failing(main, flags_parser):
+        raise error
+
+    told = []
+    monkeypatch.setattr(command_line.app, "run", failing)
+    monkeypatch.setattr(distributed, "many", lambda: True)
+    monkeypatch.setattr(distributed, "fail", lambda line, status: told.append(status))
+    with pytest.raises(SystemExit) as end:
+        command_line.run(lambda config: None)
+    assert end.value.code == status and told == [status]
+    assert f"cwps: {line}" in capsys.readouterr().err
