@@ -80,6 +80,10 @@ class MixedLayer:
         if depthwise:
             return _depthwise(window.taps(window.pad(inputs)), kernel)
 
+        outputs = math.prod(window.outputs(jax.eval_shape(window.pad, inputs).shape))
+        places, channels = math.prod(window.sizes), kernel.shape[-1]
+        if kernel.size <= outputs * (channels + places * len(self.rows)):
+            return _one_by_one(operation)(inputs, kernel)
         private = lambda x, rows: _rows_product(window, x, rows, kwargs["precision"])
         return self._product(operation, private, fan_in, inputs, kernel.dtype)
 
@@ -93,6 +97,27 @@ class MixedLayer:
         placed = jax.nn.one_hot(self.channels, flat.shape[-1], dtype=dtype)
         kept = 1 - jnp.sum(placed, axis=0)
         return (flat * kept + own @ placed).reshape(shared.shape)
+
+
+def _one_by_one(operation: Operation) -> Operation:
+    """Returns an operation of a picture by its own merged kernel, which a CPU does for one after another.
+
+    For kernels of fewer numbers than what placing a picture's own channels in the outputs, and their
+    products, would write: those of early layers, whose merging is little work. It multiplies no more than
+    a plain batch.
+    """
+    by_vmap = jax.vmap(operation)
+    in_turn = lambda inputs, kernels: jax.lax.map(lambda one: operation(*one), (inputs, kernels))
+    product = jax.custom_batching.custom_vmap(operation)
+
+    @product.def_vmap
+    def batched(size: int, is_batched: Any, inputs: jax.Array, kernels: jax.Array) -> tuple[jax.Array, bool]:
+        axes = tuple(0 if one else None for one in is_batched)
+        if None in axes:  # a model's own vmap around one kernel
+            return jax.vmap(operation, axes)(inputs, kernels), True
+        return jax.lax.platform_dependent(inputs, kernels, cpu=in_turn, default=by_vmap), True
+
+    return product
 
 
 def _rows_product(window: "Window", inputs: jax.Array, rows: jax.Array, precision: Any) -> jax.Array:
