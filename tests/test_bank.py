@@ -14,6 +14,7 @@ import pytest
 from methods_shared import CONFIG, images_of, task, tiny
 
 import cwps_jax as cwps
+from cwps_jax import models
 from cwps_jax.bank import Bank
 from cwps_jax.errors import CwpsError
 
@@ -78,6 +79,9 @@ def test_every_way_answers_as_the_pool(pool):
         np.testing.assert_array_equal(merged[number], swapped[number])
         right = expected(pool, name, images[number : number + 1])[0]
         np.testing.assert_allclose(merged[number], right, atol=1e-5)
+    mixed = bank.answer(images, names, "mixed")
+    largest = max(np.abs(one).max() for one in merged)
+    assert max(np.abs(one - other).max() for one, other in zip(mixed, merged, strict=True)) <= 1e-5 * largest
     together = bank.answer(images, "two")
     np.testing.assert_allclose(np.stack(together), expected(pool, "two", images), atol=1e-5)
 
@@ -93,6 +97,10 @@ def test_rows_lie_once_on_the_device_in_the_bits_in_which_they_are_stored(pool):
 def test_switching_adding_and_dropping_compiles_nothing(pool):
     bank, images = bank_of(pool), pictures(2)
     draws = np.random.default_rng(0)
+    names = ["two", "eight", "one", "whole"]
+    for first in names:
+        for second in names:
+            bank.answer(images, [first, second], "mixed")
     for way in ("merged", "swapped"):
         for name in pool.tasks:
             bank.answer(images, name, way)
@@ -102,6 +110,7 @@ def test_switching_adding_and_dropping_compiles_nothing(pool):
         for _ in range(100):
             name = str(draws.choice(pool.tasks))
             bank.answer(images, name, str(draws.choice(["merged", "swapped"])))
+            bank.answer(images, list(draws.choice(names, 2)), "mixed")
             if draws.random() < 0.1 and name not in ("tuned", "whole"):  # of most of all bytes
                 bank.drop(name)
                 bank.add(name)
@@ -188,7 +197,7 @@ def test_what_the_device_has_no_room_for_waits_on_the_host_or_on_disk(pool, way)
 
 def test_the_way_is_what_was_measured_to_take_least(pool):
     bank = bank_of(pool, ["two", "one"])
-    seconds = {"merge": 3.0, "swap": 1.0, "forward": 10.0}
+    seconds = {"merge": 3.0, "swap": 1.0, "forward": 10.0, "mixed": 15.0}
 
     class Told(dict):
         def __contains__(self, what):
@@ -206,6 +215,9 @@ def test_the_way_is_what_was_measured_to_take_least(pool):
     seconds["swap"] = 0.0
     assert bank._ways.seconds({entry: 3}, image) == {"merged": 10.0, "swapped": 10.0}
     assert bank._ways.seconds({bank.served("one"): 65}, image) == {"merged": 23.0, "swapped": 20.0}
+    both = {entry: 1, bank.served("one"): 1}
+    assert bank._ways.seconds(both, image) == {"merged": 23.0, "swapped": 20.0, "mixed": 15.0}
+    assert bank._way(both, image) == "mixed"
 
 
 def test_threads_may_ask_while_others_load_and_unload(pool):
@@ -230,6 +242,44 @@ def test_threads_may_ask_while_others_load_and_unload(pool):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_tasks_that_are_not_stored_as_channels_are_served_whole(tmp_path):
+    pool = tiny().new_pool(tmp_path / "pool")
+    learn(pool, "low", method=cwps.methods.Lora(rank=2, learning_rate=0.02), epochs=1)
+    bank, images = bank_of(pool), pictures(3)
+    for way in ("merged", "swapped", ""):
+        answers = np.stack(bank.answer(images, "low", way))
+        np.testing.assert_allclose(answers, expected(pool, "low", images), atol=1e-5)
+    with pytest.raises(CwpsError, match="not stored as channels"):
+        bank.answer(images, "low", "mixed")
+    before = bank.resident["device"]
+    bank.drop("low")
+    assert bank.resident["device"] < before
+
+
+def test_heads_of_several_numbers_of_classes_share_a_program(tmp_path):
+    shape = (1, 16, 16, 3)
+    layout = cwps.channel_layout(models.create("resnet8", 3), jax.ShapeDtypeStruct(shape, np.float32))
+    init = jax.jit(models.create("resnet8", 5).init)
+    widest = jax.device_get(init(jax.random.key(0), np.zeros(shape)))
+    other = {"batch_stats": widest["batch_stats"]}
+    gates = jax.tree.map(
+        lambda scores: np.arange(scores.size).reshape(scores.shape) % 7 == 0, cwps.init_scores(layout)
+    )
+    cut = lambda count: {
+        **widest["params"],
+        "head": jax.tree.map(lambda leaf: leaf[..., :count], widest["params"]["head"]),
+    }
+    pool = cwps.Pool.create(tmp_path / "pool", {"params": cut(3), **other}, layout, backbone="resnet8")
+    for classes in (3, 2, 5):
+        pool.add(f"of{classes}", cut(classes), other, gates, {}, ("pretrained",), {})
+    bank, images = Bank(pool, ["of3", "of2"]), images_of(3, 0, 16).repeat(3, axis=-1)
+    bank.add("of5")  # wider than all before
+    right = np.asarray(jax.jit(models.create("resnet8", 5).apply)(widest, images))
+    for classes in (3, 2, 5):
+        answers = np.stack(bank.answer(images, f"of{classes}", "swapped"))
+        np.testing.assert_allclose(answers, right[:, :classes], atol=1e-5 * np.abs(right).max())
 
 
 def test_what_cannot_be_asked_is_refused_in_one_line(pool):

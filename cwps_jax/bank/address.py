@@ -83,5 +83,20 @@ def written(layout: Layout, capacity: Capacity, parts: Mapping[str, Part], own: 
     return np.concatenate([*found, np.array([own, 0])]).astype(np.int32)
 
 
+def widened(layout: Layout, capacity: Capacity, address: np.ndarray, room: Capacity) -> np.ndarray:
+    """Returns an address that is padded to more room."""
+    if room == capacity:
+        return address
+    parts = {part.layer.path: _cut(part) for part in parts_of(layout, capacity, address)}
+    return written(layout, room, parts, int(address[-2]))
+
+
+def _cut(part: Part) -> Part:
+    """Returns a part without its padding."""
+    count = int(np.sum(part.channels < part.layer.channels))
+    kind, slot = ({leaf: of[leaf][:count] for leaf in part.layer.leaves} for of in (part.kind, part.slot))
+    return Part(part.layer, part.channels[:count], part.start[:count], part.column, kind, slot)
+
+
 def _padded(values: np.ndarray, room: int, padding: int) -> np.ndarray:
     return np.append(values, np.full(room - len(values), padding))

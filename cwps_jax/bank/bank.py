@@ -30,8 +30,7 @@ class Bank:
 
     Three ways to run give the same answers, merged and swapped to the bit: *merged*, a task's whole network
     is made on the device and kept for the next question; *swapped*, it takes the place of another in a
-    working copy; *mixed*, pictures of many tasks go through the network together. Several threads may call
-    it.
+    working copy; *mixed*, pictures of many tasks go through the network together. Threads may share it.
 
     Args:
         pool: the stored models.
@@ -200,7 +199,7 @@ class Bank:
             counts: {task: how many pictures}.
         """
         with self._leased(list(counts)) as found:
-            return self._way({entry: counts[entry.name] for entry in found})
+            return self._way(dict(zip(found, counts.values(), strict=True)))
 
     def measure(self, counts: Mapping[str, int]) -> dict[str, float]:
         """Measures all ways for a request, anew, and returns the seconds of each.
@@ -211,14 +210,12 @@ class Bank:
         with self._lock:
             self._ways.costs.seconds.clear()
         with self._leased(list(counts)) as found:
-            return self._seconds({entry: counts[entry.name] for entry in found})
+            return self._seconds(dict(zip(found, counts.values(), strict=True)))
 
     def _way(self, counts: Mapping[Entry, int], image: np.ndarray | None = None) -> str:
-        seconds = self._seconds(counts, image)
-        return min(seconds, key=lambda way: seconds[way])
+        return min((seconds := self._seconds(counts, image)), key=lambda way: seconds[way])
 
     def _seconds(self, counts: Mapping[Entry, int], image: np.ndarray | None = None) -> dict[str, float]:
-        """Returns what each way takes; `image` is one of those that are asked about, (1, ...)."""
         for entry in counts:
             if image is None and not entry.described.shape:
                 raise CwpsError(f"{entry.name!r}: the pool does not say what images it takes; name a way")
@@ -230,6 +227,8 @@ class Bank:
         room = bucket(len(pixels)) - len(pixels)
         padded = np.concatenate([pixels, np.zeros((room, *pixels.shape[1:]), pixels.dtype)])
         with self._lock:
+            if way == "mixed":
+                return self._ways.mixed(found, padded)
             return self._ways.alone(found[0], padded, way)
 
     @contextlib.contextmanager
@@ -257,7 +256,8 @@ class Bank:
         """Serves tasks from now on, in the place of those of their names."""
         widest = max((entry.described.classes for entry in found), default=1)
         ways = self._ways
-        if widest > ways.classes:  # heads lie padded to it: all anew
+        grown = widest > ways.classes
+        if grown:  # heads lie padded to it: all anew
             ways.classes = bucket(widest) if self._model is None else widest
             for entry in self._entries.values():
                 ways.forget(entry)
@@ -265,11 +265,14 @@ class Bank:
             if entry.name in self._entries:
                 self._retire(self._entries[entry.name])
             self._entries[entry.name] = entry
-        for entry in self._entries.values():
-            if entry.loaded:
-                entry.loaded.classes = ways.classes
-        if not ways.resident.limits[0]:  # else when it is asked for
-            ways.resident.load(entry.loaded for entry in self._entries.values() if entry.loaded)
+        tasks = [entry.loaded for entry in self._entries.values() if entry.loaded]
+        for task in tasks:
+            task.classes = ways.classes
+        if ways.resident.limits[0]:  # they come when they are asked for
+            for task in tasks if grown else [entry.loaded for entry in found if entry.loaded]:
+                ways.resident.note(task)
+        else:
+            ways.resident.load(tasks)
 
     def _retire(self, entry: Entry) -> None:
         entry.dropped = True
@@ -277,23 +280,19 @@ class Bank:
 
     def _free(self, dropped: Sequence[Entry]) -> None:
         """Frees the memory of tasks that were dropped and that no request needs."""
-        idle = [entry for entry in dropped if not entry.uses]
-        for entry in idle:
+        for entry in (idle := [entry for entry in dropped if not entry.uses]):
             self._ways.forget(entry)
         if idle:
             self._ways.resident.forget([one.loaded for one in self._entries.values() if one.loaded])
 
     def _open_anew(self) -> None:
-        self._pool = Pool.open(self._pool.folder)
-        self._trees = Trees(self._pool.folder, self._pool.index)
+        self._pool = pool = Pool.open(self._pool.folder)
+        self._trees = Trees(pool.folder, pool.index)
 
     def _model_of(self, dtype: str, classes: int) -> nn.Module:
         if self._model is not None:
             return self._model
         if not self._pool.index.backbone:
-            raise CwpsError(
-                f"{self._pool.folder}: its backbone is a model of your own; give it in Python, "
-                "cwps.TaskBank(pool, model=...)"
-            )
+            raise CwpsError(f"{self._pool.folder}: its backbone is a model of your own; give it by model=")
         options = {"dtype": jnp.dtype(dtype)} if dtype else {}
         return models.create(self._pool.index.backbone, classes, **options)

@@ -13,6 +13,8 @@ from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.store.index import Version
 from cwps_jax.store.trees import Trees
 
+NOT_LOADED = np.empty(0, np.int32)
+
 
 @dataclasses.dataclass(eq=False)
 class Loaded:
@@ -23,7 +25,7 @@ class Loaded:
         version: which.
         classes: room that its head has.
         owners: whose rows it is made of; None before it was ever read.
-        capacity, address: see `bank.address`; None while it is not on the device.
+        capacity, address: see `bank.address`; empty while it is not on the device.
         leaves: what is its own beside rows.
         table: name of the table that holds that, and
         slot: where.
@@ -34,7 +36,7 @@ class Loaded:
     classes: int
     owners: frozenset[int] | None = None
     capacity: Capacity = ()
-    address: np.ndarray | None = None
+    address: np.ndarray = dataclasses.field(default_factory=lambda: NOT_LOADED)
     leaves: tuple[OwnLeaf, ...] = ()
     table: str = ""
     slot: int = 0

@@ -15,6 +15,7 @@ import numpy as np
 
 from cwps_jax.bank import kinds
 from cwps_jax.bank.address import Capacity, Part, own_slot, parts_of, zero_of
+from cwps_jax.bank.mixed import PrivateRows
 from cwps_jax.bank.stored import OwnLeaf
 from cwps_jax.core.channels import Layout, from_columns, to_columns
 from cwps_jax.core.heads import without_head
@@ -134,23 +135,27 @@ def of_pictures(
     tables: Mapping[str, Any],
     own: Mapping[str, jax.Array],
     addresses: jax.Array,
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Returns what a mixed batch needs of its tasks: channels, rows, params and other, see `PrivateRows`.
+) -> PrivateRows:
+    """Returns what a mixed batch needs of its tasks.
+
+    It is no part of the network's program, which is not compiled anew when a table grows.
 
     Args:
         layout, capacity, leaves, start, tables, own: see `merged`.
         addresses: int32 (pictures, ...).
     """
 
-    def of_one(address: jax.Array) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
+    def of_one(address: jax.Array) -> PrivateRows:
         channels, rows = {}, {}
         for part in parts_of(layout, capacity, address):
+            if not len(part.channels):
+                continue
             channels[part.layer.path] = part.channels
             for leaf in part.layer.leaves:
                 held = start[f"params/{leaf}"]
                 columns = to_columns(held, part.layer.gate_shape)
                 rows[leaf] = _rows(part, leaf, columns, tables, zero_of(address)).astype(held.dtype)
         other = unflatten(_own(layout, leaves, start, own, address))
-        return channels, rows, other.pop("params"), other
+        return PrivateRows(channels, rows, other.pop("params"), other)
 
     return jax.vmap(of_one)(addresses)

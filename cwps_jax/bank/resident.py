@@ -14,7 +14,7 @@ import numpy as np
 
 from cwps_jax.bank import address
 from cwps_jax.bank.address import Capacity
-from cwps_jax.bank.loaded import Loaded, Owner, parts_of_task
+from cwps_jax.bank.loaded import NOT_LOADED, Loaded, Owner, parts_of_task
 from cwps_jax.bank.stored import OwnLeaf, StoredOwn, StoredRows, stored_own, stored_rows
 from cwps_jax.bank.tables import Key, Tables
 from cwps_jax.core.compact import choose_capacity
@@ -89,10 +89,7 @@ class Resident:
         new = [task for task in wanted if task not in self.loaded]
         if not new:
             return
-        own = {task: stored_own(task.trees, task.version, task.classes) for task in new}
-        for task in new:
-            task.owners, task.leaves = own[task].owners, own[task].leaves
-            task.table = self._own_tables.setdefault(task.leaves, f"{OWN}{len(self._own_tables)}")
+        own = {task: self.note(task) for task in new}
         trees = {identity: task.trees for task in new for identity in own[task].owners}
         rows = {
             identity: self._read(trees[identity], identity)
@@ -119,12 +116,19 @@ class Resident:
         for task in new:
             self._place(task, own[task])
 
+    def note(self, task: Loaded) -> StoredOwn:
+        """Reads what a task is made of, notes it, and returns what is its own beside rows."""
+        own = stored_own(task.trees, task.version, task.classes)
+        task.owners, task.leaves = own.owners, own.leaves
+        task.table = self._own_tables.setdefault(task.leaves, f"{OWN}{len(self._own_tables)}")
+        return own
+
     def unload(self, task: Loaded) -> None:
         """Takes a task off the device; rows that nobody else needs go too."""
         if task not in self.loaded:
             return
         del self.loaded[task]
-        task.address = None
+        task.address = NOT_LOADED
         self.tables.give_back((task.table, OWN), np.array([task.slot], np.int32))
         for identity in task.owners or ():
             owner = self._owners[identity]

@@ -9,13 +9,16 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from cwps_jax.bank import programs
+from cwps_jax.bank import address, programs
 from cwps_jax.bank.costs import Costs, bucket
 from cwps_jax.bank.entries import Entry, whole_tree
 from cwps_jax.bank.loaded import Loaded
+from cwps_jax.bank.mixed import PrivateRows, mixed_apply
 from cwps_jax.bank.resident import Resident
-from cwps_jax.core.trees import Tree
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.trees import Tree, unflatten, unite
 from cwps_jax.data.preparation import Preparation
+from cwps_jax.errors import CwpsError
 from cwps_jax.train.step import apply_model
 
 WAYS = ("merged", "swapped", "mixed")
@@ -43,6 +46,7 @@ class Ways:
         self._model_of = model_of
         self.recent: collections.deque[Entry] = collections.deque(maxlen=KEPT)
         self._forwards: dict[Any, Any] = {}
+        self._mixed: dict[Any, Any] = {}
 
     def alone(self, entry: Entry, pixels: Any, way: str) -> jax.Array:
         """Returns a task's logits, (pictures, classes of the bank).
@@ -99,6 +103,31 @@ class Ways:
             self._forwards[key] = _forward(model, preparation)
         return self._forwards[key](variables, pixels)
 
+    def mixed(self, found: Sequence[Entry], pixels: Any) -> jax.Array:
+        """Returns the logits of pictures of many tasks that are `alike`.
+
+        Args:
+            found: the task of each picture.
+            pixels: (pictures, height, width, channels), with padding or without.
+        """
+        tasks = [entry.loaded for entry in found if entry.loaded]
+        if len(tasks) < len(found):
+            name = next(entry.name for entry in found if not entry.loaded)
+            raise CwpsError(f"way='mixed': {name!r} is not stored as channels; leave the way out")
+        resident, layout = self.resident, self.resident.layout
+        resident.load(tasks)
+        room = tuple(map(max, *(task.capacity for task in tasks), tasks[0].capacity))
+        addresses = [address.widened(layout, task.capacity, task.address, room) for task in tasks]
+        addresses += addresses[:1] * (len(pixels) - len(tasks))
+        private = programs.of_pictures(
+            layout, room, tasks[0].leaves, *resident.arguments(tasks[0]), np.stack(addresses)
+        )
+        key = *found[0].described.group, self.classes
+        if key not in self._mixed:
+            dtype, preparation = found[0].described.group
+            self._mixed[key] = _mixed(self._model_of(dtype, self.classes), layout, preparation)
+        return self._mixed[key](unflatten(resident.start), private, pixels)
+
     def seconds(self, counts: Mapping[Entry, int], image: np.ndarray | None) -> dict[str, float]:
         """Returns what each way takes for a request, measured where it is not yet.
 
@@ -120,7 +149,12 @@ class Ways:
                 )
                 if entry not in self.recent:
                     found["merged"] += self._seconds_of("merge", entry.loaded, self._merged)
-        del found["mixed"]
+        if len(counts) == 1 or not all(entry.loaded for entry in counts):
+            del found["mixed"]
+            return found
+        pictures = [entry for entry, count in counts.items() for _ in range(count)]
+        for numbers in parts_of(pictures, "mixed"):
+            found["mixed"] += self._mixed_seconds([pictures[number] for number in numbers], image)
         return found
 
     def asked(self, tasks: Collection[Entry]) -> None:
@@ -153,16 +187,20 @@ class Ways:
     def _seconds_of(self, what: str, task: Loaded, call: Callable[[Loaded], Any]) -> float:
         return self.costs.of((what, task.capacity, task.leaves), lambda: call(task))
 
+    def _mixed_seconds(self, found: Sequence[Entry], image: np.ndarray | None) -> float:
+        pixels = np.repeat(_example(found[0], image), bucket(len(found)), axis=0)
+        capacities = frozenset(entry.loaded.capacity for entry in found if entry.loaded)
+        what = ("mixed", alike(found[0]), capacities, pixels.shape, pixels.dtype.name)
+        return self.costs.of(what, lambda: self.mixed(found, pixels))
+
     def _forward_seconds(self, entry: Entry, size: int, image: np.ndarray | None) -> float:
-        known = entry.described
-        one = np.zeros((1, *known.shape), known.pixels) if image is None else image
-        pixels = np.repeat(one, size, axis=0)
+        pixels = np.repeat(_example(entry, image), size, axis=0)
 
         def call() -> Any:
             variables = self.swap(entry.loaded) if entry.loaded else self.merge(entry)
             return self.forward(entry, variables, pixels)
 
-        return self.costs.of(("forward", known.group, one.shape, one.dtype.name, size), call)
+        return self.costs.of(("forward", entry.described.group, pixels.shape, pixels.dtype.name), call)
 
 
 def sizes(count: int) -> list[int]:
@@ -174,8 +212,27 @@ def parts_of(found: Sequence[Entry], way: str) -> list[list[int]]:
     """Returns which of a request's pictures go through a program together, by the task of each."""
     together: dict[Any, list[int]] = {}
     for number, entry in enumerate(found):
-        together.setdefault(entry, []).append(number)
+        together.setdefault(alike(entry) if way == "mixed" else entry, []).append(number)
     return [some[at : at + BATCH] for some in together.values() for at in range(0, len(some), BATCH)]
+
+
+def alike(entry: Entry) -> Any:
+    """Returns what tasks have in common whose pictures go through a mixed program together."""
+    return entry.described.group, entry.loaded and entry.loaded.table
+
+
+def _example(entry: Entry, image: np.ndarray | None) -> np.ndarray:
+    known = entry.described
+    return np.zeros((1, *known.shape), known.pixels) if image is None else image
+
+
+def _mixed(model: nn.Module, layout: Layout, preparation: Preparation) -> Any:
+    def mixed(shared: Tree, private: PrivateRows, pixels: jax.Array) -> Any:
+        # What the pre-trained model lacks here is each picture's own; any picture's stands for it.
+        own = jax.tree.map(lambda leaf: leaf[0], {"params": private.params, **private.other})
+        return mixed_apply(model, layout, unite(own, shared), private, preparation.normalise(pixels))
+
+    return jax.jit(mixed)
 
 
 def _forward(model: nn.Module, preparation: Preparation) -> Any:
