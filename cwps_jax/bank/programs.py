@@ -2,7 +2,8 @@
 
 All of a network is written in one pass: what is the task's own out of the tables, the rest out of the
 pre-trained model. A swap is that very pass, whose results take the place of the working copy's buffers. On a
-CPU it takes less than copying the network; writing single channels, which lie apart in a kernel, takes more.
+CPU that pass costs less than to write single channels, which lie apart in a kernel; what takes most of a
+swap there is to gather the rows and to turn them.
 """
 
 import functools
