@@ -2,8 +2,8 @@
 
 All of a network is written in one pass: what is the task's own out of the tables, the rest out of the
 pre-trained model. A swap is that very pass, whose results take the place of the working copy's buffers. On a
-CPU that pass costs less than to write single channels, which lie apart in a kernel; what takes most of a
-swap there is to gather the rows and to turn them.
+CPU that pass costs less than to write single channels, which lie apart in a kernel; most of a swap there is,
+by what is known so far, to gather the rows and to turn them.
 """
 
 import functools
