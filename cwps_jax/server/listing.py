@@ -1,0 +1,32 @@
+"""What the server tells of its tasks: versions, bytes, classes, and whose channels they use."""
+
+from cwps_jax.server import messages
+from cwps_jax.server.metrics import PLACES
+from cwps_jax.server.tasks import Bank, Tasks
+
+
+def listed(tasks: Tasks) -> messages.Listing:
+    """Returns all tasks of the pool, and what is loaded beside their newest versions."""
+    names = dict.fromkeys((*tasks.bank.tasks, *tasks.pool.tasks))
+    return {"tasks": [_listed(tasks, name) for name in names], "resident": resident_bytes(tasks.bank)}
+
+
+def resident_bytes(bank: Bank) -> dict[str, int]:
+    """Returns the bytes of a bank's tasks by where they are: on the device, on the host, on the disk."""
+    return {place: int(getattr(bank.resident, place)) for place in PLACES}
+
+
+def _listed(tasks: Tasks, name: str) -> messages.Listed:
+    version, known = tasks.pool.version(name), tasks.known.get(name)
+    accuracy = version.record.get("accuracy_when_learned")
+    return {
+        "task": name,
+        "version": version.name,
+        "loaded": name in tasks.bank.tasks,
+        "why": tasks.silent.get(name, ""),
+        "bytes": version.bytes,
+        "method": version.method,
+        "classes": list(known.class_names) if known else [],
+        "accuracy": float(accuracy) if isinstance(accuracy, int | float) else None,
+        "owners": tasks.pool.relation(name) if tasks.pool.shares_channels(name) else {},
+    }
