@@ -20,18 +20,13 @@ BIG = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("server")
+def pool(served_pool) -> cwps.Pool:
+    return served_pool
 
 
 @pytest.fixture(scope="module")
-def pool(folder) -> cwps.Pool:
-    return served.make_pool(folder)
-
-
-@pytest.fixture(scope="module")
-def files(folder, pool) -> list[str]:
-    return sorted(map(str, (folder / "DATA/negative/test").glob("*/[!.]*")))
+def files(pool) -> list[str]:
+    return sorted(map(str, (pool.folder.parent / "DATA/negative/test").glob("*/[!.]*")))
 
 
 @pytest.fixture(scope="module")
@@ -281,9 +276,9 @@ def test_a_task_in_use_is_not_dropped_under_a_request(pool, files):
         check(pool, files[:1], ask(client, files[:1], params={"task": "digits"}))
 
 
-def test_a_changed_pool_is_reloaded_without_a_restart(folder, pool, files):
-    copied = folder / "changed"
-    shutil.copytree(folder / "pool", copied)
+def test_a_changed_pool_is_reloaded_without_a_restart(tmp_path, pool, files):
+    copied = tmp_path / "changed"
+    shutil.copytree(pool.folder, copied)
     pool = cwps.Pool.open(copied)
     with running(PlainBank(pool), pool) as client:
         assert client.post("/v1/reload").json()["changed"] == []

@@ -149,7 +149,7 @@ class Tasks:
             try:
                 known = learned_with(self.pool, name)
             except CwpsError as error:
-                self.silent[name] = str(error)
+                self.silent[name] = str(error).removeprefix(f"{self.pool.folder}: ")  # no client's concern
                 continue
             if known.transform is None:
                 self.silent[name] = (
