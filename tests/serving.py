@@ -1,7 +1,6 @@
 """A real server on loopback in a thread, and a bank for it that answers by `cwps.predict`'s own network."""
 
 import contextlib
-import dataclasses
 import threading
 import time
 
@@ -19,13 +18,6 @@ from cwps_jax.server.running import configured
 from cwps_jax.store.pool import Pool
 
 
-@dataclasses.dataclass
-class Resident:
-    device: int
-    host: int
-    disk: int
-
-
 class PlainBank:
     """One whole network a task, task after task. `before` is called with each batch's tasks."""
 
@@ -40,7 +32,7 @@ class PlainBank:
 
     @property
     def resident(self):
-        return Resident(sum(self.pool.version(task).bytes for task in self.trees), 0, 7)
+        return {"device": sum(self.pool.version(task).bytes for task in self.trees), "host": 0, "disk": 7}
 
     def add(self, task):
         self.trees[task] = self.pool.effective(task)
@@ -50,7 +42,7 @@ class PlainBank:
 
     def refresh(self):
         self.pool = Pool.open(self.pool.folder)
-        self.trees = {task: self.pool.effective(task) for task in self.trees}
+        self.trees = {task: self.pool.effective(task) for task in self.trees if task in self.pool}
 
     def answer(self, prepared, tasks):
         self.before(tasks)
@@ -67,7 +59,7 @@ class PlainBank:
 @contextlib.contextmanager
 def running(bank, pool, limits=None, token="", **known):
     """Gives a client of a server that serves a bank; `client.server` is what its endpoints work with."""
-    limits = limits or Limits()
+    limits = limits or Limits(batch_size=4)
     app = make_app(bank, pool, limits, token)
     server = uvicorn.Server(configured(app, "127.0.0.1", 0, limits))
     thread = threading.Thread(target=server.run, daemon=True)

@@ -36,7 +36,7 @@ def bank(pool):
 
 @pytest.fixture(scope="module")
 def client(bank, pool):
-    limits = Limits(request_bytes=BIG, pictures=40, seconds=20, held_requests=4)
+    limits = Limits(batch_size=8, request_bytes=BIG, pictures=40, seconds=20, held_requests=4)
     with running(bank, pool, limits) as client:
         yield client
 
@@ -121,7 +121,7 @@ def test_what_is_no_picture_is_refused_by_name(client, files, case):
 
 
 def test_pixels_are_counted_before_they_are_decoded(bank, pool):
-    with running(bank, pool, Limits(pixels=100)) as client:
+    with running(bank, pool, Limits(batch_size=4, pixels=100)) as client:
         assert ask(client, [("a.png", png(np.zeros((10, 10), np.uint8)))]).status_code == 200
         line = error(ask(client, [("a.png", png_of_size(11, 10))]), 413)
         assert "11 x 10 pixels are more than 100" in line
@@ -166,7 +166,7 @@ def check_unharmed(client, files) -> None:
 
 
 def test_a_slow_client_is_cut_off_and_harms_no_other(bank, pool, files):
-    with running(bank, pool, Limits(seconds=1)) as client:
+    with running(bank, pool, Limits(batch_size=4, seconds=3)) as client:
         place = client.base_url.host, client.base_url.port
         with socket.create_connection(place) as slow, socket.create_connection(place) as silent:
             slow.sendall(
@@ -176,17 +176,17 @@ def test_a_slow_client_is_cut_off_and_harms_no_other(bank, pool, files):
             silent.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: local")
             begun = time.monotonic()
             check_unharmed(client, files)
-            assert time.monotonic() - begun < 1
+            assert time.monotonic() - begun < 3
             slow.settimeout(10)
             silent.settimeout(10)
             answer = b"".join(iter(lambda: slow.recv(4096), b""))
-            assert answer.startswith(b"HTTP/1.1 408") and b"has not come within 1 seconds" in answer
+            assert answer.startswith(b"HTTP/1.1 408") and b"has not come within 3 seconds" in answer
             assert silent.recv(10) == b""  # closed: there is no request yet that could be answered
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 12
 
 
 def test_bodies_in_memory_are_bounded_over_all_clients(bank, pool, files):
-    with running(bank, pool, Limits(request_bytes=1000, held_requests=1, seconds=20)) as client:
+    with running(bank, pool, Limits(batch_size=4, request_bytes=1000, held_requests=1, seconds=20)) as client:
         place = client.base_url.host, client.base_url.port
         with socket.create_connection(place) as first:
             first.sendall(
@@ -204,14 +204,14 @@ def test_requests_of_many_clients_are_joined_across_tasks(pool, files):
 
     def before(tasks):
         seen.append(sorted(tasks))
-        if len(seen) == 2:  # the first is the warm-up
+        if len(seen) == 1:
             let_go.wait(20)
 
-    bank.before = before
     with running(bank, pool, Limits(batch_size=8, wait_ms=1)) as client:
+        bank.before = before
         with concurrent.futures.ThreadPoolExecutor(9) as clients:
             first = clients.submit(ask, client, files[:1], params={"task": "digits"})
-            while len(seen) < 2:
+            while not seen:
                 time.sleep(0.01)
             others = [
                 clients.submit(ask, client, files[n : n + 1], params={"task": served.TASKS[n % 2]})
@@ -223,9 +223,9 @@ def test_requests_of_many_clients_are_joined_across_tasks(pool, files):
             for number, one in enumerate(others):
                 check(pool, files[number : number + 1], one.result())
             assert first.result().status_code == 200
-        assert seen[2:] == [["digits"] * 4 + ["negative"] * 4]
+        assert seen[1:] == [["digits"] * 4 + ["negative"] * 4]
         text = client.get("/metrics").text
-        assert 'cwps_batch_answers_bucket{le="8.0"} 3.0' in text
+        assert 'cwps_batch_answers_bucket{le="8.0"} 2.0' in text
         assert 'cwps_requests_total{endpoint="/v1/predict",status="200"} 9.0' in text
         assert 'cwps_resident_bytes{where="disk"} 7.0' in text and "cwps_tasks 3.0" in text
 
@@ -250,7 +250,7 @@ def test_a_full_queue_and_too_much_at_once_are_refused(pool, files):
 
 def test_an_answer_that_takes_too_long_is_given_up(pool, files):
     bank, let_go = PlainBank(pool, ["digits"]), threading.Event()
-    with running(bank, pool, Limits(seconds=1)) as client:
+    with running(bank, pool, Limits(batch_size=4, seconds=1)) as client:
         bank.before = lambda tasks: let_go.wait(20)
         assert "no answer within 1 seconds" in error(ask(client, files[:1]), 503)
         let_go.set()
@@ -298,7 +298,7 @@ def test_a_changed_pool_is_reloaded_without_a_restart(tmp_path, pool, files):
 
 def test_one_that_cannot_be_answered_does_not_take_its_batch_along(pool, files):
     bank = PlainBank(pool)
-    with running(bank, pool, Limits(wait_ms=300)) as client:
+    with running(bank, pool, Limits(batch_size=4, wait_ms=300)) as client:
         del bank.trees["digits"]
         with concurrent.futures.ThreadPoolExecutor(2) as clients:
             asked = [clients.submit(ask, client, files[:1], params={"task": task}) for task in served.TASKS]

@@ -1,6 +1,7 @@
 """The application: its endpoints, and what lives as long as it does."""
 
 import asyncio
+import collections
 import contextlib
 import importlib.resources
 from collections.abc import AsyncIterator, Sequence
@@ -59,9 +60,11 @@ class Server:
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """Computes batches while the application lives, and has compiled before it is ready."""
         worker = asyncio.create_task(self.batcher.run())
-        first = {known.shape: name for name, known in reversed(self.tasks.known.items())}
-        for shape, name in first.items():
-            await self.batcher.ask([np.zeros(shape, np.uint8)], [name])
+        of_shape = collections.defaultdict(list)
+        for name, known in self.tasks.known.items():
+            of_shape[known.shape].append(name)
+        for shape, names in of_shape.items():
+            await self.batcher.warm_up(np.zeros(shape, np.uint8), names)
         self.ready = True
         try:
             yield

@@ -81,6 +81,22 @@ class Batcher:
         except TimeoutError as error:
             raise busy(f"no answer within {limits.seconds:g} seconds", "queue") from error
 
+    async def warm_up(self, pixels: np.ndarray, tasks: Sequence[str]) -> None:
+        """Computes batches of all sizes, for as long as it takes: programs have to be compiled for them.
+
+        Args:
+            pixels: of one picture.
+            tasks: that take such pictures.
+        """
+        loop = asyncio.get_running_loop()
+        largest = self._limits.batch_size
+        sizes = {min(1 << power, largest) for power in range(largest.bit_length() + 1)}
+        for size in sorted(sizes):
+            batch = np.stack([pixels] * size)
+            of_one, of_many = [tasks[0]] * size, [tasks[number % len(tasks)] for number in range(size)]
+            for asked in (of_one, of_many):
+                await loop.run_in_executor(self._thread, self._answer, batch, asked)
+
     async def run(self) -> None:
         """Computes batches until it is cancelled, which is when nothing waits any more."""
         loop = asyncio.get_running_loop()

@@ -13,7 +13,8 @@ def listed(tasks: Tasks) -> messages.Listing:
 
 def resident_bytes(bank: Bank) -> dict[str, int]:
     """Returns the bytes of a bank's tasks by where they are: on the device, on the host, on the disk."""
-    return {place: int(getattr(bank.resident, place)) for place in PLACES}
+    resident = bank.resident
+    return {place: resident[place] for place in PLACES}
 
 
 def _listed(tasks: Tasks, name: str) -> messages.Listed:

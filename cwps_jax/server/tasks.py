@@ -6,7 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Bank(Protocol):
     def tasks(self) -> tuple[str, ...]: ...
 
     @property
-    def resident(self) -> Any: ...
+    def resident(self) -> dict[str, int]: ...
 
     def add(self, task: str) -> None: ...
 
@@ -106,6 +106,8 @@ class Tasks:
     async def reload(self) -> list[str]:
         """Reads the pool anew; tasks with a newer version are replaced by it, those that are gone go.
 
+        A bank of all tasks loads new ones, too.
+
         Returns:
             Names of the tasks that are loaded with another version than before, or not any more.
         """
@@ -115,13 +117,10 @@ class Tasks:
             after = self._versions(self.bank.tasks, pool)
             changed = [task for task in before if before[task] != after[task]]
             async with self._closing(changed):
-                for task in changed:
-                    if not after[task]:
-                        await self._apart(functools.partial(self.bank.drop, task))
                 await self._apart(self.bank.refresh)
                 self.pool = pool
                 self._forget(changed)
-                self._learn_of(task for task in changed if after[task])
+                self._learn_of(self.bank.tasks)
             return changed
 
     def close(self) -> None:
@@ -146,6 +145,8 @@ class Tasks:
 
     def _learn_of(self, names: Iterable[str]) -> None:
         for name in names:
+            if name in self.known or name in self.silent:
+                continue
             try:
                 known = learned_with(self.pool, name)
             except CwpsError as error:
