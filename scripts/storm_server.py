@@ -36,6 +36,7 @@ from cwps_jax.version import __version__
 SHARE = 0.01  # of requests that are malformed
 TOLERANCE = 1e-4  # of a probability
 HUGE = 100 * 2**20
+CHUNK = 2**18
 # Each kind, and the status by which it is refused.
 MALFORMED = {"no picture": 422, "truncated": 422, "13000 x 13000": 413, "unknown task": 404, "huge": 413}
 SLOW = "slow client", 408
@@ -140,7 +141,9 @@ class Storm:
         reader, writer = streams
         head = f"POST /v1/predict{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
         writer.write(f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode())
-        writer.write(body)
+        for start in range(0, len(body), CHUNK):  # so that other clients have their turns
+            writer.write(body[start : start + CHUNK])
+            await writer.drain()
         answer = (await reader.readuntil(b"\r\n\r\n")).decode()
         size = int(re.search(r"content-length: (\d+)", answer, re.IGNORECASE)[1])
         return int(answer.split()[1]), json.loads(await reader.readexactly(size))
@@ -218,10 +221,12 @@ def main() -> None:
     command = [sys.executable, "-m", "cwps_jax.serve", str(given.pool), "--tasks", *tasks, "--port", "0"]
     command += ["--seconds", str(given.seconds)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        lines = iter(server.stderr.readline, "")
-        port = next((int(line.split()[-5].rpartition(":")[2]) for line in lines if "running on" in line), 0)
+        told, port = [], 0
+        while not port and (line := server.stderr.readline()):
+            told.append(line)
+            port = int(re.findall(r"running on http://.*:(\d+)", line)[0]) if "running on" in line else 0
         if not port:
-            raise SystemExit("the server did not start")
+            raise SystemExit("".join(told))
         found = asyncio.run(storm(Storm(port, pool, tasks, files), server.pid, given.clients, given.requests))
         server.terminate()
         found["exit_status"] = server.wait(60)

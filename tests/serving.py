@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+import types
 
 import httpx
 import numpy as np
@@ -34,6 +35,9 @@ class PlainBank:
     def resident(self):
         return {"device": sum(self.pool.version(task).bytes for task in self.trees), "host": 0, "disk": 7}
 
+    def served(self, task):
+        return types.SimpleNamespace(pool=self.pool, version=self.pool.version(task))
+
     def add(self, task):
         self.trees[task] = self.pool.effective(task)
 
@@ -54,6 +58,45 @@ class PlainBank:
             split = ArraySplit({"image": pixels[None]}, known.preparation)
             found.append(_of_backbone(self.pool, known)(self.trees[task], split, 1)[0])
         return found
+
+
+def picture(file: str) -> tuple[str, bytes]:
+    with open(file, "rb") as stream:
+        return file.rsplit("/", 1)[1], stream.read()
+
+
+def ask(client, files, **known):
+    sent = [("images", (picture(file) if isinstance(file, str) else file)) for file in files]
+    return client.post("/v1/predict", files=sent, **known)
+
+
+def error(answer, status: int) -> str:
+    """Returns the one line of a refusal, which says all three things."""
+    assert answer.status_code == status, answer.text
+    assert "\n" not in answer.text
+    told = answer.json()["error"]
+    assert all(told[key] for key in ("what", "where", "how"))
+    return f"{told['where']}: {told['what']}; {told['how']}"
+
+
+def check(pool, files, answer) -> None:
+    """Compares every answer with that of `cwps.predict`."""
+    assert answer.status_code == 200, answer.text
+    predictions = answer.json()["predictions"]
+    assert [one["picture"] for one in predictions] == [file.rsplit("/", 1)[1] for file in files]
+    for place, task in enumerate(one["task"] for one in predictions[0]["answers"]):
+        wanted = cwps.predict(pool, task, files).top(5)
+        for one, top in zip(predictions, wanted, strict=True):
+            got = one["answers"][place]
+            assert got["version"] == f"{task}@1" and got["class"] == got["top"][0]["class"]
+            assert [share["class"] for share in got["top"]] == [name for name, _ in top]
+            np.testing.assert_allclose(
+                [share["probability"] for share in got["top"]], [share for _, share in top], atol=1e-5
+            )
+
+
+def check_unharmed(client, files) -> None:
+    assert ask(client, files[:1]).status_code == 200
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,11 +12,13 @@ import time
 import httpx
 import numpy as np
 import pytest
-from serving import png
+from serving import PlainBank, png
 
 import cwps_jax as cwps
 from cwps_jax.server import command
-from cwps_jax.server.running import is_loopback
+from cwps_jax.server.app import make_app
+from cwps_jax.server.limits import Limits
+from cwps_jax.server.running import is_loopback, serve
 
 TESTS = pathlib.Path(__file__).parent
 SLOW = """
@@ -121,3 +124,19 @@ def test_a_missing_extra_says_how_to_get_it(monkeypatch):
 )
 def test_a_host_that_others_reach_is_known(host, own):
     assert is_loopback(host) is own
+
+
+def test_a_place_that_is_taken_is_one_line(pool, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *given: None)  # the test's own handlers stay
+    bank, limits = PlainBank(pool, ["digits"]), Limits(batch_size=1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(cwps.CwpsError, match=f"{port}: cannot listen there; choose another --port"):
+            serve(make_app(bank, pool, limits), "127.0.0.1", port, limits)
+    with pytest.raises(cwps.CwpsError, match="the tasks cannot answer"):
+        serve(make_app(Broken(pool, ["digits"]), pool, limits), "127.0.0.1", 0, limits)
+
+
+class Broken(PlainBank):
+    def answer(self, prepared, tasks):
+        raise cwps.CwpsError("the device is on fire; put it out")

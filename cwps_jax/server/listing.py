@@ -18,16 +18,18 @@ def resident_bytes(bank: Bank) -> dict[str, int]:
 
 
 def _listed(tasks: Tasks, name: str) -> messages.Listed:
-    version, known = tasks.pool.version(name), tasks.known.get(name)
+    loaded, known = name in tasks.bank.tasks, tasks.known.get(name)
+    pool = tasks.bank.served(name).pool if loaded else tasks.pool
+    version = tasks.bank.served(name).version if loaded else pool.version(name)
     accuracy = version.record.get("accuracy_when_learned")
     return {
         "task": name,
         "version": version.name,
-        "loaded": name in tasks.bank.tasks,
+        "loaded": loaded,
         "why": tasks.silent.get(name, ""),
         "bytes": version.bytes,
         "method": version.method,
         "classes": list(known.class_names) if known else [],
         "accuracy": float(accuracy) if isinstance(accuracy, int | float) else None,
-        "owners": tasks.pool.relation(name) if tasks.pool.shares_channels(name) else {},
+        "owners": pool.relation(version.name) if pool.shares_channels(version.name) else {},
     }

@@ -33,10 +33,10 @@ def serve(app: FastAPI, host: str, port: int, limits: Limits) -> None:
     server = uvicorn.Server(configured(app, host, port, limits))
     try:
         server.run()
-    except SystemExit as error:
+    except SystemExit as error:  # uvicorn has told why
+        if server.lifespan.should_exit:
+            raise CwpsError("the tasks cannot answer; what is wrong is told above") from error
         raise CwpsError(f"{host}:{port}: cannot listen there; choose another --port or --host") from error
-    if not server.started:
-        raise CwpsError(f"{host}:{port}: did not start; see above")
 
 
 def configured(app: FastAPI, host: str, port: int, limits: Limits) -> uvicorn.Config:

@@ -15,8 +15,19 @@ from cwps_jax.serve import LearnedWith, learned_with
 from cwps_jax.server.refusals import Refusal
 from cwps_jax.settings import nearest
 from cwps_jax.store import Pool
+from cwps_jax.store.index import Version
 
 _Result = TypeVar("_Result")
+
+
+class Served(Protocol):
+    """What a bank tells of a task that it serves: the version, and the pool in which it was found."""
+
+    @property
+    def pool(self) -> Pool: ...
+
+    @property
+    def version(self) -> Version: ...
 
 
 class Bank(Protocol):
@@ -27,6 +38,8 @@ class Bank(Protocol):
 
     @property
     def resident(self) -> dict[str, int]: ...
+
+    def served(self, task: str) -> Served: ...
 
     def add(self, task: str) -> None: ...
 
@@ -113,9 +126,12 @@ class Tasks:
         """
         async with self._one:
             pool = await self._apart(lambda: Pool.open(self.pool.folder))
-            before = self._versions(self.bank.tasks, self.pool)
-            after = self._versions(self.bank.tasks, pool)
-            changed = [task for task in before if before[task] != after[task]]
+            served = {task: self.bank.served(task).version for task in self.bank.tasks}
+            changed = [
+                task
+                for task, version in served.items()
+                if task not in pool or pool.version(task).id != version.id
+            ]
             async with self._closing(changed):
                 await self._apart(self.bank.refresh)
                 self.pool = pool
@@ -148,7 +164,8 @@ class Tasks:
             if name in self.known or name in self.silent:
                 continue
             try:
-                known = learned_with(self.pool, name)
+                served = self.bank.served(name)
+                known = learned_with(served.pool, served.version.name)
             except CwpsError as error:
                 self.silent[name] = str(error).removeprefix(f"{self.pool.folder}: ")  # no client's concern
                 continue
@@ -180,6 +197,3 @@ class Tasks:
         return Refusal(
             404, f"no task {name[:80]!r}", "task", f"did you mean {near!r}? {how}" if near else how
         )
-
-    def _versions(self, names: Iterable[str], pool: Pool) -> dict[str, str]:
-        return {name: pool.version(name).name if name in pool else "" for name in names}
