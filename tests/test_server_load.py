@@ -169,3 +169,10 @@ def test_one_that_cannot_be_answered_does_not_take_its_batch_along(pool, files):
             asked = [clients.submit(ask, client, files[:1], params={"task": task}) for task in served.TASKS]
             assert "no task digits" in error(asked[0].result(), 422)
             check(pool, files[:1], asked[1].result())
+
+
+def test_nobody_is_waited_for_where_nobody_comes(bank, pool, files):
+    with running(bank, pool, Limits(batch_size=4, wait_ms=25_000)) as client:
+        begun = time.monotonic()
+        check_unharmed(client, files)
+        assert time.monotonic() - begun < 20

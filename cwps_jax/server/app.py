@@ -75,20 +75,22 @@ class Server:
             self.tasks.close()
             self.decoders.shutdown()
 
-    async def predict(
-        self, pictures: Sequence[tuple[str, bytes]], tasks: Sequence[str], top: int
-    ) -> list[messages.Prediction]:
-        """Returns what tasks answer for pictures; see `POST /v1/predict`."""
-        async with self.tasks.holding(list(dict.fromkeys(tasks))) as known:
-            way = {name: one.transform for name, one in known.items() if one.transform}
-            ways = tuple(dict.fromkeys(way.values()))
-            loop = asyncio.get_running_loop()
-            prepared = await asyncio.gather(
-                *(
-                    loop.run_in_executor(self.decoders, prepare, name, content, ways, self.limits)
-                    for name, content in pictures
+    async def predict(self, request: Request, tasks: Sequence[str], top: int) -> list[messages.Prediction]:
+        """Returns what tasks answer for a request's pictures; see `POST /v1/predict`."""
+        async with contextlib.AsyncExitStack() as held:
+            with self.batcher.coming():
+                pictures, named = await read_pictures(request, self.limits)
+                names = list(dict.fromkeys((*tasks, *named)))
+                known = await held.enter_async_context(self.tasks.holding(names))
+                way = {name: one.transform for name, one in known.items() if one.transform}
+                ways = tuple(dict.fromkeys(way.values()))
+                loop = asyncio.get_running_loop()
+                prepared = await asyncio.gather(
+                    *(
+                        loop.run_in_executor(self.decoders, prepare, name, content, ways, self.limits)
+                        for name, content in pictures
+                    )
                 )
-            )
             of_way = [dict(zip(ways, pixels, strict=True)) for pixels in prepared]
             asked = [(pixels[way[name]], name) for pixels in of_way for name in known]
             logits = iter(await self.batcher.ask(*map(list, zip(*asked, strict=True))))
@@ -145,8 +147,7 @@ def _add_endpoints(app: FastAPI, server: Server, protected: list) -> None:
         top: Annotated[int, Query(ge=1, le=1000, description="classes of an answer")] = 5,
     ) -> JSONResponse:
         """What tasks answer for pictures: a class, its probability, and the most probable ones."""
-        pictures, named = await read_pictures(request, server.limits)
-        return JSONResponse({"predictions": await server.predict(pictures, [*task, *named], top)})
+        return JSONResponse({"predictions": await server.predict(request, task, top)})
 
     @app.get("/v1/tasks", dependencies=protected)
     async def tasks() -> messages.Listing:

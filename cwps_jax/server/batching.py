@@ -2,9 +2,10 @@
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -43,6 +44,7 @@ class Batcher:
     def __init__(self, answer: Answer, limits: Limits, metrics: Metrics) -> None:
         self._answer, self._limits, self._metrics = answer, limits, metrics
         self._waiting: collections.deque[_Question] = collections.deque()
+        self._coming = 0  # requests that will ask soon
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "bank")
 
@@ -50,6 +52,16 @@ class Batcher:
     def waiting(self) -> int:
         """How many answers wait to be computed."""
         return len(self._waiting)
+
+    @contextlib.contextmanager
+    def coming(self) -> Iterator[None]:
+        """Says that something will be asked when the block ends: a batch waits a little for what comes."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+            self._news.set()
 
     async def ask(self, pixels: Sequence[np.ndarray], tasks: Sequence[str]) -> list[np.ndarray]:
         """Returns the logits of prepared pictures.
@@ -119,14 +131,14 @@ class Batcher:
         self._thread.shutdown()
 
     async def _filled(self) -> None:
-        """Waits until a batch is full, or its first answer has waited for long enough."""
+        """Waits until a batch is full, nothing else comes, or its first answer has waited long enough."""
         while not self._waiting:
             self._news.clear()
             await self._news.wait()
         until = self._waiting[0].since + self._limits.wait_ms / 1000
         try:
             async with asyncio.timeout_at(until):
-                while len(self._waiting) < self._limits.batch_size:
+                while self._coming and len(self._waiting) < self._limits.batch_size:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
