@@ -20,7 +20,7 @@ from cwps_jax.models.pretrained import load_backbone, save_backbone
 from cwps_jax.modules import ChannelShared, channel_layout, channel_rule
 from cwps_jax.profiling import Profiler
 from cwps_jax.search.composite import Search, Source
-from cwps_jax.serve import Evaluation, Predictions, evaluate, export, predict
+from cwps_jax.serve import Evaluation, Predictions, TaskBank, evaluate, export, predict
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.objectives import accuracy, cross_entropy, whole_split
@@ -44,6 +44,7 @@ __all__ = [
     "Progress",
     "Search",
     "Source",
+    "TaskBank",
     "TaskData",
     "TrainConfig",
     "Trainer",

@@ -37,6 +37,7 @@ RANKS = {
     "saved": 6.5,
     "recorded": 6.7,
     "learn": 7,
+    "bank": 7.5,
     "serve": 8,
     "report": 8,
     "prepare": 8,

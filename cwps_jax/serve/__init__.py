@@ -4,11 +4,13 @@ from cwps_jax.serve.answers import Evaluation, Predictions, evaluate, predict
 from cwps_jax.serve.export import export
 from cwps_jax.serve.images import given_images
 from cwps_jax.serve.learned_with import LearnedWith, learned_with
+from cwps_jax.serve.task_bank import TaskBank
 
 __all__ = [
     "Evaluation",
     "LearnedWith",
     "Predictions",
+    "TaskBank",
     "evaluate",
     "export",
     "given_images",

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     token = read_token(given.token_file, os.environ.get(TOKEN, ""))
     check_address(given.host, given.port, token)
     pool = Pool.open(given.pool)
-    from cwps_jax.serve import TaskBank  # type: ignore[attr-defined]
+    from cwps_jax.serve import TaskBank
 
     bank = TaskBank(pool, given.tasks or None, device_bytes=given.device_bytes, host_bytes=given.host_bytes)
     serve(make_app(bank, pool, limits, token), given.host, given.port, limits)
