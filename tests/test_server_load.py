@@ -176,3 +176,36 @@ def test_nobody_is_waited_for_where_nobody_comes(bank, pool, files):
         begun = time.monotonic()
         check_unharmed(client, files)
         assert time.monotonic() - begun < 20
+
+
+def test_a_task_that_cannot_answer_says_why_and_the_others_answer(bank, pool, files):
+    """A bank that serves more than the server can prepare pictures for."""
+    with running(bank, pool) as client:
+        listed = {one["task"]: one for one in client.get("/v1/tasks").json()["tasks"]}
+        assert listed["earlier"]["loaded"] and "without what it was learned with" in listed["earlier"]["why"]
+        line = error(ask(client, files[:1], params={"task": "earlier"}), 422)
+        assert "learn it again" in line and str(pool.folder) not in line
+        (told,) = ask(client, files[:1]).json()["predictions"]
+        assert [one["task"] for one in told["answers"]] == list(served.TASKS)
+
+
+def test_loads_and_unloads_under_load_give_no_wrong_answer(pool, files):
+    """Of a real bank, whose rows move while others ask."""
+    bank, over = cwps.TaskBank(pool, served.TASKS), threading.Event()
+    with running(bank, pool) as client, concurrent.futures.ThreadPoolExecutor(3) as clients:
+
+        def asking() -> int:
+            count = 0
+            while not over.is_set():
+                check(pool, files[:1], ask(client, files[:1], params={"task": "negative"}))
+                count += 1
+            return count
+
+        asked = [clients.submit(asking) for _ in range(2)]
+        for _ in range(10):
+            told = client.post("/v1/unload_task", json={"task": "digits"}).json()
+            assert told == {"loaded": ["negative"]}
+            assert client.post("/v1/load_task", json={"task": "digits"}).status_code == 200
+            check(pool, files[1:2], ask(client, files[1:2], params={"task": "digits"}))
+        over.set()
+        assert min(one.result() for one in asked) > 0

@@ -74,6 +74,18 @@ def test_a_signal_lets_it_answer_and_end(pool):
         httpx.get(address)
 
 
+def test_the_command_serves_a_pool(pool):
+    process, address = started(
+        pool, "-m", "cwps_jax.serve", str(pool.folder), "--tasks", "digits", "--port=0", "--batch-size=1"
+    )
+    sent = {"images": ("a.png", png(np.zeros((9, 9), np.uint8)))}
+    answer = httpx.post(f"{address}/v1/predict", files=sent, timeout=60).json()
+    assert answer["predictions"][0]["answers"][0]["version"] == "digits@1"
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
