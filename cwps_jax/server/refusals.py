@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from cwps_jax.errors import CwpsError
 
@@ -63,7 +64,16 @@ def add_handlers(app: FastAPI) -> None:
         what, _, how = str(error).partition("; ")
         return Refusal(422, what, request.url.path, how or "see GET /v1/tasks").response
 
+    async def gone(request: Request, error: Exception) -> JSONResponse:
+        return Refusal(400, "the client has gone", "connection", "stay until the answer").response
+
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        how = "tell whoever runs it: the traceback is in its log"
+        return Refusal(500, "the server failed", request.url.path, how).response
+
     app.add_exception_handler(Refusal, refused)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(Exception, failed)
     app.add_exception_handler(RequestValidationError, wrong_value)
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(CwpsError, of_package)
