@@ -209,3 +209,23 @@ def test_loads_and_unloads_under_load_give_no_wrong_answer(pool, files):
             check(pool, files[1:2], ask(client, files[1:2], params={"task": "digits"}))
         over.set()
         assert min(one.result() for one in asked) > 0
+
+
+def test_a_client_that_goes_and_a_fault_of_the_bank_are_told_apart(pool, files):
+    bank = PlainBank(pool, ["digits"])
+    with running(bank, pool, Limits(batch_size=1)) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as going:
+            going.sendall(
+                b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+                b"Content-Length: 900\r\n\r\nabc"
+            )
+        while 'endpoint="/v1/predict",status="400"} 1.0' not in client.get("/metrics").text:
+            time.sleep(0.01)
+
+        def broken(tasks) -> None:
+            raise RuntimeError("a fault")
+
+        bank.before = broken
+        assert "the server failed" in error(ask(client, files[:1]), 500)
+        bank.before = lambda tasks: None
+        check_unharmed(client, files)

@@ -69,7 +69,8 @@ def add_handlers(app: FastAPI) -> None:
 
     async def failed(request: Request, error: Exception) -> JSONResponse:
         how = "tell whoever runs it: the traceback is in its log"
-        return Refusal(500, "the server failed", request.url.path, how).response
+        closed = {"Connection": "close"}  # uvicorn closes it, which a client has to know
+        return Refusal(500, "the server failed", request.url.path, how, closed).response
 
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(ClientDisconnect, gone)
