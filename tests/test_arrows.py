@@ -46,6 +46,7 @@ RANKS = {
     "finish": 10,
     "run": 10,
     "pool": 10,
+    "server": 10,
     "study": 10,
     "main": 11,
 }
