@@ -1,5 +1,6 @@
 """A task as a program that runs without this package, and a pool as one file."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -105,6 +106,26 @@ def test_a_program_takes_arrays_and_a_model_of_ones_own_as_they_are(pool, tmp_pa
     images = np.random.default_rng(0).standard_normal((5, 12, 12, 3)).astype(np.float32)
     wanted = cwps.predict(own, "negative", images, model=model).logits
     assert_same(program.call(images), wanted)
+
+
+class Uneven(type(models.create("resnet8", 3))):
+    """A model that treats large batches otherwise."""
+
+    count = len
+
+    def __call__(self, images, train=False):
+        return super().__call__(images[:2] if type(self).count(images) > 2 else images, train)
+
+
+@pytest.mark.parametrize("count", [len, lambda images: images.shape[0]])
+def test_a_model_that_counts_its_images_is_named(pool, count, monkeypatch):
+    monkeypatch.setattr(Uneven, "count", staticmethod(count))
+    plain = models.create("resnet8", 3)
+    fields = (field.name for field in dataclasses.fields(plain) if field.name not in ("parent", "name"))
+    settings = {name: getattr(plain, name) for name in fields}
+    with pytest.raises(cwps.CwpsError, match="any number of images .*compute nothing in it") as caught:
+        cwps.exported_program(pool, "negative", Uneven(**settings))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_transformer_is_traced_for_any_number_of_images():

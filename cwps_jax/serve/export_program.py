@@ -67,8 +67,8 @@ def exported_program(pool: Pool, task: str, model: nn.Module | None = None) -> j
     images = jax.ShapeDtypeStruct((batch, *known.shape), _dtype(known))
     try:
         return jax_export.export(jax.jit(answer), platforms=PLATFORMS)(images)
-    except jax.errors.JAXTypeError as error:
-        why = str(error).splitlines()[0]
+    except (jax.errors.InconclusiveDimensionOperation, TypeError) as error:
+        why = str(error).splitlines()[0]  # of `len`, which has to be a number, a TypeError
         raise CwpsError(
             f"{known.name}: its model cannot be traced for any number of images ({why}); compute nothing in "
             "it from the batch's size"
