@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cwps_jax import distributed
+from cwps_jax.buckets import is_address
 from cwps_jax.config import RunConfig, known_keys, run_config
 from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.settings import unknown_key
@@ -69,17 +70,16 @@ def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None 
         sys.exit(status)
 
 
-def check_folder(flag: str, folder: pathlib.Path) -> None:
+def check_folder(flag: str, folder: str | pathlib.Path) -> None:
     """Raises CwpsError where a folder is not there and cannot be made, or is a file, or cannot be written to.
 
     Args:
         flag: that names it.
         folder: where a program will write; nothing is written now.
     """
-    if str(folder).partition("/")[0].endswith(":"):  # pathlib makes of gs://mine a folder gs:/mine here
-        raise CwpsError(
-            f"--{flag}={folder}: a bucket cannot hold it; name a folder that all hosts see and that has flock"
-        )
+    if is_address(folder):
+        raise CwpsError(f"--{flag}={folder}: a bucket cannot hold it; name a folder that has flock")
+    folder = pathlib.Path(folder)
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise CwpsError(f"--{flag}={folder}: {nearest} is not a folder; name another")
