@@ -12,6 +12,7 @@ import sys
 from absl import flags
 
 from cwps_jax import command_line, distributed
+from cwps_jax.buckets import is_address
 from cwps_jax.config import RunConfig
 from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.stop_signals import GRACE, stop_signals
@@ -52,6 +53,8 @@ def main(config: RunConfig) -> None:
     if _FINISH.value:
         with stop_signals(command_line.PREEMPTED, grace=0), opened_workdir(given) as workdir:
             finish(config, workdir, console)
+        if is_address(given):
+            console.print(f"The run is in {given}", soft_wrap=True, highlight=False)
         distributed.stop()
         return
     grace = GRACE if config.save_minutes else 0

@@ -60,8 +60,9 @@ class Bucket:
             self._store.invalidate_cache()  # of listings
             return self._store.find(whole)
 
-        listed = self._asked("listed", found)
-        return sorted(f"{folder}/{name.removeprefix('/').removeprefix(f'{whole}/')}" for name in listed)
+        listed = (name.removeprefix("/") for name in self._asked("listed", found))
+        # The libraries may list the folder itself while its first object is put.
+        return sorted(name.removeprefix(f"{self._path}/") for name in listed if name.startswith(f"{whole}/"))
 
     def get(self, name: str) -> bytes | None:
         """Returns an object's content, None where there is none."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from cwps_jax.buckets.bucket import Bucket
 from cwps_jax.errors import CwpsError
@@ -72,11 +72,10 @@ class Commits:
         # Somebody else may have made this one and more, and removed it.
         return found if found and found.by == self._by and self.last() == number else None
 
-    def remove(self, before: int) -> None:
-        """Removes the commits of lower numbers."""
-        for name in self._bucket.names(COMMITS):
-            if number_of(name) < before:
-                self._bucket.remove(name)
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Removes the commits of these numbers."""
+        for number in numbers:
+            self._bucket.remove(_name(number))
 
     def _read(self, number: int) -> Commit | None:
         content = self._bucket.get(_name(number))

@@ -23,7 +23,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from cwps_jax.buckets.bucket import Bucket
-from cwps_jax.buckets.commits import TRIES, Commit, Commits, Files, number_of, objects_of, restless, sha256_of
+from cwps_jax.buckets.commits import (
+    COMMITS,
+    TRIES,
+    Commit,
+    Commits,
+    Files,
+    number_of,
+    objects_of,
+    restless,
+    sha256_of,
+)
 from cwps_jax.errors import CwpsError
 from cwps_jax.files import write_atomically
 
@@ -88,7 +98,8 @@ class Mirror:
             self._commit, self._claim = made, made.number
             # What has a higher number is of a later claim than this one.
             left = {name for name in self.bucket.names(OBJECTS) if number_of(name) <= self._claim}
-            self._commits.remove(self._claim)
+            older = {number_of(name) for name in self.bucket.names(COMMITS)}
+            self._commits.remove(number for number in older if number < self._claim)
             self._each(self.bucket.remove, left - objects_of(made.files))
 
     def push(self) -> None:
@@ -105,7 +116,8 @@ class Mirror:
     def push_soon(self) -> None:
         """Begins to push while the caller goes on; raises what failed in an earlier call."""
         self._soon = [one for one in self._soon if not one.done() or one.result()]
-        self._soon.append(self._pusher.submit(self._push))
+        if all(one.running() for one in self._soon):  # one that has not begun will see what there is now
+            self._soon.append(self._pusher.submit(self._push))
 
     def _pull(self) -> None:
         for _ in range(TRIES):
@@ -164,7 +176,7 @@ class Mirror:
             if self._commit is before:
                 return
             self._remember(files)
-            self._commits.remove(self._commit.number)
+            self._commits.remove(range(before.number, self._commit.number))
             self._each(self.bucket.remove, objects_of(before.files) - objects_of(files))
             self._each(lambda path: self.bucket.put(path, shown[path]), shown)
 
