@@ -170,6 +170,7 @@ DIGITS = [
 ]
 ZOO = [
     Case(("--config.data_dir=/nowhere",), "config.data_dir = '/nowhere': no such folder"),
+    Case(("--config.data_dir=gs://mine/zoo",), "folders of images are not read from a bucket; copy them"),
     Case(("--config.data_dir=",), "config.data_dir is empty: name the folder"),
     Case(("--config.tasks=('zoos',)",), "has no task 'zoos'; it has zoo"),
     Case((), "no split 'test'; it has train, Test; set config.test_split=Test", renamed),

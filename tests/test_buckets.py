@@ -13,6 +13,7 @@ import cwps_jax as cwps
 from cwps_jax import distributed
 from cwps_jax.buckets import Bucket, Mirror, bucket, local_folder
 from cwps_jax.errors import CwpsError
+from cwps_jax.pool.__main__ import main as pool_command
 from cwps_jax.workdir import opened_workdir
 
 
@@ -263,7 +264,12 @@ def test_a_short_fault_of_the_store_is_waited_for_and_a_long_one_told(tmp_path, 
     mirror.push()
     assert copied(tmp_path / "there") == {"pool/index.json": b"1"}
     write(tmp_path / "here", {"pool/index.json": b"2"})
-    store.failures = 99
+    store.failing, store.failures = PermissionError("Access Denied"), 1  # nothing is worth waiting for
+    with pytest.raises(
+        CwpsError, match=r"\(PermissionError: Access Denied\); look at its name, your credentials"
+    ):
+        mirror.push()
+    store.failing, store.failures = OSError("the network is away"), 99
     with pytest.raises(
         CwpsError, match=r"fake://mine/run: cannot be written \(OSError: the network is away\)"
     ):
@@ -320,7 +326,9 @@ def test_a_pool_is_in_the_bucket_as_soon_as_a_task_is_stored(pool, tiny_variable
     assert cwps.Pool.open(read_one.folder).tasks == ("a", "b")  # by its folder here: it is asked again
 
 
-def test_a_pool_in_a_bucket_is_only_read(pool, tiny_variables, moved):
+def test_a_pool_in_a_bucket_is_only_read(pool, tiny_variables, moved, capsys):
+    pool_command(["list", f"{ADDRESS}/pool"])
+    assert "0 tasks on tiny" in capsys.readouterr().out
     read_one = cwps.Pool.open(f"{ADDRESS}/pool/")
     refused = "fake://mine/run/pool: a pool in a bucket is only read here"
     for change in (

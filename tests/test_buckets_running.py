@@ -43,8 +43,8 @@ def environment(tmp_path_factory):
     server.stop()
 
 
-def command(workdir: str) -> list[str]:
-    flags = ("tasks=('negative',)", "compare=()", "epochs=6", "source_epochs=1", "save_minutes=0.03")
+def command(workdir: str, *more: str) -> list[str]:
+    flags = ("tasks=('negative',)", "compare=()", "epochs=6", "source_epochs=1", "save_minutes=0.03", *more)
     cache = f"compilation_cache={os.environ['CWPS_TEST_CACHE']}"
     given = [f"--config.{flag}" for flag in (*flags, cache, "metrics=('jsonl',)")]
     return [
@@ -107,11 +107,12 @@ def test_a_bucket_that_does_not_answer_is_one_line(environment, changes, address
 
 def test_two_processes_without_a_shared_folder_see_one_pool(environment):
     address = "s3://mine/runs/pair"
-    done = two_processes(
-        lambda port, process: [*command(address)[1:], f"--coordinator=localhost:{port}", "--processes=2",
-                               f"--process={process}"],
-        environment,
-    )  # fmt: skip
+    given = command(address, "epochs=3", "save_minutes=0")[1:]
+
+    def one(port: int, process: int) -> list[str]:
+        return [*given, f"--coordinator=localhost:{port}", "--processes=2", f"--process={process}"]
+
+    done = two_processes(one, environment)
     assert [status for status, _, _ in done] == [0, 0], done
     assert cwps.Pool.open(f"{address}/pool").tasks == ("negative",)
     for purpose in ("run", "run1"):
