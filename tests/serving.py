@@ -12,7 +12,7 @@ import uvicorn
 import cwps_jax as cwps
 from cwps_jax.data.split import ArraySplit
 from cwps_jax.serve import learned_with
-from cwps_jax.serve.answers import _of_backbone
+from cwps_jax.serve.answers import predictor_of
 from cwps_jax.server.app import make_app
 from cwps_jax.server.limits import Limits
 from cwps_jax.server.running import configured
@@ -56,7 +56,7 @@ class PlainBank:
                 raise cwps.CwpsError(f"no task {task} in the bank; add it")
             known = learned_with(self.pool, task)
             split = ArraySplit({"image": pixels[None]}, known.preparation)
-            found.append(_of_backbone(self.pool, known)(self.trees[task], split, 1)[0])
+            found.append(predictor_of(self.pool, known, None)(self.trees[task], split, 1)[0])
         return found
 
 
