@@ -4,6 +4,7 @@
 """
 
 from cwps_jax import methods
+from cwps_jax.config import RunConfig, default_config
 from cwps_jax.core.budgets import harden, params_ratio, steer
 from cwps_jax.core.channels import Layer, Layout, layout_from_axes
 from cwps_jax.core.foreign import layout_from_shapes
@@ -13,14 +14,24 @@ from cwps_jax.core.patterns import PRIVATE
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
+from cwps_jax.from_python import learn_tasks
 from cwps_jax.inputs import Inputs
 from cwps_jax.learn import LearnedTask, composite_parent, learn_task, make_trainer
-from cwps_jax.models import BACKBONES
+from cwps_jax.models import BACKBONES, list_models
+from cwps_jax.models import create as create_model
 from cwps_jax.models.pretrained import load_backbone, save_backbone
 from cwps_jax.modules import ChannelShared, channel_layout, channel_rule
 from cwps_jax.profiling import Profiler
 from cwps_jax.search.composite import Search, Source
-from cwps_jax.serve import Evaluation, Predictions, evaluate, export, predict
+from cwps_jax.serve import (
+    Evaluation,
+    Predictions,
+    evaluate,
+    export,
+    predict,
+    print_trainable_parameters,
+    save_pretrained,
+)
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.objectives import accuracy, cross_entropy, whole_split
@@ -42,6 +53,7 @@ __all__ = [
     "Predictions",
     "Profiler",
     "Progress",
+    "RunConfig",
     "Search",
     "Source",
     "TaskData",
@@ -52,7 +64,9 @@ __all__ = [
     "channel_layout",
     "channel_rule",
     "composite_parent",
+    "create_model",
     "cross_entropy",
+    "default_config",
     "evaluate",
     "export",
     "flatten",
@@ -62,13 +76,17 @@ __all__ = [
     "layout_from_axes",
     "layout_from_shapes",
     "learn_task",
+    "learn_tasks",
+    "list_models",
     "load_backbone",
     "make_trainer",
     "methods",
     "mix",
     "params_ratio",
     "predict",
+    "print_trainable_parameters",
     "save_backbone",
+    "save_pretrained",
     "sparsity",
     "steer",
     "temperature",

@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
 import traceback
 import typing
 from collections.abc import Callable, Sequence
@@ -87,27 +86,6 @@ def check_folder(flag: str, folder: pathlib.Path) -> None:
         raise CwpsError(f"--{flag}={folder}: {nearest} is not a folder; name another")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise CwpsError(f"--{flag}={folder}: {nearest} cannot be written to; name another")
-
-
-def start_jax(config: RunConfig) -> None:
-    """Imports JAX, with the config's folder of compiled programs where it can be written to."""
-    import jax
-
-    if config.compilation_cache:
-        folder = os.path.expanduser(config.compilation_cache)
-        try:
-            os.makedirs(folder, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            logging.warning(
-                "config.compilation_cache = %r: cannot be written to (%s); going on without it",
-                config.compilation_cache,
-                error.strerror,
-            )
-            return
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _line(error: Exception) -> str:

@@ -12,6 +12,7 @@ import sys
 from absl import flags
 
 from cwps_jax import command_line, distributed
+from cwps_jax.compilation_cache import start_jax
 from cwps_jax.config import RunConfig
 from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.stop_signals import GRACE, stop_signals
@@ -37,7 +38,7 @@ def main(config: RunConfig) -> None:
     workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", command_line.config_name()))
     command_line.check_folder("workdir", workdir)
     _connect()
-    command_line.start_jax(config)
+    start_jax(config)
 
     from rich.console import Console
 

@@ -4,6 +4,8 @@ from cwps_jax.serve.answers import Evaluation, Predictions, evaluate, predict
 from cwps_jax.serve.export import export
 from cwps_jax.serve.images import given_images
 from cwps_jax.serve.learned_with import LearnedWith, learned_with
+from cwps_jax.serve.shared_folder import save_pretrained
+from cwps_jax.serve.trainable import print_trainable_parameters
 
 __all__ = [
     "Evaluation",
@@ -14,4 +16,6 @@ __all__ = [
     "given_images",
     "learned_with",
     "predict",
+    "print_trainable_parameters",
+    "save_pretrained",
 ]

@@ -10,6 +10,7 @@ import sys
 from absl import flags
 
 from cwps_jax import command_line
+from cwps_jax.compilation_cache import start_jax
 from cwps_jax.study.grid import Study, read_study
 
 _WORKDIR = flags.DEFINE_string(
@@ -27,7 +28,7 @@ def main(study: Study) -> None:
     from cwps_jax.study.running import check_size, run_study
 
     check_size(study, _YES.value)
-    command_line.start_jax(study.cells[0].config)
+    start_jax(study.cells[0].config)
 
     from rich.console import Console
 
