@@ -26,11 +26,15 @@ from cwps_jax.search.composite import Search, Source
 from cwps_jax.serve import (
     Evaluation,
     Predictions,
+    TaskBank,
     evaluate,
     export,
+    exported_program,
+    pack_pool,
     predict,
     print_trainable_parameters,
     save_pretrained,
+    unpack_pool,
 )
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import Pool
@@ -56,6 +60,7 @@ __all__ = [
     "RunConfig",
     "Search",
     "Source",
+    "TaskBank",
     "TaskData",
     "TrainConfig",
     "Trainer",
@@ -69,6 +74,7 @@ __all__ = [
     "default_config",
     "evaluate",
     "export",
+    "exported_program",
     "flatten",
     "gates",
     "harden",
@@ -82,6 +88,7 @@ __all__ = [
     "make_trainer",
     "methods",
     "mix",
+    "pack_pool",
     "params_ratio",
     "predict",
     "print_trainable_parameters",
@@ -91,5 +98,6 @@ __all__ = [
     "steer",
     "temperature",
     "unflatten",
+    "unpack_pool",
     "whole_split",
 ]

@@ -5,7 +5,6 @@ Neither may happen to a notebook or to another program, so this module imports n
 """
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,15 +24,15 @@ def learn_tasks(
 
     Args:
         config: a `RunConfig`, or a `ConfigDict` as `default_config` gives it, or such a mapping.
-        workdir: the folder of the run's results.
+        workdir: the folder of the run's results, or a gs:// or s3:// address.
         quiet: whether nothing is shown; by default progress and the tables are.
 
     Returns:
         What results.json has, see docs/results.md. The tasks are in ``Pool.open(f"{workdir}/pool")``.
 
     Raises:
-        CwpsError: the config, the data or the workdir does not fit; nothing has been written then.
-        OSError: the workdir cannot be written to.
+        CwpsError: the config, the data or the workdir does not fit, or cannot be written to; nothing has been
+            written then.
 
     Example:
         >>> import cwps_jax as cwps
@@ -47,6 +46,7 @@ def learn_tasks(
     from cwps_jax import run
     from cwps_jax.compilation_cache import start_jax
     from cwps_jax.finish import finish
+    from cwps_jax.workdir import check_workdir, opened_workdir
 
     if not isinstance(config, RunConfig):
         config = run_config(config.to_dict() if hasattr(config, "to_dict") else config)
@@ -54,7 +54,9 @@ def learn_tasks(
     chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if chosen is None:
         start_jax(config)
-    folder = pathlib.Path(workdir)
+    given = os.fspath(workdir)
+    check_workdir(given)
     console = Console(quiet=quiet or not distributed.first())
-    run.learn(config, folder, console)
-    return finish(config, folder, console)
+    with opened_workdir(given) as folder:
+        run.learn(config, folder, console)
+        return finish(config, folder, console)

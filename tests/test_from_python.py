@@ -53,7 +53,7 @@ from absl import flags
 for name in ("config", "workdir", "debug", "finish", "processes"):
     flags.DEFINE_string(name, "mine", "another program's")
 import cwps_jax as cwps
-from cwps_jax import finish, from_python, run
+from cwps_jax import finish, from_python, run, workdir
 flags.FLAGS(["program", "--workdir=theirs"])
 print(flags.FLAGS.workdir, flags.FLAGS.config)
 """
