@@ -5,6 +5,7 @@ Neither may happen to a notebook or to another program, so this module imports n
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +57,9 @@ def learn_tasks(
         start_jax(config)
     given = os.fspath(workdir)
     check_workdir(given)
-    console = Console(quiet=quiet or not distributed.first())
+    # Rich's bars in a notebook need widgets; lines of text do not.
+    width = None if sys.stdout.isatty() else 120
+    console = Console(width=width, force_jupyter=False, quiet=quiet or not distributed.first())
     with opened_workdir(given) as folder:
         run.learn(config, folder, console)
         return finish(config, folder, console)

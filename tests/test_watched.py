@@ -76,13 +76,31 @@ def test_a_notebook_shows_a_bar_without_widgets_and_an_escaped_name(monkeypatch)
     assert len(shown) == 3
 
 
-def test_a_real_kernel_shows_the_last_epoch():
+RUN = """
+from cwps_jax import from_python, run
+
+def learn(config, folder, console):
+    with RunProgress((), 2, console) as progress, console.status("looking"):
+        progress.epoch("birds", Progress("cwps", "soft", 2, 2, True, 0.5, 0.25, 0.4, 0.0, 1.0))
+
+import cwps_jax.finish
+from cwps_jax.report.progress import RunProgress
+run.learn, cwps_jax.finish.finish = learn, lambda config, folder, console: {}
+from_python.learn_tasks({"tasks": ("birds",), "source": "digits", "compilation_cache": ""}, "run")
+"""
+
+
+def test_a_real_kernel_shows_the_last_epoch_and_a_run_its_lines(tmp_path):
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
-    cell = nbformat.v4.new_code_cell(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{EPOCHS}")
-    notebook = nbformat.v4.new_notebook(cells=[cell])
-    nbclient.NotebookClient(notebook, timeout=120).execute()
+    first = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{EPOCHS}"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in (first, RUN)])
+    place = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=120, resources=place).execute()
     (output,) = notebook.cells[0].outputs
     assert '<progress value="2" max="2">' in output["data"]["text/html"]
     assert "epoch   2/2" in output["data"]["text/plain"]
+    *outputs, result = notebook.cells[1].outputs  # rich warns on stderr where it misses widgets
+    assert {one["name"] for one in outputs} == {"stdout"} and result["data"]["text/plain"] == "{}"
+    assert "birds      cwps     soft     epoch   2/2" in "".join(one["text"] for one in outputs)
