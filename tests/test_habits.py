@@ -1,5 +1,6 @@
 """What people bring from PEFT, timm and notebooks: counterparts with the same words."""
 
+import contextlib
 import html.parser
 import re
 
@@ -12,6 +13,7 @@ import cwps_jax as cwps
 from cwps_jax.serve.model_card import model_card
 
 CONFIG = cwps.TrainConfig(epochs=3, batch_size=16, learning_rate=0.05, budget=0.6)
+WATCHED: list[tuple[str, int]] = []  # what the bar was told while the tasks were learned
 ODD = "<b>|`x`[1]"  # a task may be called so
 
 
@@ -29,10 +31,19 @@ def learned(tmp_path_factory, tiny_model, tiny_variables, tiny_layout):
     folder = tmp_path_factory.mktemp("habits") / "pool"
     pool = cwps.Pool.create(folder, tiny_variables, tiny_layout, record={"weights": "none | <i>"})
     trainer = cwps.make_trainer(tiny_model, task(), config=CONFIG)
-    given = {
-        name: cwps.learn_task(pool, name, TinyModel(), task(), config=CONFIG, trainer=trainer)
-        for name in ("birds", ODD, "cars")
-    }
+    own: list = []
+
+    @contextlib.contextmanager
+    def watched(name):
+        yield lambda progress: WATCHED.append((name, progress.epoch))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cwps_jax.learn.watched", watched)
+        given = {
+            name: cwps.learn_task(pool, name, TinyModel(), task(), config=CONFIG, trainer=trainer, **observed)
+            for name, observed in (("birds", {}), (ODD, {}), ("cars", {"observe": own.append}))
+        }
+    assert len(own) == CONFIG.epochs
     return pool, given
 
 
@@ -82,6 +93,10 @@ def test_a_learned_task_is_a_table_in_a_notebook(learned):
         f"{one.params_ratio:.1%}",
     ]
     assert f"{ODD} {one.relation[ODD]:.1%}" in found.cells[8]
+
+
+def test_learn_task_shows_a_bar_unless_it_is_observed(learned):
+    assert [(name, epoch) for name in ("birds", ODD) for epoch in (1, 2, 3)] == WATCHED
 
 
 def test_what_is_trained_and_stored_in_the_line_that_peft_prints(learned, capsys):
