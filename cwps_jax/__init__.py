@@ -4,6 +4,7 @@
 """
 
 from cwps_jax import methods
+from cwps_jax.config import RunConfig, default_config
 from cwps_jax.core.budgets import harden, params_ratio, steer
 from cwps_jax.core.channels import Layer, Layout, layout_from_axes
 from cwps_jax.core.foreign import layout_from_shapes
@@ -13,9 +14,11 @@ from cwps_jax.core.patterns import PRIVATE
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.data.task import TaskData
 from cwps_jax.errors import CwpsError
+from cwps_jax.from_python import learn_tasks
 from cwps_jax.inputs import Inputs
 from cwps_jax.learn import LearnedTask, composite_parent, learn_task, make_trainer
-from cwps_jax.models import BACKBONES
+from cwps_jax.models import BACKBONES, list_models
+from cwps_jax.models import create as create_model
 from cwps_jax.models.pretrained import load_backbone, save_backbone
 from cwps_jax.modules import ChannelShared, channel_layout, channel_rule
 from cwps_jax.profiling import Profiler
@@ -27,8 +30,12 @@ from cwps_jax.serve import (
     evaluate,
     export,
     exported_program,
+    from_hub,
     pack_pool,
     predict,
+    print_trainable_parameters,
+    push_to_hub,
+    save_pretrained,
     unpack_pool,
 )
 from cwps_jax.settings import TrainConfig
@@ -52,6 +59,7 @@ __all__ = [
     "Predictions",
     "Profiler",
     "Progress",
+    "RunConfig",
     "Search",
     "Source",
     "TaskBank",
@@ -63,17 +71,22 @@ __all__ = [
     "channel_layout",
     "channel_rule",
     "composite_parent",
+    "create_model",
     "cross_entropy",
+    "default_config",
     "evaluate",
     "export",
     "exported_program",
     "flatten",
+    "from_hub",
     "gates",
     "harden",
     "init_scores",
     "layout_from_axes",
     "layout_from_shapes",
     "learn_task",
+    "learn_tasks",
+    "list_models",
     "load_backbone",
     "make_trainer",
     "methods",
@@ -81,7 +94,10 @@ __all__ = [
     "pack_pool",
     "params_ratio",
     "predict",
+    "print_trainable_parameters",
+    "push_to_hub",
     "save_backbone",
+    "save_pretrained",
     "sparsity",
     "steer",
     "temperature",

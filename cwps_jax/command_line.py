@@ -5,11 +5,9 @@ The config is the first argument, or ``--config=FILE``; ``FILE:VARIANT`` chooses
 """
 
 import errno
-import os
 import pathlib
 import re
 import sys
-import tempfile
 import traceback
 import typing
 from collections.abc import Callable, Sequence
@@ -19,7 +17,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cwps_jax import distributed
-from cwps_jax.buckets import is_address
 from cwps_jax.config import RunConfig, known_keys, run_config
 from cwps_jax.errors import CwpsError, Preempted, ProcessLost
 from cwps_jax.settings import unknown_key
@@ -72,44 +69,6 @@ def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None 
         status = ABORTED if isinstance(error, ProcessLost) else 2 if line else 1
         distributed.fail(line or repr(error), status)
         sys.exit(status)
-
-
-def check_folder(flag: str, folder: str | pathlib.Path) -> None:
-    """Raises CwpsError where a folder is not there and cannot be made, or is a file, or cannot be written to.
-
-    Args:
-        flag: that names it.
-        folder: where a program will write; nothing is written now.
-    """
-    if is_address(folder):
-        raise CwpsError(f"--{flag}={folder}: a bucket cannot hold it; name a folder that has flock")
-    folder = pathlib.Path(folder)
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    if not nearest.is_dir():
-        raise CwpsError(f"--{flag}={folder}: {nearest} is not a folder; name another")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise CwpsError(f"--{flag}={folder}: {nearest} cannot be written to; name another")
-
-
-def start_jax(config: RunConfig) -> None:
-    """Imports JAX, with the config's folder of compiled programs where it can be written to."""
-    import jax
-
-    if config.compilation_cache:
-        folder = os.path.expanduser(config.compilation_cache)
-        try:
-            os.makedirs(folder, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            logging.warning(
-                "config.compilation_cache = %r: cannot be written to (%s); going on without it",
-                config.compilation_cache,
-                error.strerror,
-            )
-            return
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _as_lost(error: Exception) -> Exception:

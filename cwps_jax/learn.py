@@ -1,12 +1,14 @@
 """`learn_task`: learn one task by a sharing method and store it. main is a thin caller."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
 
 from cwps_jax import methods
+from cwps_jax.core.accounting import Count
 from cwps_jax.core.heads import without_head
 from cwps_jax.core.trees import Tree, check_params, unite
 from cwps_jax.data.task import TaskData
@@ -21,16 +23,16 @@ from cwps_jax.recorded import measured, smallest_good
 from cwps_jax.saved import Checkpoints, forget, saves_of_task
 from cwps_jax.search.composite import Search, Source, composite
 from cwps_jax.settings import TrainConfig, check_task_name
+from cwps_jax.store.listing import html_table
 from cwps_jax.store.pool import PRETRAINED, Pool
 from cwps_jax.train.curve import hardened
 from cwps_jax.train.heads import cut_to_model, with_kept_head
 from cwps_jax.train.meeting import batch_shapes, calling, check_given, check_meeting
 from cwps_jax.train.objectives import Metric, Objective, accuracy, cross_entropy
-from cwps_jax.train.records import Progress, Trained
+from cwps_jax.train.records import Observe, Trained, unobserved
 from cwps_jax.train.saves import Saves
 from cwps_jax.train.trainer import Trainer
-
-Observe = Callable[[Progress], None]
+from cwps_jax.train.watched import watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class LearnedTask:
         relation: {owner: share of the task's channels}, weighted by parameters; empty for a task that is not
             stored as channels.
         record: all that was measured, as it stands in the pool's index.
+        stored: what the pool stores of it, counted.
     """
 
     name: str
@@ -57,6 +60,14 @@ class LearnedTask:
     params_ratio: float
     relation: Mapping[str, float]
     record: Mapping[str, Any]
+    stored: Count
+
+    def _repr_html_(self) -> str:
+        """A table of what was reached and what is kept, as a notebook shows it."""
+        shares = ", ".join(f"{owner} {share:.1%}" for owner, share in self.relation.items())
+        row = (f"{self.metric:.3f}", f"{self.validation_metric:.3f}", f"{self.params_ratio:.1%}", shares)
+        titles = ("test metric", "validation metric", "kept", "channels stored by")
+        return html_table(self.name, titles, [row])
 
 
 def learn_task(
@@ -69,7 +80,7 @@ def learn_task(
     metric: Metric | None = None,
     config: TrainConfig = TrainConfig(),
     trainer: Trainer | None = None,
-    observe: Observe = lambda progress: None,
+    observe: Observe | None = None,
     notes: Mapping[str, Any] | None = None,
     relearn: bool | Literal["better"] = False,
     checkpoints: Checkpoints | None = None,
@@ -87,7 +98,8 @@ def learn_task(
         config: how to learn.
         trainer: shares compiled steps with other tasks, and brings its own loss and metric; its model may
             have a larger head, of which the leading outputs are used. By default one is made.
-        observe: called once an epoch with a `Progress`.
+        observe: called once an epoch with a `Progress`; by default a bar shows it on a terminal or in a
+            notebook, and nothing is shown in a pipe or a log.
         notes: plain JSON that is stored with the record.
         relearn: whether a task that is there is learned anew, as its next version; nothing is taken from its
             earlier ones, which stay as they are. "better" stores it only where it is better on the validation
@@ -120,7 +132,8 @@ def learn_task(
         if KEY not in given:  # a run has looked through the data already
             given[KEY] = learned_with(name, data, config)
         saves = saves_of_task(checkpoints, pool, name, model, given[KEY])
-        trained, stored, variables = train_task(pool, model, data, config, trainer, observe, name, saves)
+        with watched(name) if observe is None else contextlib.nullcontext(observe) as seen:
+            trained, stored, variables = train_task(pool, model, data, config, trainer, seen, name, saves)
         record = {**measured(trained, variables, model, data, config, trainer), **given}
         reached = record["validation_accuracy"]
         kept = pool.version(name) if relearn == "better" and name in pool.tasks else None
@@ -129,15 +142,17 @@ def learn_task(
         else:
             version = pool.add_stored(name, trained.method, stored, record)
         forget(checkpoints, name)
+    count = pool.count(version.name)
     return LearnedTask(
         name=version.name,
         variables=variables,
         metric=record["accuracy_when_learned"],
         validation_metric=record["validation_accuracy"],
         reached=reached,
-        params_ratio=pool.count(version.name).ratio,
+        params_ratio=count.ratio,
         relation=pool.relation(version.name) if pool.shares_channels(version.name) else {},
         record=record,
+        stored=count,
     )
 
 
@@ -147,7 +162,7 @@ def train_task(
     data: TaskData,
     config: TrainConfig,
     trainer: Trainer,
-    observe: Observe = lambda progress: None,
+    observe: Observe = unobserved,
     without: str | None = None,
     saves: Saves | None = None,
 ) -> tuple[Trained, Stored, dict[str, Any]]:

@@ -13,6 +13,7 @@ from absl import flags
 
 from cwps_jax import command_line, distributed
 from cwps_jax.buckets import is_address
+from cwps_jax.compilation_cache import start_jax
 from cwps_jax.config import RunConfig
 from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.stop_signals import GRACE, stop_signals
@@ -41,7 +42,7 @@ def main(config: RunConfig) -> None:
     given = _WORKDIR.value or str(pathlib.Path("runs", command_line.config_name()))
     check_workdir(given)
     _connect()
-    command_line.start_jax(config)
+    start_jax(config)
 
     from rich.console import Console
 

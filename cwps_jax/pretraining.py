@@ -10,7 +10,6 @@ from typing import Any
 
 from cwps_jax.config import RunConfig
 from cwps_jax.errors import CwpsError
-from cwps_jax.learn import Observe
 from cwps_jax.models.pretrained import load_backbone, local_weights
 from cwps_jax.prepare import Prepared, model_options
 from cwps_jax.provenance import learned_with, plain
@@ -19,6 +18,7 @@ from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import measure
 from cwps_jax.train.heads import cut_to_model
 from cwps_jax.train.objectives import accuracy
+from cwps_jax.train.records import Observe
 from cwps_jax.train.saves import Saving
 from cwps_jax.train.trainer import Trainer
 

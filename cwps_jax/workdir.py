@@ -1,14 +1,31 @@
 """Where a run writes: a folder, or a folder here whose copy in a bucket is what counts."""
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Iterator
 
 from cwps_jax import distributed
 from cwps_jax.buckets import Mirror, is_address, local_folder
-from cwps_jax.command_line import check_folder
-from cwps_jax.errors import Preempted
+from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.store.lock import locked
+
+
+def check_folder(flag: str, folder: str | pathlib.Path) -> None:
+    """Raises CwpsError where a folder is not there and cannot be made, or is a file, or cannot be written to.
+
+    Args:
+        flag: that names it.
+        folder: where a program will write; nothing is written now.
+    """
+    if is_address(folder):
+        raise CwpsError(f"--{flag}={folder}: a bucket cannot hold it; name a folder that has flock")
+    folder = pathlib.Path(folder)
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise CwpsError(f"--{flag}={folder}: {nearest} is not a folder; name another")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise CwpsError(f"--{flag}={folder}: {nearest} cannot be written to; name another")
 
 
 def check_workdir(given: str | pathlib.Path) -> None:

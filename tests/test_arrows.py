@@ -30,6 +30,7 @@ RANKS = {
     "models": 2,
     "methods": 2,
     "config": 3,
+    "compilation_cache": 4,
     "command_line": 4,
     "data": 5,
     "store": 5,
@@ -50,6 +51,7 @@ RANKS = {
     "pool": 10,
     "server": 10,
     "study": 10,
+    "from_python": 11,
     "main": 11,
 }
 IMPURE = {"concurrent", "io", "multiprocessing", "os", "pathlib", "threading"}  # pure functions need none

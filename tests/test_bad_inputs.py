@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from cwps_jax import command_line, load_backbone, save_backbone
+from cwps_jax.compilation_cache import start_jax
 from cwps_jax.data.cache import open_cache
 from cwps_jax.data.scan import scan
 from cwps_jax.data.source import ArraySource
@@ -274,7 +275,7 @@ def test_caches_that_cannot_be_written_to_are_none_and_this_is_said(tmp_path, ca
     source = ArraySource(np.zeros((2, 4, 4, 3), np.uint8), np.arange(2), ("cat", "dog"))
     source.fingerprint = "one"
     assert scan(source, cache_dir=str(tmp_path / "a_file")).labels.tolist() == [0, 1]
-    command_line.start_jax(SimpleNamespace(compilation_cache=str(tmp_path / "a_file" / "cache")))
+    start_jax(SimpleNamespace(compilation_cache=str(tmp_path / "a_file" / "cache")))
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 3 and not any("\n" in line for line in told)
     assert "going on without a cache" in told[0] and "name another config.cache_dir" in told[1]

@@ -69,7 +69,7 @@ def test_a_run_compiles_one_step_a_stage_and_later_tasks_next_to_nothing(compile
 
 
 def test_compiled_programs_are_kept_on_disk_unless_that_is_turned_off(monkeypatch):
-    start_jax = importlib.import_module("cwps_jax.command_line").start_jax
+    start_jax = importlib.import_module("cwps_jax.compilation_cache").start_jax
     asked = {}
     monkeypatch.setattr(jax.config, "update", asked.__setitem__)
     start_jax(dataclasses.replace(small_run(), compilation_cache=""))

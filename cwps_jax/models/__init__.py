@@ -1,5 +1,6 @@
 """Backbones in Linen, by name: one file a family."""
 
+import fnmatch
 from typing import Any
 
 import flax.linen as nn
@@ -25,8 +26,26 @@ def find(name: str) -> Backbone:
     return BACKBONES[name]
 
 
+def list_models(filter: str = "*") -> list[str]:
+    """Returns the names of the backbones, sorted.
+
+    Args:
+        filter: a pattern with the wildcards `*`, `?` and `[...]`, as in "resnet*".
+
+    Example:
+        >>> list_models("vit*b16")
+        ['vit_b16']
+    """
+    return sorted(fnmatch.filter(BACKBONES, filter))
+
+
 def create(name: str, num_classes: int, **options: Any) -> nn.Module:
-    """Returns the backbone of that name with a head of `num_classes`.
+    """Returns the backbone of that name with a head of `num_classes`: a Linen module without variables.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: outputs of the head.
+        **options: the family's own, such as `dtype`, `remat`, `stochastic_depth`.
 
     Raises:
         CwpsError: no backbone of that name, or an option that it does not have.

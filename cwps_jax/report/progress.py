@@ -9,6 +9,7 @@ from rich.progress import Progress as Bar
 
 from cwps_jax.report.metric_writer import MetricWriter
 from cwps_jax.train.records import Progress
+from cwps_jax.train.watched import described
 
 
 class RunProgress:
@@ -65,11 +66,7 @@ class RunProgress:
         """Shows and writes down one epoch of a task."""
         for writer in self._writers:
             writer.write(task, progress)
-        described = (
-            f"{task:<10} {progress.method:<8} {progress.stage:<8} epoch {progress.epoch:>3}/"
-            f"{progress.epochs}  loss {progress.loss:.3f}  accuracy {progress.metric:.3f}  "
-            f"private {progress.private:.2f}x"
-        )
-        self._bar.update(self._row, advance=1, description=described)
+        line = described(task, progress)
+        self._bar.update(self._row, advance=1, description=line)
         if progress.last_of_stage:
-            self.say(f"{described}  {self._left.render(self._bar.tasks[0])} left")
+            self.say(f"{line}  {self._left.render(self._bar.tasks[0])} left")

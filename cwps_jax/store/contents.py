@@ -76,7 +76,7 @@ class Contents:
 
     def __repr__(self) -> str:
         """A table of the newest tasks, which reads no tree."""
-        return listed(self.folder, self.index, [self.index.by_name[task] for task in self.tasks])
+        return listed(self.folder, self.index, self.tasks)
 
     def verify(self) -> list[Damage]:
         """Looks at every file and every owner, and returns what is damaged and which versions need it."""

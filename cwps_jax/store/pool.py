@@ -34,6 +34,7 @@ from cwps_jax.store import arrays, together
 from cwps_jax.store.fetched import check_writable, fetched
 from cwps_jax.store.index import Index, Version
 from cwps_jax.store.lifecycle import Lifecycle
+from cwps_jax.store.listing import listed_html
 from cwps_jax.store.lock import locked
 from cwps_jax.store.trees import PRETRAINED, owners
 from cwps_jax.store.writing import partial, placed, writing
@@ -107,6 +108,10 @@ class Pool(Lifecycle):
     def __init__(self, folder: pathlib.Path, index: Index) -> None:
         super().__init__(folder, index)
         self._learning: set[str] = set()
+
+    def _repr_html_(self) -> str:
+        """The table of the newest tasks, as a notebook shows it."""
+        return listed_html(self.folder, self.index, self.tasks)
 
     @contextlib.contextmanager
     def learning(self, task: str) -> Iterator[None]:

@@ -10,7 +10,9 @@ import sys
 from absl import flags
 
 from cwps_jax import command_line
+from cwps_jax.compilation_cache import start_jax
 from cwps_jax.study.grid import Study, read_study
+from cwps_jax.workdir import check_folder
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the study; by default runs/studies/ and the name of the study file."
@@ -22,13 +24,13 @@ _REPORT = flags.DEFINE_bool("report", False, "Run nothing: write the report of t
 def main(study: Study) -> None:
     """Runs a study, and writes its report."""
     given = _WORKDIR.value or pathlib.Path("runs", "studies", command_line.config_name())
-    command_line.check_folder("workdir", given)
+    check_folder("workdir", given)
     workdir = pathlib.Path(given)
 
     from cwps_jax.study.running import check_size, run_study
 
     check_size(study, _YES.value)
-    command_line.start_jax(study.cells[0].config)
+    start_jax(study.cells[0].config)
 
     from rich.console import Console
 

@@ -12,11 +12,11 @@ import flax.linen as nn
 from cwps_jax.config import RunConfig
 from cwps_jax.data.cache import PixelCache
 from cwps_jax.data.task import TaskData
-from cwps_jax.learn import Observe
 from cwps_jax.prepare import Prepared, load_task, open_image_cache, prepare
 from cwps_jax.pretraining import origin, pretrained_pool
 from cwps_jax.store.lock import locked
 from cwps_jax.train.evaluation import Predictor
+from cwps_jax.train.records import Observe
 from cwps_jax.train.trainer import Trainer
 
 # Cells that agree on these, and on the size of their head, have the same model.
