@@ -66,7 +66,8 @@ def turns_of(bank: Bank, pool: Pool, batch: int, images: np.ndarray) -> dict[str
         return ways.forward(entries[task], trees[task], pixels)
 
     def swap() -> None:
-        jax.block_until_ready(ways.swap(entries[(first, second)[next(turn) % 2]].loaded))
+        task = entries[(first, second)[next(turn) % 2]].loaded
+        jax.block_until_ready(ways.swap(task, anew=True))  # whatever another turn left there
 
     def loop(mix: str) -> None:
         counts = collections.Counter(asked[mix])
