@@ -7,7 +7,7 @@ from typing import Any
 
 from cwps_jax.report import format_1
 from cwps_jax.report.rounds import HEADER, rounds_table
-from cwps_jax.report.rows import Spread, changed, names, spread, total
+from cwps_jax.report.rows import Spread, changed, comparable, names, spread, total
 
 Find = Callable[[str, str, str | None], Spread | None]
 
@@ -133,6 +133,29 @@ def demo_table(runs: list[dict[str, Any]]) -> str:
             f"{len(runs) - 1}: {own} against {' and '.join(others)}. A task's test set has about 520 images: "
             f"one seed's accuracy is good to about 0.7 points. Tasks whose test logits changed in any bit "
             f"after they were learned: {sum(map(changed, runs))}.",
+        ]
+    )
+
+
+def numbers_table(runs: list[dict[str, Any]]) -> str:
+    """Returns what the demo says in three numbers, beside fine-tuning: means over tasks and seeds."""
+    rows = [{**row, "draw": seed} for seed, run in enumerate(runs) for row in run["rows"]]
+    methods = (runs[0]["method"], "finetune", "probe")
+    checked = sum(len(comparable(run)) for run in runs)
+    accuracy = (_percent(spread(rows, method, "accuracy")) for method in methods)
+    size = (f"{spread(rows, method, 'bytes').mean:,.0f}" for method in methods)
+    return "\n".join(
+        [
+            "| | cwps_jax | fine-tuning | linear probe |",
+            "|---|---|---|---|",
+            f"| test accuracy, % (deviation over seeds) | {' | '.join(accuracy)} |",
+            f"| bytes stored per task | {' | '.join(size)} |",
+            f"| learned tasks whose test logits changed in any bit later | {sum(map(changed, runs))} of "
+            f"{checked} | - | - |",
+            "",
+            f"`make demo`: {len(names(rows, 'task'))} tasks on handwritten digits, a small ResNet "
+            f"({runs[0]['backbone_parameters']:,} parameters), seeds 0 to {len(runs) - 1}, "
+            f"on {_where(runs[0])}.",
         ]
     )
 

@@ -1,0 +1,113 @@
+"""The pages of docs/ and their like: every link leads somewhere, and the code of the short guides runs."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+from test_check import png
+from test_configs import write_weights
+
+import cwps_jax as cwps
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "launch/README.md")),
+    *sorted(DOCS.glob("**/*.md")),
+]
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """Returns the anchors of a page's headings, as GitHub and Python-Markdown both make them."""
+    headings = re.findall(r"^#+ (.*)$", without_code(page.read_text()), re.MULTILINE)
+    plain = (re.sub(r"[^\w\s-]", "", heading.replace("`", "").lower()).strip() for heading in headings)
+    return {re.sub(r"\s", "-", heading) for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_its_links_lead_somewhere(page):
+    wrong = []
+    for target in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", without_code(page.read_text())):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or not file.is_relative_to(ROOT) or (anchor and anchor not in anchors(file)):
+            wrong.append(target)
+    assert wrong == []
+
+
+def blocks(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["budgets.md", "few_images.md"])
+def test_its_settings_are_settings(name):
+    names: dict = {}
+    for block in blocks(name):
+        exec(compile(block, name, "exec"), names)
+    assert any(isinstance(value, cwps.TrainConfig) for value in names.values())
+
+
+def test_the_ten_lines_run(tmp_path, tiny_model, tiny_variables, tiny_layout, monkeypatch):
+    rng = np.random.default_rng(0)
+    split = {
+        "image": rng.normal(size=(64, 8, 8, 1)).astype(np.float32),
+        "label": np.arange(64, dtype=np.int32) % 3,
+    }
+    given = {
+        "model": tiny_model,
+        "key": jax.random.key(0),
+        "images": split["image"][:2],
+        "folder": tmp_path / "pool",
+        "pretrained": tiny_variables,
+        "data": cwps.TaskData(split, split, split, classes=3),
+        "child": tiny_variables["params"],
+        "masks": cwps.init_scores(tiny_layout),
+    }
+    # The example takes the defaults; thirty epochs are more than a test needs.
+    monkeypatch.setitem(cwps.learn_task.__kwdefaults__, "config", cwps.TrainConfig(epochs=3, batch_size=16))
+    (example,) = blocks("python.md")
+    exec(compile(example, "python.md", "exec"), given)
+    chex.assert_trees_all_equal(given["same"], given["task"].variables)
+    assert given["logits"].shape == (2, 3)
+    assert set(given["params"]) == {"conv1", "conv2", "norm", "head"}
+
+
+# What makes the commands of docs/get_started.md quick; the rest of them is as a reader types it.
+QUICK = "backbone=resnet8 image_size=16 epochs=3 least_steps=1 batch_size=8 cache_dir= compilation_cache="
+
+
+def test_three_commands_lead_from_photos_to_a_prediction(tmp_path):
+    text = (DOCS / "get_started.md").read_text()
+    check, learn, predict = re.findall(r"^python -m (?:cwps_jax\.\w+ .*(?:photo).*)$", text, re.MULTILINE)
+    for number, (split, count) in enumerate((("train", 6), ("test", 2))):
+        for index in range(2 * count):
+            file = tmp_path / "DATA/birds" / split / ("robin", "wren")[index % 2] / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(png(100 * number + index))
+    (tmp_path / "new_photo.jpg").write_bytes(png(1000))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    weights = tmp_path / "DATA/weights/resnet18.safetensors"
+    weights.parent.mkdir()
+    write_weights(weights, "resnet8")
+    flags = [f"--config.{part}" for part in QUICK.split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    for command, more in ((check, flags), (learn, flags), (predict, [])):
+        _, *words = shlex.split(command)
+        done = subprocess.run(
+            [sys.executable, *words, *more], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "image,rank,class,probability" and len(lines) == 3
+    assert {line.split(",")[2] for line in lines[1:]} == {"robin", "wren"}
