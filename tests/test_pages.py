@@ -111,3 +111,42 @@ def test_three_commands_lead_from_photos_to_a_prediction(tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0] == "image,rank,class,probability" and len(lines) == 3
     assert {line.split(",")[2] for line in lines[1:]} == {"robin", "wren"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> pathlib.Path:
+    """The site, built where MkDocs is installed; a warning is an error."""
+    for package in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_site_asks_for_nothing_from_a_network(site):
+    wanted = r"<(?:script|img|iframe)[^>]*src=[\"']?(?:https?:)?//|<link[^>]*href=[\"']?(?:https?:)?//"
+    loading = [page.name for page in site.glob("**/*.html") if re.search(wanted, page.read_text())]
+    assert loading == []
+    assert "composite parent" in (site / "search" / "search_index.json").read_text()
+
+
+def test_the_links_of_the_site_lead_somewhere(site):
+    wrong = []
+    for page in site.glob("**/*.html"):
+        for target in re.findall(r'<(?:a|img)[^>]*(?:href|src)="(?!\w+:)([^"#?]+)', page.read_text()):
+            file = page.parent / target
+            if not target.startswith("/") and not (file.is_file() or (file / "index.html").is_file()):
+                wrong.append(f"{page.relative_to(site)}: {target}")
+    assert wrong == []
+
+
+def test_every_public_name_is_on_a_page_of_the_api():
+    described = re.findall(
+        r"^::: cwps_jax\.(\S+)$", "\n".join(p.read_text() for p in DOCS.glob("api/*.md")), re.M
+    )
+    constants = {"BACKBONES", "PRIVATE", "__version__", "methods"}
+    assert set(cwps.__all__) - constants <= set(described)
+    names = {type(method()).__name__ for method in cwps.methods.METHODS.values()}
+    assert {f"methods.{name}" for name in names} <= set(described)
