@@ -60,6 +60,7 @@ RUNS = {
         Run("search"),
         Run("pool"),
         Run("swap"),
+        Run("serve"),
         Run("bits"),
         Run("compile"),
         Run("input"),

@@ -18,6 +18,7 @@ from cwps_jax.core.mixing import mix
 from cwps_jax.core.trees import Tree, map_with_path
 from cwps_jax.data.task import TaskData
 from cwps_jax.learn import learn_task, make_trainer, train_task
+from cwps_jax.methods import Cwps, channels
 from cwps_jax.models import create
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import PRETRAINED, Pool
@@ -33,6 +34,8 @@ def stored_pool(
     tasks: int,
     active: float,
     families: int = 0,
+    bits: int = 32,
+    byte_budget: float = 0.0,
 ) -> Pool:
     """Returns a pool of tasks that each own the same share of every layer, moved at random by a tenth.
 
@@ -43,6 +46,7 @@ def stored_pool(
         tasks: how many.
         active: the share.
         families: of tasks, in turn, whose changes are `related`; 0 for changes of their own.
+        bits, byte_budget: in which they are stored, see the config's `row_bits`.
     """
     record = {"tasks": tasks, "active": active, "families": families}
     pool = Pool.create(folder, variables, layout, record=record)
@@ -54,7 +58,12 @@ def stored_pool(
         if families:
             child = related(variables["params"], child, number % families)
         params = jax.device_get(mix(variables["params"], child, gates))
-        pool.add(f"task{number}", params, other, jax.device_get(gates), {}, (PRETRAINED,), {})
+        if bits == 32:
+            pool.add(f"task{number}", params, other, jax.device_get(gates), {}, (PRETRAINED,), {})
+            continue
+        models = pool.pooled().models
+        stored = channels.store_channels(layout, params, other, jax.device_get(gates), {}, models)
+        pool.add_stored(f"task{number}", Cwps(), pool.coded(stored, bits, byte_budget), {})
     return pool
 
 

@@ -20,7 +20,17 @@ from cwps_jax.models.pretrained import load_backbone, save_backbone
 from cwps_jax.modules import ChannelShared, channel_layout, channel_rule
 from cwps_jax.profiling import Profiler
 from cwps_jax.search.composite import Search, Source
-from cwps_jax.serve import Evaluation, Predictions, evaluate, export, predict
+from cwps_jax.serve import (
+    Evaluation,
+    Predictions,
+    TaskBank,
+    evaluate,
+    export,
+    exported_program,
+    pack_pool,
+    predict,
+    unpack_pool,
+)
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.objectives import accuracy, cross_entropy, whole_split
@@ -44,6 +54,7 @@ __all__ = [
     "Progress",
     "Search",
     "Source",
+    "TaskBank",
     "TaskData",
     "TrainConfig",
     "Trainer",
@@ -55,6 +66,7 @@ __all__ = [
     "cross_entropy",
     "evaluate",
     "export",
+    "exported_program",
     "flatten",
     "gates",
     "harden",
@@ -66,6 +78,7 @@ __all__ = [
     "make_trainer",
     "methods",
     "mix",
+    "pack_pool",
     "params_ratio",
     "predict",
     "save_backbone",
@@ -73,5 +86,6 @@ __all__ = [
     "steer",
     "temperature",
     "unflatten",
+    "unpack_pool",
     "whole_split",
 ]

@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cwps_jax import distributed
+from cwps_jax.buckets import is_address
 from cwps_jax.config import RunConfig, known_keys, run_config
 from cwps_jax.errors import CwpsError, Preempted, ProcessLost
 from cwps_jax.settings import unknown_key
@@ -30,6 +31,8 @@ PREEMPTED = 42  # what xpk and launch scripts start again, as they do what a sig
 ABORTED = 134  # with which JAX ends a process whose peer is lost; launchers start that again, too
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NO_DEVICE = ("Unable to initialize backend", "Unknown backend")  # how JAX's errors of it begin
+# How the libraries that carry arrays between processes tell that one does not answer.
+NO_ANSWER = re.compile(r"Gloo|NCCL|Connection (closed|reset) by peer")
 _CONFIG_FILE = re.compile(r"(--?config=)?(?P<file>[^-].*\.py(:.*)?)")
 
 
@@ -59,7 +62,7 @@ def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None 
         distributed.stop()
         sys.exit(PREEMPTED)
     except Exception as raised:
-        error = distributed.as_lost(raised)
+        error = _as_lost(raised)
         line = _line(error)
         if not line and not distributed.many():
             raise
@@ -71,17 +74,16 @@ def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None 
         sys.exit(status)
 
 
-def check_folder(flag: str, folder: pathlib.Path) -> None:
+def check_folder(flag: str, folder: str | pathlib.Path) -> None:
     """Raises CwpsError where a folder is not there and cannot be made, or is a file, or cannot be written to.
 
     Args:
         flag: that names it.
         folder: where a program will write; nothing is written now.
     """
-    if str(folder).partition("/")[0].endswith(":"):  # pathlib makes of gs://mine a folder gs:/mine here
-        raise CwpsError(
-            f"--{flag}={folder}: a bucket cannot hold it; name a folder that all hosts see and that has flock"
-        )
+    if is_address(folder):
+        raise CwpsError(f"--{flag}={folder}: a bucket cannot hold it; name a folder that has flock")
+    folder = pathlib.Path(folder)
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise CwpsError(f"--{flag}={folder}: {nearest} is not a folder; name another")
@@ -108,6 +110,17 @@ def start_jax(config: RunConfig) -> None:
             return
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _as_lost(error: Exception) -> Exception:
+    """Returns an error as `ProcessLost` where it tells that another process does not answer in a step."""
+    if distributed.many() and isinstance(error, RuntimeError) and NO_ANSWER.search(str(error)):
+        text = " ".join(str(error).split())[:300]
+        return ProcessLost(
+            f"another process does not answer in a step ({text}); see its own last lines, then start all "
+            "processes again by the same command"
+        )
+    return error
 
 
 def _line(error: Exception) -> str:

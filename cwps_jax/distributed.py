@@ -10,12 +10,11 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 from jax._src import distributed as runtime  # the coordinator's texts have no public door
@@ -30,9 +29,22 @@ LEAVE_SECONDS = 5  # in which the others hear of an error, if they listen
 LOOK_MILLISECONDS = 1000  # between two looks at whether another process has failed
 SHOWN = 3  # values that differ, in one line
 
+
+class Carrier(Protocol):
+    """Brings what process 0 has written to where the others see it, where no file system does."""
+
+    def push(self) -> None:
+        """Sends what process 0 has written."""
+
+    def push_soon(self) -> None:
+        """Begins to."""
+
+    def pull(self) -> None:
+        """Fetches what process 0 has sent."""
+
+
 _FAILED = "cwps/failed/"
-# How the libraries that carry arrays between processes tell that one does not answer.
-_NO_ANSWER = re.compile(r"Gloo|NCCL|Connection (closed|reset) by peer")
+_carrier: Carrier | None = None
 _answered: list[str] = []  # texts of this process that the coordinator still keeps
 _turns = itertools.count()  # every process does the same in the same order, so that numbers name it
 
@@ -99,9 +111,14 @@ def many() -> bool:
     return runtime.global_state.client is not None and runtime.global_state.num_processes > 1
 
 
+def process() -> int:
+    """Returns the number of this process, 0 of the only one."""
+    return runtime.global_state.process_id if many() else 0
+
+
 def first() -> bool:
     """Whether this is process 0, or the only one: the one that writes."""
-    return not many() or runtime.global_state.process_id == 0
+    return process() == 0
 
 
 def by_first(
@@ -118,11 +135,11 @@ def by_first(
         CwpsError: process 0 failed, in all processes; or another one does not see what it did.
     """
     if not many():
-        return action() or ""
+        return _sent(action)
     key = f"cwps/{next(_turns)}"
     if first():
         try:
-            told = action() or ""
+            told = _sent(action)
         except Exception as error:
             _client().key_value_set(key, json.dumps({"error": _one_line(error)}))
             raise
@@ -134,12 +151,44 @@ def by_first(
     told = answer["told"]
     until = time.monotonic() + SEEN_SECONDS
     while not seen(told):
+        if _carrier:
+            _carrier.pull()
+            if seen(told):
+                break
         if time.monotonic() > until:
             raise CwpsError(
                 f"process {runtime.global_state.process_id} does not see that {what}, which process 0 wrote "
                 f"{SEEN_SECONDS} s ago; name a --workdir on a file system that all hosts share"
             )
         time.sleep(0.1)
+    return told
+
+
+@contextlib.contextmanager
+def carried(carrier: Carrier) -> Iterator[None]:
+    """Lets a carrier bring what process 0 writes to the others, and to where the run goes on from.
+
+    Args:
+        carrier: asked after each action of `by_first` and by `push_soon`, while the block runs.
+    """
+    global _carrier
+    _carrier = carrier
+    try:
+        yield
+    finally:
+        _carrier = None
+
+
+def push_soon() -> None:
+    """Begins to bring what process 0 has written to where the others see it, if something has to."""
+    if _carrier and first():
+        _carrier.push_soon()
+
+
+def _sent(action: Callable[[], str | None]) -> str:
+    told = action() or ""
+    if _carrier:
+        _carrier.push()
     return told
 
 
@@ -182,16 +231,6 @@ def largest(value: int) -> int:
         _client().key_value_delete(_answered.pop())
     _answered.append(f"cwps/{turn}/{own}")
     return found
-
-
-def as_lost(error: Exception) -> Exception:
-    """Returns an error as `ProcessLost` where it tells that another process does not answer in a step."""
-    if many() and isinstance(error, RuntimeError) and _NO_ANSWER.search(str(error)):
-        return ProcessLost(
-            f"another process does not answer in a step ({_one_line(error)}); see its own last lines, then "
-            "start all processes again by the same command"
-        )
-    return error
 
 
 def fail(line: str, status: int) -> None:

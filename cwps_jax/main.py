@@ -12,12 +12,16 @@ import sys
 from absl import flags
 
 from cwps_jax import command_line, distributed
+from cwps_jax.buckets import is_address
 from cwps_jax.config import RunConfig
 from cwps_jax.errors import CwpsError, Preempted
 from cwps_jax.stop_signals import GRACE, stop_signals
+from cwps_jax.workdir import check_workdir, opened_workdir
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run's results; by default runs/ and the name of the config file."
+    "workdir",
+    None,
+    "Folder of the run's results, or a gs:// or s3:// address; by default runs/ and the config file's name.",
 )
 _FINISH = flags.DEFINE_bool(
     "finish", False, "Learn nothing: measure the workdir's pool and write results.json and report/ anew."
@@ -34,8 +38,8 @@ _PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0, w
 
 def main(config: RunConfig) -> None:
     """Learns the config's tasks, then measures them in a fresh process."""
-    workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", command_line.config_name()))
-    command_line.check_folder("workdir", workdir)
+    given = _WORKDIR.value or str(pathlib.Path("runs", command_line.config_name()))
+    check_workdir(given)
     _connect()
     command_line.start_jax(config)
 
@@ -47,18 +51,21 @@ def main(config: RunConfig) -> None:
     # A log file has no width of its own: keep the table whole there.
     console = Console(width=None if sys.stdout.isatty() else 120, quiet=not distributed.first())
     if _FINISH.value:
-        with stop_signals(command_line.PREEMPTED, grace=0):
+        with stop_signals(command_line.PREEMPTED, grace=0), opened_workdir(given) as workdir:
             finish(config, workdir, console)
+        if is_address(given):
+            console.print(f"The run is in {given}", soft_wrap=True, highlight=False)
         distributed.stop()
         return
-    with stop_signals(command_line.PREEMPTED, GRACE if config.save_minutes else 0) as stopping:
+    grace = GRACE if config.save_minutes else 0
+    with stop_signals(command_line.PREEMPTED, grace) as stopping, opened_workdir(given) as workdir:
         run.learn(config, workdir, console, stopping)
         if distributed.largest(stopping()):
             raise Preempted("stopped when all tasks were learned; the same command measures them")
     distributed.stop()
     sys.stdout.flush()
     sys.stderr.flush()
-    command = [sys.executable, "-m", "cwps_jax.main", *sys.argv[1:], "--finish", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "cwps_jax.main", *sys.argv[1:], "--finish", f"--workdir={given}"]
     os.execv(sys.executable, command)
 
 

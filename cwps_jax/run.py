@@ -92,12 +92,12 @@ def _learn_draw(
     # Before anything is written: a file of weights that does not fit leaves no workdir behind.
     make_pool = pretrained_pool(prepared, workdir / "pool")
     _agree(prepared, told, workdir)
-    distributed.by_first(
-        f"{workdir} is made",
-        lambda: workdir.mkdir(parents=True, exist_ok=True),
-        seen=lambda _: workdir.is_dir(),
-    )
-    _write_config(config, pool, workdir)
+
+    def make_workdir() -> None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write_config(config, pool, workdir)
+
+    distributed.by_first(f"{workdir} is made", make_workdir, seen=lambda _: workdir.is_dir())
     source_epochs = config.source_epochs * (prepared.source is not None)
     again = sum(prepared.settings[name][config.method].epochs for name in tasks)
     epochs = source_epochs + sum(map(prepared.epochs, tasks)) + (config.rounds - 1) * again

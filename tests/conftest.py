@@ -27,6 +27,7 @@ import stages
 
 from cwps_jax import modules
 from cwps_jax.core.channels import Layout
+from cwps_jax.store import Pool
 
 
 class TinyModel(nn.Module):
@@ -63,6 +64,14 @@ def tiny_variables(tiny_model: TinyModel) -> dict:
 def moved():
     """Returns a function (tree, scale, seed) -> the tree with normal noise of that scale on every leaf."""
     return stages.moved
+
+
+@pytest.fixture(scope="session")
+def served_pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """The pool of `served.make_pool`, not to be changed; its pictures lie beside it, in DATA."""
+    import served  # not above: it imports scikit-learn, which most tests can do without
+
+    return served.make_pool(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ DIGITS = [
     Case(("--wokdir=x",), "wokdir"),
     Case(("extra",), "'extra' is not a flag"),
     Case(("--workdir={root}/a_file",), "a_file is not a folder; name another"),
-    Case(("--workdir=gs://mine/run",), "a bucket cannot hold it; name a folder that all hosts see"),
+    Case(("--workdir=ftp://mine/run",), "not an address of a bucket; give gs://BUCKET/FOLDER or s3://"),
     Case(("--workdir={root}/a_file/run",), "a_file is not a folder; name another"),
     Case(("--config.weights=/no/such/file",), "config.weights = '/no/such/file': no such file"),
     Case(("--config.weights={root}",), "no such"),
@@ -170,6 +170,7 @@ DIGITS = [
 ]
 ZOO = [
     Case(("--config.data_dir=/nowhere",), "config.data_dir = '/nowhere': no such folder"),
+    Case(("--config.data_dir=gs://mine/zoo",), "folders of images are not read from a bucket; copy them"),
     Case(("--config.data_dir=",), "config.data_dir is empty: name the folder"),
     Case(("--config.tasks=('zoos',)",), "has no task 'zoos'; it has zoo"),
     Case((), "no split 'test'; it has train, Test; set config.test_split=Test", renamed),

@@ -1,3 +1,5 @@
+import copy
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -5,12 +7,16 @@ from invented import TASKS, accuracy, invented, methods
 from matplotlib.colors import to_hex
 
 from cwps_jax.core.channels import Layer, Layout
-from cwps_jax.report import owners
+from cwps_jax.report import owners, pictures
+from cwps_jax.report.channel_picture import draw_task
+from cwps_jax.report.page import apart
 from cwps_jax.report.pictures import draw_accuracy, draw_comparison, draw_report
+from cwps_jax.report.relation_picture import draw_relation
 from cwps_jax.search.composite import Source
 from cwps_jax.store.pool import PRETRAINED, Pool
 
 STEM, FIRST, SECOND = "stem/kernel", "block2/kernel", "block10/kernel"
+COMPARISON = ["accuracy_bytes.png", "total_bytes.png"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -48,12 +54,18 @@ def pool(tmp_path_factory):
     return pool
 
 
-RESULTS = invented(3, tasks=("a", "b"))
+@pytest.fixture(scope="module")
+def results(pool):
+    """Of three methods; what the first takes from whom is what the pool says."""
+    found = invented(3, tasks=("a", "b"))
+    for row in found["rows"]:
+        row["relation"] = row["relation"] and pool.relation(row["task"])
+    return found
 
 
 @pytest.fixture(scope="module")
-def drawn(pool, tmp_path_factory):
-    return draw_report(pool, RESULTS, tmp_path_factory.mktemp("drawn") / "pictures")
+def drawn(pool, results, tmp_path_factory):
+    return draw_report(pool, results, tmp_path_factory.mktemp("drawn") / "pictures")
 
 
 def count_of(image, colour):
@@ -62,43 +74,56 @@ def count_of(image, colour):
 
 
 def test_every_picture_is_written_and_decodes(drawn):
-    names = ["channels_a.png", "channels_b.png", "channels.png", "relation.png", "accuracy_bytes.png"]
-    assert [path.name for path in drawn] == names
+    channels = ["channels_a.png", "channels_b.png", "channels.png"]
+    assert [path.name for path in drawn] == [*channels, "relation.png", *COMPARISON]
     for path in drawn:
         assert path.read_bytes().startswith(PNG)
         height, width, _ = matplotlib.image.imread(path).shape
         assert min(height, width) > 200
 
 
-def test_a_cell_has_the_colour_of_its_owner(pool):
-    colours = owners.owner_colours(pool.tasks)
+def test_a_row_has_its_channels_sorted_by_owner(pool, results):
     stores = owners.channel_owners(pool, "b")
     assert list(stores) == [STEM, FIRST, SECOND]
+    colours = owners.owner_colours({"a": pool.relation("a"), "b": pool.relation("b")})
+    assert list(colours) == [owners.OWN, "a", PRETRAINED]
     for path in stores:
         assert stores[path].tolist() == ["a", PRETRAINED, PRETRAINED, "b"]
-        cells = owners.layer_colours(stores[path], colours)
-        expected = [colours["a"], colours[PRETRAINED], colours[PRETRAINED], colours["b"]]
-        np.testing.assert_array_equal(cells, expected)
-        row = owners.strip(cells, 40)
-        # Cells are ten pixels wide here; the first pixel of all but the first is the line between them.
-        np.testing.assert_array_equal(row[[5, 15, 25, 35]], expected)
-        np.testing.assert_array_equal(row[[10, 20, 30]], 255)
+        row = owners.strip(stores[path], "b", colours, 40)
+        wanted = [colours[key] for key in (owners.OWN, "a", PRETRAINED, PRETRAINED)]
+        np.testing.assert_array_equal(row, np.repeat(np.array(wanted), 10, axis=0))
 
 
-def test_the_picture_shows_as_much_of_each_colour_as_the_owner_stores(pool, drawn):
-    colours = owners.owner_colours(pool.tasks)
-    image = matplotlib.image.imread(drawn[1])
-    seen = {name: count_of(image, colour) for name, colour in colours.items()}
-    total = sum(seen.values())
-    for name, share in {"a": 0.25, PRETRAINED: 0.5, "b": 0.25}.items():
-        assert seen[name] / total == pytest.approx(share, abs=0.02)
+def test_the_picture_shows_as_much_of_each_colour_as_the_owner_stores(tmp_path):
+    """Of a layer with nine tenths of the parameters, and one with a tenth of which all is the task's own."""
+    layers = tuple(
+        Layer(f"{name}/kernel", (f"{name}/kernel",), ((fan_in, 4),), (1, 4))
+        for name, fan_in in (("small", 10), ("large", 90))
+    )
+    tree = {
+        "small": {"kernel": np.ones((10, 4), np.float32)},
+        "large": {"kernel": np.ones((90, 4), np.float32)},
+    }
+    pool = Pool.create(tmp_path / "pool", {"params": tree}, Layout(layers, (), ()))
+    opened = {
+        "small": {"kernel": np.ones((1, 4), bool)},
+        "large": {"kernel": np.array([[True, False, False, False]])},
+    }
+    pool.add("a", tree, {}, opened, {}, (PRETRAINED,), {})
+    relation = {"a": pool.relation("a")}
+    colours = owners.owner_colours(relation)
+    image = matplotlib.image.imread(draw_task(pool, "a", colours).save(tmp_path / "a.png"))
+    own, shared = (count_of(image, colours[key]) for key in (owners.OWN, PRETRAINED))
+    assert relation["a"]["a"] == pytest.approx(0.1 + 0.9 / 4)
+    assert own / (own + shared) == pytest.approx(relation["a"]["a"], abs=0.01)
 
 
-def test_same_inputs_give_the_same_bytes(pool, drawn, tmp_path):
-    again = draw_report(Pool.open(pool.folder), RESULTS, tmp_path)
+def test_same_inputs_give_the_same_bytes(pool, results, drawn, tmp_path):
+    again = draw_report(Pool.open(pool.folder), results, tmp_path)
     for first, second in zip(drawn, again, strict=True):
         assert first.read_bytes() == second.read_bytes(), first.name
         assert b"Software" not in second.read_bytes()
+        assert b"Title" in second.read_bytes()  # whoever sees no pictures is told what it shows
 
 
 def test_one_task_has_no_overview(tmp_path):
@@ -106,7 +131,7 @@ def test_one_task_has_no_overview(tmp_path):
     assert draw_report(pool, invented(1, tasks=()), tmp_path / "none") == []
     pool.add("a", params(1), {}, gates(0), {}, (PRETRAINED,), {})
     paths = draw_report(pool, invented(1, tasks=("a",)), tmp_path / "one")
-    assert [path.name for path in paths] == ["channels_a.png", "relation.png", "accuracy_bytes.png"]
+    assert [path.name for path in paths] == ["channels_a.png", "relation.png", *COMPARISON]
 
 
 def test_names_that_matplotlib_would_take_for_something_else(tmp_path):
@@ -118,15 +143,15 @@ def test_names_that_matplotlib_would_take_for_something_else(tmp_path):
     assert all(path.read_bytes().startswith(PNG) for path in paths)
 
 
-def test_only_tasks_whose_channels_have_owners_are_drawn_channel_by_channel(pool, tmp_path):
-    results = invented(2, tasks=("a", "b"))
+def test_only_tasks_whose_channels_have_owners_are_drawn_channel_by_channel(pool, results, tmp_path):
+    results = copy.deepcopy(results)
     for row in results["rows"]:
         row["relation"] = row["relation"] if row["task"] == "b" else None
     names = [path.name for path in draw_report(pool, results, tmp_path / "one")]
-    assert names == ["channels_b.png", "relation.png", "accuracy_bytes.png"]
+    assert names == ["channels_b.png", "relation.png", *COMPARISON]
     for row in results["rows"]:
         row["relation"] = None
-    assert [path.name for path in draw_report(pool, results, tmp_path)] == ["accuracy_bytes.png"]
+    assert [path.name for path in draw_report(pool, results, tmp_path)] == COMPARISON
 
 
 def markers(axes):
@@ -182,10 +207,10 @@ def test_what_has_no_size_is_not_drawn(tmp_path):
     results = invented(2)
     for row in results["rows"]:
         row["bytes"] = None if row["method"] == "method1" else row["bytes"]
-    (path,) = draw_comparison(results, tmp_path)
-    assert path.read_bytes().startswith(PNG)
+    drawn = draw_comparison(results, tmp_path)
+    assert [path.name for path in drawn] == ["relation.png", *COMPARISON]
     for row in results["rows"]:
-        row["bytes"] = None
+        row["bytes"] = row["relation"] = None
     assert draw_comparison(results, tmp_path / "none") == []
 
 
@@ -195,29 +220,40 @@ def test_a_method_that_lacks_a_task_has_points_and_no_mean():
     assert [x for x, _ in found].count(2000.0) == 1 and [x for x, _ in found].count(1000.0) == 3
 
 
-def test_colours_stay_when_tasks_are_added_and_do_not_repeat_early():
-    few, many = owners.owner_colours("abc"), owners.owner_colours("abcdefghijklmnopqrstuv")
-    assert all(many[name] == colour for name, colour in few.items())
-    assert len(set(many.values())) == len(many) == 23
-    assert len(owners.owner_colours(str(place) for place in range(100))) == 101
+def test_a_bar_is_as_long_as_what_it_stands_for():
+    relations = {"a": {PRETRAINED: 0.75, "a": 0.25}, "b": {PRETRAINED: 0.5, "a": 0.039, "b": 0.461}}
+    colours = owners.owner_colours(relations)
+    page = draw_relation(relations, colours)
+    texts = [text.get_text() for text in page.axes.texts]
+    assert {"75.0", "25.0", "3.9", "46.1"} <= set(texts)
+    widths = {
+        to_hex(patch.get_facecolor()): patch.get_width()
+        for patch in page.axes.patches
+        if to_hex(patch.get_edgecolor()) == "#ffffff"
+    }  # of the last bar
+    for key, share in (("a", 0.039), (owners.OWN, 0.461), (PRETRAINED, 0.5)):
+        assert widths[to_hex(np.array(colours[key]) / 255)] == pytest.approx(4.0 * share)
 
 
-def test_the_network_order_counts_and_keeps_stem_and_head_outside():
-    paths = ("head/kernel", "stage10/conv1/kernel", "stage2/conv1/kernel", "stem_conv/kernel", "blocks/0/w")
-    layout = Layout(tuple(make_layer(path, 2, 2) for path in paths), (), ())
-    in_order = [layer.path for layer in owners.layers_in_order(layout)]
-    assert in_order == [
-        "stem_conv/kernel",
-        "blocks/0/w",
-        "stage2/conv1/kernel",
-        "stage10/conv1/kernel",
-        "head/kernel",
-    ]
+def test_all_bytes_add_up_from_the_pre_trained_model_on(tmp_path):
+    results = invented(3, draws=2)
+    results["rows"][-1]["bytes"] = None
+    drawn = {}
+    original = pictures.draw_total
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pictures, "draw_total", lambda *given: drawn.update(given=given) or original(*given))
+        draw_comparison(results, tmp_path)
+    parameters, totals = drawn["given"]
+    assert parameters == [1000] and set(totals) == {"method0", "method1"}  # the third lacks a task's bytes
+    assert totals["method1"].tolist() == [4000, 6000, 8000]
+    axes = original(*drawn["given"]).axes.figure.axes[1]
+    lines = [line.get_ydata().tolist() for line in axes.lines]
+    assert lines == [[4000, 8000, 12000], [4000, 5000, 6000], [4000, 6000, 8000]]
+    assert axes.get_ylim()[0] == 0
 
 
-def test_a_strip_narrower_than_its_layer_drops_no_channel():
-    cells = np.full((2048, 3), 200, np.uint8)
-    cells[1001] = 0
-    row = owners.strip(cells, 1024).astype(int)
-    np.testing.assert_array_equal(np.flatnonzero((row != 200).any(axis=1)), [500])
-    np.testing.assert_array_equal(row[500], 100)
+def test_labels_keep_their_distance_their_order_and_the_limits():
+    places = np.array([1.0, 1.0, 1.01, 1.02, 5.0, 9.9, 9.95, 10.0])
+    found = apart(places, 0.5, 1.0, 10.0)
+    assert np.all(np.diff(found) >= 0.5 - 1e-9)
+    assert found[0] >= 1.25 and found[-1] <= 9.75 and found[4] == 5.0

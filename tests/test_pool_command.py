@@ -173,7 +173,7 @@ def test_the_shell_gives_what_python_gives(folder):
         ("predict damaged negative {image}", "damaged, its files are not those that were saved"),
         ("evaluate pool negative none", "none: no such folder"),
         ("evaluate pool negative DATA", "no class of this name"),
-        ("export pool negative out.pth", "an export is a safetensors file"),
+        ("export pool negative out.pth", "an export is a safetensors file or a program"),
         ("export pool negative out.safetensors --keys keras", "no key names 'keras'"),
     ],
 )

@@ -273,3 +273,24 @@ def test_a_backbone_of_ones_own_is_given_by_model(pool, folder, tmp_path):
     ):
         with pytest.raises(cwps.CwpsError, match="a model of your own"):
             ask()
+
+
+def test_a_bank_answers_images_as_predict_does(pool, folder):
+    bank = cwps.TaskBank(pool, served.TASKS)
+    files = {task: test_files(folder, task)[:3] for task in served.TASKS}
+    for task, some in files.items():
+        predicted, answered = cwps.predict(pool, task, some), bank(some, task=task)
+        assert answered.class_names == predicted.class_names
+        np.testing.assert_allclose(answered.logits, predicted.logits, atol=1e-5)
+    pairs = [(file, task) for task, some in files.items() for file in some][::-2]
+    given, tasks = zip(*pairs, strict=True)
+    for (file, task), one in zip(pairs, bank(given, tasks=tasks), strict=True):
+        np.testing.assert_allclose(one.logits, cwps.predict(pool, task, file).logits, atol=1e-5)
+    scans = np.zeros((2, 20, 16, 3), np.uint8)
+    whole = bank(scans, task="digits")
+    np.testing.assert_allclose(whole.logits, cwps.predict(pool, "digits", scans).logits, atol=1e-5)
+    assert bank.way({"digits": 1, "negative": 2}) in ("merged", "swapped", "mixed")
+    with pytest.raises(cwps.CwpsError, match="task="):
+        bank(scans)
+    with pytest.raises(cwps.CwpsError, match="stored without"):
+        cwps.TaskBank(pool)

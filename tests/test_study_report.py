@@ -13,7 +13,7 @@ from studies import small_study
 
 from cwps_jax.report.rows import make_row
 from cwps_jax.study.page import page
-from cwps_jax.study.pictures import draw_study
+from cwps_jax.study.pictures import draw_cost, draw_study
 from cwps_jax.study.summary import front, paired_difference, summarise
 from cwps_jax.study.tables import continual_table, groups_table, markdown, tasks_table
 
@@ -184,6 +184,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(written, report):
     assert "<title>Is &lt;cwps&gt; any good?</title>" in text and "1 x &lt;none&gt;" in text
     links = re.findall(r'(?:src|href)="([^"]*)"', text)
     assert all(link.startswith(("#section", "data:image/png;base64,")) for link in links)
+    assert len(re.findall('<img alt="[^"]{30,}"', text)) == 5
     assert "default-src 'none'" in text and "url(" not in text and "<script" not in text
     assert text.count("<img") == len(list(written.parent.glob("report/*.png"))) == 5
     for section in report["sections"]:
@@ -194,6 +195,14 @@ def test_the_pictures_depend_on_the_report_alone(report, tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     (first, *_), (second, *_) = (draw_study(report, folder)[0] for folder in folders)
     assert first[0].read_bytes() == second[0].read_bytes()
+
+
+def test_points_of_different_groups_are_not_joined(report):
+    section = report["sections"][0]
+    page = draw_cost(section, section["groups"], "bytes")
+    axes = page.axes.figure.axes[1]
+    assert len(axes.containers) == len(section["groups"]) and axes.get_xscale() == "log"
+    assert all(len(line.get_xdata()) == 1 for line in axes.lines)
 
 
 def browse(*flags: str) -> str:
@@ -210,6 +219,7 @@ PROBE = """<script>addEventListener("load", () => {
     width: innerWidth, wide: document.documentElement.scrollWidth, cut: cut,
     images: [...document.images].every(one => one.complete && one.naturalWidth > 0),
     outline: getComputedStyle(place).outlineStyle,
+    pictures: getComputedStyle(document.images[0]).filter,
     paper: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
   }), "*");
 });</script>"""
@@ -241,6 +251,7 @@ def test_the_page_is_light_or_dark_as_its_reader_is(written):
     light, dark = (probed(written, 800, f"--blink-settings=preferredColorScheme={one}") for one in (1, 0))
     assert (light["paper"], dark["paper"]) == ("rgb(255, 255, 255)", "rgb(22, 22, 22)")
     assert light["ink"] != dark["ink"]
+    assert light["pictures"] == "none" and dark["pictures"].startswith("invert(")
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium on the PATH")

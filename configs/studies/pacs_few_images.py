@@ -4,7 +4,7 @@ Command:    python -m cwps_jax.study --config configs/studies/pacs_few_images.py
             (several of these at once share the cells)
 Data:       that of configs/pacs.py, see there
 Run time:   a cell 1.6 to 2.6 minutes on one CPU core; 18 cells
-Reached:    in the mean over tasks and draws 69.4% at 0.05x, 67.8% at 0.02x, fine-tuned 68.7%, and 69.5% with
+Reached:    in the mean over tasks and draws 69.4% at 0.05x, 67.8% at 0.02x; fine-tuned 68.7%, and 69.5% with
             the head first; see docs/experiments.md; not yet run on a GPU or TPU
 """
 

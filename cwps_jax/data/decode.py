@@ -40,6 +40,10 @@ class Undecodable(Exception):
     """An image that cannot be decoded. Its text is the reason; the file is for the caller to name."""
 
 
+class TooLarge(Undecodable):
+    """An image of more pixels than are ever decoded, as its header says."""
+
+
 class _JpegFile(JpegImagePlugin.JpegImageFile):
     """A JPEG file that is opened without Pillow's search of its EXIF, which warns of what is broken there."""
 
@@ -78,7 +82,7 @@ def open_image(content: bytes) -> Image.Image:
         content: of a JPEG, PNG, GIF, WEBP, BMP, TIFF, PPM, PGM or PBM file, whatever its name says.
 
     Raises:
-        Undecodable: it is none, its header is broken, or it has more than `MAX_PIXELS` pixels.
+        Undecodable: it is none, its header is broken, or, `TooLarge`, it has more than `MAX_PIXELS` pixels.
     """
     if not content:
         raise Undecodable("the file is empty")
@@ -90,7 +94,7 @@ def open_image(content: bytes) -> Image.Image:
     image = _attempt(lambda: opener(io.BytesIO(content)), opener.format)
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise Undecodable(
+        raise TooLarge(
             f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} megapixels; scale it down"
         )
     if isinstance(image, _PngFile | _TiffFile) and any(";16" in str(tile.args) for tile in image.tile):

@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from cwps_jax.buckets import is_address
 from cwps_jax.data.classes import same_name
 from cwps_jax.data.places import Folder, Place, open_archive
 from cwps_jax.data.source import Record
@@ -194,6 +195,11 @@ def _layout(settings: DataConfig, task: str, place: Place) -> _FolderSplits | Li
 def _root(settings: DataConfig) -> Folder:
     if not settings.data_dir:
         raise CwpsError("config.data_dir is empty: name the folder of the data")
+    if is_address(settings.data_dir):
+        raise CwpsError(
+            f"config.data_dir = {settings.data_dir!r}: folders of images are not read from a bucket; copy "
+            "them to a folder on each host"
+        )
     name = os.path.expanduser(settings.data_dir)
     if not os.path.isdir(name):
         raise CwpsError(f"config.data_dir = {settings.data_dir!r}: no such folder")

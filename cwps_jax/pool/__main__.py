@@ -48,6 +48,8 @@ def main(arguments: Sequence[str]) -> None:
     whole = parser()
     _check_verb(whole, arguments)
     given = whole.parse_args(arguments)
+    if "make" in given:  # there is no pool yet
+        return given.make(given)
     given.run(Pool.open(given.pool), given)
 
 

@@ -35,10 +35,10 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     one.add_argument("--batch", type=_positive, default=0, help="images a batch; by default as in training")
     one.add_argument("--confusion", type=pathlib.Path, help="PNG of what was taken for what")
     one.set_defaults(run=_evaluate)
-    one = verbs.add_parser("export", parents=[common], help="a task's network as a safetensors file")
+    one = verbs.add_parser("export", parents=[common], help="a task's network as one file for others")
     one.add_argument("task", metavar="TASK")
-    one.add_argument("file", metavar="FILE")
-    one.add_argument("--keys", help="key names: torchvision or timm; by default the backbone's own")
+    one.add_argument("file", metavar="FILE", help="*.safetensors; or *.stablehlo.zip, run by JAX alone")
+    one.add_argument("--keys", help="key names of weights, torchvision or timm; else the backbone's own")
     one.set_defaults(run=_export)
 
 

@@ -1,4 +1,4 @@
-"""The verbs of a stored task's life: verify, remove, rename, compact, copy, merge."""
+"""The verbs of a stored task's life: verify, remove, rename, compact, copy, merge, pack, unpack."""
 
 import argparse
 import dataclasses
@@ -6,9 +6,10 @@ from typing import Any
 
 from cwps_jax.errors import CwpsError
 from cwps_jax.pool.output import print_json, print_line
+from cwps_jax.serve import pack_pool, unpack_pool
 from cwps_jax.store import Pool
 
-VERBS = ("verify", "remove", "rename", "compact", "copy", "merge")
+VERBS = ("verify", "remove", "rename", "compact", "copy", "merge", "pack", "unpack")
 
 
 def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -34,6 +35,12 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     one = verbs.add_parser("merge", parents=[common], help="copy every task of another pool into this one")
     one.add_argument("other", metavar="OTHER", help="folder of a pool of the same pre-trained model")
     one.set_defaults(run=_merge)
+    one = verbs.add_parser("pack", parents=[common], help="write the whole pool to one file")
+    one.add_argument("file", metavar="FILE", help="*.zip")
+    one.set_defaults(run=_pack)
+    one = verbs.add_parser("unpack", parents=[common], help="make POOL from a file that pack wrote")
+    one.add_argument("file", metavar="FILE", help="*.zip")
+    one.set_defaults(make=_unpack)
 
 
 def _verify(pool: Pool, given: argparse.Namespace) -> None:
@@ -73,6 +80,16 @@ def _copy(pool: Pool, given: argparse.Namespace) -> None:
 def _merge(pool: Pool, given: argparse.Namespace) -> None:
     merged = pool.merge(Pool.open(given.other))
     _tell(given, f"merged: {', '.join(merged) or 'nothing, all is here'}", merged=merged, to=given.pool)
+
+
+def _pack(pool: Pool, given: argparse.Namespace) -> None:
+    pack_pool(pool, given.file)
+    _tell(given, f"{given.pool}: packed in {given.file}", packed=given.pool, to=given.file)
+
+
+def _unpack(given: argparse.Namespace) -> None:
+    tasks = list(unpack_pool(given.file, given.pool).tasks)
+    _tell(given, f"{given.pool}: has {', '.join(tasks) or 'no tasks'}", unpacked=given.pool, tasks=tasks)
 
 
 def _tell(given: argparse.Namespace, text: str, **values: Any) -> None:

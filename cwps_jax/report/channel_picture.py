@@ -1,19 +1,33 @@
-"""Pictures of who stores each output channel: one of a single task in full, one of all tasks."""
+"""Pictures of who stores the output channels: one of a single task in full, one of all tasks.
 
-from collections.abc import Mapping, Sequence
+Areas are true: a row is as high as its layer's share of the parameters, and as wide as all others, so that
+the area of a colour is the share of parameters that its owner stores.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from cwps_jax.core.channels import Layer
-from cwps_jax.report.owners import Colour, channel_owners, layer_colours, layers_in_order, strip
-from cwps_jax.report.page import DPI, MARGIN, MUTED, Flow, Page, percent, shortened, text_width
-from cwps_jax.store.pool import PRETRAINED, Pool
+from cwps_jax.report.owners import (
+    OWN,
+    Colour,
+    channel_owners,
+    layers_in_order,
+    owner_label,
+    stacked,
+    strip,
+)
+from cwps_jax.report.page import DPI, MARGIN, MUTED, RULE, Flow, Page, apart, percent, shortened, text_width
+from cwps_jax.store.pool import Pool
 
 _TALLEST = 120.0  # inches: an image of more than 2**16 pixels cannot be drawn
+_LEADER = 0.3  # inches from a label to its row
+_HOW = "A row is a layer, as high as its share of the parameters; its channels are sorted by who stores them."
 
 
 def draw_task(pool: Pool, task: str, colours: Mapping[str, Colour]) -> Page:
-    """Draws one task: a row a layer, a cell a channel, in the colour of the channel's owner.
+    """Draws one task: a row for each layer, its channels sorted and coloured by their owners.
 
     Args:
         pool: the stored models.
@@ -22,31 +36,34 @@ def draw_task(pool: Pool, task: str, colours: Mapping[str, Colour]) -> Page:
     """
     owners = channel_owners(pool, task)
     layers = layers_in_order(pool.layout)
-    pitch, size = _rows(len(layers), widest=0.3, narrowest=0.18, largest_font=9)
-    labels = [_label(layer) for layer in layers]
-    left = MARGIN + max(text_width(label, size) for label in labels) + 0.12
-    pixels = round(7.6 * DPI)
+    shares, edges = _edges(layers, least=0.2, lowest=4.2)
+    pitch = min(0.2, edges[-1] / len(layers))
+    size = min(9.0, 0.62 * pitch * 72)
+    left = MARGIN + max(text_width(_label(layer), size) for layer in layers) + _LEADER
+    pixels = round(6.4 * DPI)
     right = left + pixels / DPI
-    width = right + 1.45 + MARGIN
-    entries = _entries(pool.relation(task), task, colours)
+    width = right + _LEADER + 2.0 + MARGIN
+    stack = stacked(pool.relation(task), task, colours)
+    entries = [
+        (colours[key], f"{shortened(owner_label(key))}  {percent(share)}")
+        for key, share in stack.items()
+        if share
+    ]
     flow = Flow.of([text for _, text in entries], width - 2 * MARGIN)
     top = 0.85 + flow.height + 0.35
-    page = Page(width, top + pitch * len(layers) + MARGIN)
-    page.title(
-        f"Who stores each output channel of task '{shortened(task)}'",
-        "A row is a layer, a cell is one of its output channels. Shares are weighted by parameters."
-        + _blend_note(layers, pixels),
-    )
+    page = Page(width, top + edges[-1] + MARGIN)
+    page.title(f"Who stores the output channels of task '{shortened(task)}'", _HOW)
     page.legend(MARGIN, 0.85, entries, flow)
-    for column, header in ((0.68, "channels"), (1.4, "private")):
-        page.text(right + column, top - 0.14, header, size, ha="right", color=MUTED)
-    page.image(left, top, _panel([owners[layer.path] for layer in layers], colours, pixels, pitch))
-    for row, (layer, label) in enumerate(zip(layers, labels, strict=True)):
-        y = top + (row + 0.5) * pitch
-        private = float(np.mean(owners[layer.path] == task))
-        page.text(left - 0.1, y, label, size, ha="right")
-        page.text(right + 0.68, y, str(layer.channels), size, ha="right", color=MUTED)
-        page.text(right + 1.4, y, percent(private), size, ha="right")
+    columns = (right + _LEADER + 0.8, right + _LEADER + 2.0)
+    for x, header in zip(columns, ("parameters", "of them its own"), strict=True):
+        page.text(x, top - 0.16, header, size, ha="right", color=MUTED)
+    page.image(left, top, _panel([owners[layer.path] for layer in layers], task, colours, pixels, edges))
+    for layer, share, middle, y in _placed(layers, shares, edges, top, pitch):
+        page.line([(left - _LEADER + 0.08, y), (left - 0.04, middle)], RULE)
+        page.line([(right + 0.04, middle), (right + _LEADER - 0.08, y)], RULE)
+        page.text(left - _LEADER, y, _label(layer), size, ha="right")
+        page.text(columns[0], y, percent(share), size, ha="right", color=MUTED)
+        page.text(columns[1], y, percent(float(np.mean(owners[layer.path] == task))), size, ha="right")
     return page
 
 
@@ -61,75 +78,72 @@ def draw_overview(pool: Pool, tasks: Sequence[str], colours: Mapping[str, Colour
     layers = layers_in_order(pool.layout)
     lines = -(-len(tasks) // 5)
     columns = -(-len(tasks) // lines)
-    pitch, size = _rows(len(layers) * lines, widest=0.2, narrowest=0.12, largest_font=8)
-    labels = [_label(layer) for layer in layers]
-    label_width = max(text_width(label, size) for label in labels) + 0.12
+    shares, edges = _edges(layers, least=0.12, lowest=1.9, panels=lines)
+    pitch = min(0.16, edges[-1] / len(layers))
+    size = min(8.0, 0.62 * pitch * 72)
+    label_width = max(text_width(_label(layer), size) for layer in layers) + _LEADER
     pixels = round(2.5 * DPI)
-    step_x, step_y = pixels / DPI + 0.2, pitch * len(layers) + 0.6
+    step_x, step_y = pixels / DPI + 0.2, edges[-1] + 0.6
     width = MARGIN + label_width + columns * step_x - 0.2 + MARGIN
-    subtitle = (
-        "A panel is a task, a row a layer, a cell a channel; beside the name, the share it stores itself."
-        + _blend_note(layers, pixels)
-    )
+    subtitle = f"{_HOW} Beside a task's name: what it stores itself."
     width = max(width, text_width(subtitle, 9) + 2 * MARGIN)
-    entries = [(colours[name], _owner(name)) for name in (PRETRAINED, *tasks)]
+    entries = [(colours[key], shortened(owner_label(key))) for key in colours]
     flow = Flow.of([text for _, text in entries], width - 2 * MARGIN)
     top = 0.85 + flow.height + 0.1
     page = Page(width, top + lines * step_y + MARGIN - 0.1)
-    page.title("Who stores each output channel of every task", subtitle)
+    page.title("Who stores the output channels of every task", subtitle)
     page.legend(MARGIN, 0.85, entries, flow)
     for place, task in enumerate(tasks):
         line, column = divmod(place, columns)
         x, y = MARGIN + label_width + column * step_x, top + line * step_y + 0.4
         owners = channel_owners(pool, task)
-        private = percent(pool.relation(task).get(task, 0.0))
-        page.swatch(x + 0.07, y - 0.17, colours[task])
-        page.text(x + 0.2, y - 0.17, shortened(task, 20), 9, weight="bold")
-        page.text(x + pixels / DPI, y - 0.17, private, 9, ha="right", color=MUTED)
-        page.image(x, y, _panel([owners[layer.path] for layer in layers], colours, pixels, pitch))
+        own = percent(stacked(pool.relation(task), task, colours)[OWN])
+        page.text(x, y - 0.17, shortened(task, 20), 9, weight="bold")
+        page.text(x + pixels / DPI, y - 0.17, own, 9, ha="right", color=MUTED)
+        page.image(x, y, _panel([owners[layer.path] for layer in layers], task, colours, pixels, edges))
         if not column:
-            for row, label in enumerate(labels):
-                page.text(x - 0.08, y + (row + 0.5) * pitch, label, size, ha="right")
+            for layer, _, middle, at in _placed(layers, shares, edges, y, pitch):
+                page.line([(x - _LEADER + 0.08, at), (x - 0.04, middle)], RULE)
+                page.text(x - _LEADER, at, _label(layer), size, ha="right")
     return page
 
 
+def _edges(
+    layers: Sequence[Layer], least: float, lowest: float, panels: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each layer's share of the parameters, and where rows begin and end, in inches.
+
+    Args:
+        layers: in order.
+        least: inches that each layer's label needs.
+        lowest: height of a panel of few layers.
+        panels: how many stand below each other.
+    """
+    counts = np.array([sum(int(np.prod(shape)) for shape in layer.shapes) for layer in layers], np.float64)
+    height = min(max(lowest, least * len(layers)), _TALLEST / panels)
+    # A row has at least a pixel: that much of a tiny layer's share is too much.
+    rows = np.maximum(1, np.rint(counts / counts.sum() * height * DPI))
+    return counts / counts.sum(), np.concatenate([[0.0], np.cumsum(rows)]) / DPI
+
+
+def _placed(
+    layers: Sequence[Layer], shares: np.ndarray, edges: np.ndarray, top: float, pitch: float
+) -> Iterator[tuple[Layer, float, float, float]]:
+    """Yields each layer with its share, the middle of its row, and where its label stands."""
+    middles = top + (edges[:-1] + edges[1:]) / 2
+    beside = apart(middles, pitch, top, top + edges[-1])
+    return zip(layers, shares.tolist(), middles.tolist(), beside.tolist(), strict=True)
+
+
 def _panel(
-    rows: Sequence[np.ndarray], colours: Mapping[str, Colour], pixels: int, pitch: float
+    rows: Sequence[np.ndarray], task: str, colours: Mapping[str, Colour], pixels: int, edges: np.ndarray
 ) -> np.ndarray:
-    """Returns the rows of all layers as one image, white between them."""
-    edges = np.rint(np.arange(len(rows) + 1) * pitch * DPI).astype(int)
-    gap = max(1, round(0.14 * pitch * DPI))
-    image = np.full((edges[-1], pixels, 3), 255, np.uint8)
-    for start, stop, owners in zip(edges[:-1], edges[1:], rows, strict=True):
-        image[start + gap // 2 : stop - (gap - gap // 2)] = strip(layer_colours(owners, colours), pixels)
+    """Returns the rows of all layers as one image, a white line between those that are high enough."""
+    at = np.rint(edges * DPI).astype(int)
+    image = np.full((at[-1], pixels, 3), 255, np.uint8)
+    for start, stop, owners in zip(at[:-1], at[1:], rows, strict=True):
+        image[start : stop - (stop - start > 3)] = strip(owners, task, colours, pixels)
     return image
-
-
-def _rows(count: int, widest: float, narrowest: float, largest_font: float) -> tuple[float, float]:
-    """Returns the distance of two rows in inches and the size of their labels in points."""
-    pitch = min(max(narrowest, min(widest, 7.0 / count)), _TALLEST / count)
-    return pitch, min(largest_font, 0.62 * pitch * 72)
-
-
-def _entries(
-    relation: Mapping[str, float], task: str, colours: Mapping[str, Colour]
-) -> list[tuple[Colour, str]]:
-    """Returns the legend: the pre-trained model, the task itself, then other owners, largest first."""
-    others = sorted(set(relation) - {PRETRAINED, task}, key=lambda name: (-relation[name], name))
-    found = []
-    for name in (PRETRAINED, task, *others):
-        role = " (this task)" if name == task else ""
-        found.append((colours[name], f"{_owner(name)}{role}  {percent(relation.get(name, 0.0))}"))
-    return found
-
-
-def _owner(name: str) -> str:
-    return "pre-trained model" if name == PRETRAINED else shortened(name)
-
-
-def _blend_note(layers: Sequence[Layer], pixels: int) -> str:
-    too_many = max(layer.channels for layer in layers) > pixels
-    return " Cells narrower than a pixel blend." if too_many else ""
 
 
 def _label(layer: Layer) -> str:

@@ -1,4 +1,4 @@
-"""Who stores each channel of a task, and the colour that each owner has in every picture."""
+"""Who stores each channel of a task, and the colour that each owner has in a run's pictures."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,8 +9,11 @@ from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.store.pool import PRETRAINED, Pool
 
 Colour = tuple[int, int, int]
+Relations = Mapping[str, Mapping[str, float]]  # {task: {owner: share of the task's channels}}
 
-PRETRAINED_COLOUR: Colour = (214, 214, 214)
+# Keys of colours that are no task's name, in which there is no slash.
+OWN, OTHERS = "/own", "/others"
+_NAMED = 6  # lenders that have a colour of their own
 
 # Okabe and Ito's colour-blind safe palette, the ones that are strongest beside light grey first.
 _OKABE_ITO: tuple[Colour, ...] = (
@@ -24,19 +27,68 @@ _OKABE_ITO: tuple[Colour, ...] = (
     (0, 0, 0),
 )
 _DARKER, _LIGHTER = 0.55, 0.5
+_PRETRAINED_COLOUR: Colour = (214, 214, 214)
+_OTHERS_COLOUR: Colour = (105, 105, 105)
 
 _FIRST = ("stem", "embed", "patch", "conv_init", "conv_root", "conv_stem")
 _LAST = ("head", "classifier", "fc", "pre_logits")
 
 
-def owner_colours(tasks: Iterable[str]) -> dict[str, Colour]:
-    """Returns the colour of every owner: light grey for the pre-trained model, then one a task.
+def owner_colours(relations: Relations) -> dict[str, Colour]:
+    """Returns the colour of every owner, in the order in which they are stacked.
 
-    A task's colour depends on its place alone, so it stays the same in every picture and when tasks are
-    added. After the eighth task come the palette's hues darkened, then lightened, then all again.
+    What a task stores itself has one colour, whatever the task, and so has the pre-trained model. Of the
+    tasks that others take channels from, those that lend most have a colour each, in the tasks' order; the
+    rest share one. So the legend has at most nine entries, however many tasks there are.
 
     Args:
-        tasks: names of the tasks, oldest first.
+        relations: of all tasks that are drawn, oldest first.
+
+    Returns:
+        Keys are `OWN`, names of tasks, `OTHERS` where there are any, "pretrained".
+    """
+    lent: dict[str, float] = {}
+    for task, relation in relations.items():
+        for owner, share in relation.items():
+            if owner not in (task, PRETRAINED) and share:
+                lent[owner] = lent.get(owner, 0.0) + share
+    largest = sorted(lent, key=lambda name: -lent[name])[:_NAMED]
+    places = {name: place for place, name in enumerate(relations)}
+    named = sorted(largest, key=lambda name: (places.get(name, len(places)), name))
+    colours = dict(zip((OWN, *named), _OKABE_ITO, strict=False))
+    return {
+        **colours,
+        **({OTHERS: _OTHERS_COLOUR} if len(lent) > len(named) else {}),
+        PRETRAINED: _PRETRAINED_COLOUR,
+    }
+
+
+def stacked(relation: Mapping[str, float], task: str, colours: Mapping[str, Colour]) -> dict[str, float]:
+    """Returns {key of a colour: share of a task}, in the order in which they are stacked.
+
+    Args:
+        relation: {owner: share} of the task.
+        task: its name.
+        colours: see `owner_colours`.
+    """
+    shares = dict.fromkeys(colours, 0.0)
+    for owner, share in relation.items():
+        shares[_key(owner, task, colours)] += share
+    return shares
+
+
+def owner_label(key: str) -> str:
+    """Returns what a legend calls the key of a colour."""
+    return {OWN: "the task itself", OTHERS: "other tasks", PRETRAINED: "pre-trained model"}.get(key, key)
+
+
+def series_colours(names: Iterable[str]) -> dict[str, Colour]:
+    """Returns a colour for each of several series, by its place alone.
+
+    After the eighth come the palette's hues darkened, then lightened, then all again.
+
+    Args:
+        names: of the series.
     """
     chromatic = _OKABE_ITO[:-1]
     palette = (
@@ -44,10 +96,7 @@ def owner_colours(tasks: Iterable[str]) -> dict[str, Colour]:
         *(_mixed(colour, (0, 0, 0), 1 - _DARKER) for colour in chromatic),
         *(_mixed(colour, (255, 255, 255), _LIGHTER) for colour in chromatic),
     )
-    names = dict.fromkeys(tasks)
-    return {PRETRAINED: PRETRAINED_COLOUR} | {
-        name: palette[place % len(palette)] for place, name in enumerate(names)
-    }
+    return {name: palette[place % len(palette)] for place, name in enumerate(dict.fromkeys(names))}
 
 
 def darker(colour: Colour) -> Colour:
@@ -85,35 +134,30 @@ def channel_owners(pool: Pool, task: str) -> dict[str, np.ndarray]:
     return found
 
 
-def layer_colours(owners: np.ndarray, colours: Mapping[str, Colour]) -> np.ndarray:
-    """Returns the colour of each channel of a layer: (channels, 3) uint8.
+def strip(owners: np.ndarray, task: str, colours: Mapping[str, Colour], pixels: int) -> np.ndarray:
+    """Returns a layer's row of the picture, (pixels, 3) uint8: its channels sorted by owner, equally wide.
+
+    A pixel is the mean of what it covers, so that no channel is dropped where there are more than pixels.
 
     Args:
-        owners: (channels,) names of the owners, see `channel_owners`.
+        owners: (channels,) names of the channels' owners, see `channel_owners`.
+        task: whose channels they are.
         colours: of every owner, see `owner_colours`.
-    """
-    unique, place = np.unique(owners, return_inverse=True)
-    return np.array([colours[str(name)] for name in unique], np.uint8)[place]
-
-
-def strip(cells: np.ndarray, pixels: int) -> np.ndarray:
-    """Returns a layer's row of the picture: (pixels, 3) uint8, every channel equally wide.
-
-    Where there are more channels than pixels, a pixel is the mean of what it covers, so that no channel
-    is dropped; where cells are wide, a white line parts them.
-
-    Args:
-        cells: (channels, 3) uint8, see `layer_colours`.
         pixels: width of the row.
     """
-    channels = len(cells)
-    sums = np.concatenate([np.zeros((1, 3)), np.cumsum(cells, axis=0, dtype=np.float64)])
-    edges = np.linspace(0, channels, pixels + 1)
-    at_edges = np.stack([np.interp(edges, np.arange(channels + 1), one) for one in sums.T], axis=1)
-    row = np.rint(np.diff(at_edges, axis=0) * (pixels / channels)).astype(np.uint8)
-    if pixels >= 6 * channels:
-        row[np.arange(1, channels) * pixels // channels] = 255
-    return row
+    names, counts = np.unique(owners, return_counts=True)
+    relation = {str(name): float(count) for name, count in zip(names, counts, strict=True)}
+    ends = np.cumsum([0, *stacked(relation, task, colours).values()])
+    edges = np.linspace(0, len(owners), pixels + 1)
+    row = np.zeros((pixels, 3))
+    for colour, start, stop in zip(colours.values(), ends[:-1], ends[1:], strict=True):
+        covered = np.diff(np.clip(edges, start, stop)) * (pixels / len(owners))
+        row += covered[:, None] * np.array(colour)
+    return np.rint(row).astype(np.uint8)
+
+
+def _key(owner: str, task: str, colours: Mapping[str, Colour]) -> str:
+    return OWN if owner == task else owner if owner in colours else OTHERS
 
 
 def _mixed(colour: Colour, other: Colour, share: float) -> Colour:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Circle, Polygon, Rectangle
+from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 
 from cwps_jax.report.owners import Colour, darker
@@ -23,6 +23,7 @@ MARGIN = 0.3
 INK = "#1a1a1a"
 MUTED = "#666666"
 RULE = "#dddddd"
+SHAPES = "osD^vPX"  # of series; as many as have no divisor in common with the number of colours
 
 _LONGEST_NAME = 24
 
@@ -41,6 +42,7 @@ class Page:
         self.width, self.height = np.ceil(np.array([width, height]) * DPI) / DPI
         self._figure = Figure((self.width, self.height), dpi=DPI, facecolor="white")
         self._canvas = FigureCanvasAgg(self._figure)
+        self._told: dict[str, str] = {}
         self.axes = self._figure.add_axes((0, 0, 1, 1))
         self.axes.set(xlim=(0, self.width), ylim=(self.height, 0))
         self.axes.axis("off")
@@ -55,6 +57,7 @@ class Page:
 
     def title(self, title: str, subtitle: str) -> None:
         """Writes the picture's title, and below it how to read the picture."""
+        self._told = {"Title": title, "Description": subtitle}
         self.text(MARGIN, 0.36, title, 13, weight="bold")
         self.text(MARGIN, 0.64, subtitle, 9, color=MUTED)
 
@@ -74,17 +77,9 @@ class Page:
         """Draws the small square that stands for an owner, centred on (x, y)."""
         self.rectangle(x - size / 2, y - size / 2, size, size, rgb(colour), rgb(darker(colour)))
 
-    def disc(self, x: float, y: float, radius: float, colour: Colour) -> None:
-        """Draws a filled circle."""
-        self.axes.add_patch(
-            Circle((x, y), radius, facecolor=rgb(colour), edgecolor="white", linewidth=1.5, zorder=3)
-        )
-
-    def polygon(self, points: np.ndarray, colour: Colour) -> None:
-        """Fills a polygon of (n, 2) points."""
-        self.axes.add_patch(
-            Polygon(points, facecolor=rgb(colour), edgecolor=rgb(darker(colour)), linewidth=0.4, zorder=2)
-        )
+    def line(self, points: Sequence[tuple[float, float]], colour: Any) -> None:
+        """Draws a thin line through points."""
+        self.axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.8, zorder=1)
 
     def legend(self, x: float, y: float, entries: Sequence[tuple[Colour, str]], flow: "Flow") -> None:
         """Draws swatches with their texts where `flow` puts them, from (x, y) on."""
@@ -100,9 +95,9 @@ class Page:
         )
 
     def save(self, path: pathlib.Path) -> pathlib.Path:
-        """Writes a PNG that depends on what is drawn alone, and returns its path."""
+        """Writes a PNG that depends on what is drawn alone, its title inside as text; returns its path."""
         with path.open("wb") as file:
-            self._canvas.print_png(file, metadata={"Software": None})
+            self._canvas.print_png(file, metadata={"Software": None, **self._told})
         return path
 
 
@@ -130,6 +125,31 @@ class Flow:
             places.append((x, y))
             x += needed + 0.28
         return cls(tuple(places), y + line / 2)
+
+
+def dressed(axes: Axes) -> Axes:
+    """Returns axes with a grid behind what is drawn, and without the frame's upper and right side."""
+    axes.tick_params(labelsize=9, color=MUTED, labelcolor=INK)
+    axes.grid(color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return axes
+
+
+def apart(places: np.ndarray, distance: float, low: float, high: float) -> np.ndarray:
+    """Returns where labels stand so that none covers another, each as near to its place as that lets it.
+
+    Args:
+        places: (n,) ascending, of what is labelled.
+        distance: of two labels, at least; n of them have room between the limits.
+        low, high: the limits.
+    """
+    steps = distance * np.arange(len(places))
+    # What all have moved by, less their steps, rises: so do the largest so far and the smallest to come.
+    moved = places - steps
+    middle = (np.maximum.accumulate(moved) + np.minimum.accumulate(moved[::-1])[::-1]) / 2
+    return np.clip(middle, low + distance / 2, high - distance / 2 - steps[-1]) + steps
 
 
 def rgb(colour: Colour) -> tuple[float, float, float]:

@@ -1,4 +1,4 @@
-"""Draws a finished run: who stores which channel, how tasks relate, accuracy against stored bytes.
+"""Draws a finished run: who stores which channel, how tasks relate, accuracy and tasks against bytes.
 
 The same pool and results give the same PNG files, byte by byte.
 """
@@ -7,18 +7,18 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cwps_jax.report.channel_picture import draw_overview, draw_task
 from cwps_jax.report.costs import short
-from cwps_jax.report.owners import on_white, owner_colours
-from cwps_jax.report.page import INK, MARGIN, MUTED, RULE, Page, rgb, shortened, text_width
+from cwps_jax.report.owners import on_white, owner_colours, series_colours
+from cwps_jax.report.page import INK, MARGIN, SHAPES, Page, dressed, rgb, shortened, text_width
 from cwps_jax.report.relation_picture import draw_relation
 from cwps_jax.report.rows import Rows, names, spread
+from cwps_jax.report.total_picture import draw_total
 from cwps_jax.store.pool import Pool
-
-_SHAPES = "osD^vPX"  # as many as have no divisor in common with the number of colours
 
 
 def draw_report(pool: Pool, results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
@@ -31,27 +31,68 @@ def draw_report(pool: Pool, results: Mapping[str, Any], folder: pathlib.Path) ->
 
     Returns:
         Paths of the PNG files: channels_<task>.png for each task that has owners of channels, channels.png
-        where there is more than one, relation.png, accuracy_bytes.png. None for a pool without tasks.
+        where there is more than one, and those of `draw_comparison`. None for a pool without tasks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # All tasks of the pool: their colours do not depend on what was measured.
-    colours = owner_colours(pool.tasks)
-    tasks = [row["task"] for row in results["rows"] if row["relation"]]
-    paths = [draw_task(pool, task, colours).save(folder / f"channels_{task}.png") for task in tasks]
-    if len(tasks) > 1:
-        paths.append(draw_overview(pool, tasks, colours).save(folder / "channels.png"))
-    if tasks:
-        paths.append(draw_relation(pool, colours).save(folder / "relation.png"))
+    relations = _relations(results)
+    colours = owner_colours(relations)
+    paths = [draw_task(pool, task, colours).save(folder / f"channels_{task}.png") for task in relations]
+    if len(relations) > 1:
+        paths.append(draw_overview(pool, [*relations], colours).save(folder / "channels.png"))
     return [*paths, *draw_comparison(results, folder)]
 
 
 def draw_comparison(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Draws accuracy_bytes.png alone, which needs no pool, where any row says how many bytes it takes."""
-    known = [row for row in results["rows"] if row["bytes"]]
-    if not known:
-        return []
+    """Draws what needs no pool.
+
+    Args:
+        results: what was measured.
+        folder: where to write; it is made.
+
+    Returns:
+        Paths of the PNG files: relation.png for tasks that have owners of channels, of one draw;
+        accuracy_bytes.png where any row says how many bytes it takes, total_bytes.png where all rows of a
+        method do.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    return [draw_accuracy(results["backbone"], known).save(folder / "accuracy_bytes.png")]
+    relations, known, totals = (
+        _relations(results),
+        [row for row in results["rows"] if row["bytes"]],
+        _totals(results),
+    )
+    paths = []
+    if relations:
+        paths.append(draw_relation(relations, owner_colours(relations)).save(folder / "relation.png"))
+    if known:
+        paths.append(draw_accuracy(results["backbone"], known).save(folder / "accuracy_bytes.png"))
+    if totals:
+        page = draw_total([results["backbone_parameters"]], totals)
+        paths.append(page.save(folder / "total_bytes.png"))
+    return paths
+
+
+def _relations(results: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Returns the relation of each task that has one; none of several draws, whose tasks take otherwise."""
+    rows = results["rows"]
+    if len(names(rows, "draw")) > 1:
+        return {}
+    return {row["task"]: row["relation"] for row in rows if row["relation"]}
+
+
+def _totals(results: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns what each method has stored after each task, in their order, mean over the draws.
+
+    A method that lacks a task or its bytes has none.
+    """
+    rows, found = results["rows"], {}
+    tasks, draws = names(rows, "task"), names(rows, "draw")
+    for method in names(rows, "method"):
+        sizes = {(row["draw"], row["task"]): row["bytes"] for row in rows if row["method"] == method}
+        grid = [[sizes.get((draw, task)) for task in tasks] for draw in draws]
+        if not any(size is None for line in grid for size in line):
+            each = np.mean(np.array(grid, np.float64), axis=0)
+            found[method] = 4 * results["backbone_parameters"] + np.cumsum([0, *each])
+    return found
 
 
 def draw_accuracy(backbone: str, rows: Rows) -> Page:
@@ -73,9 +114,9 @@ def draw_accuracy(backbone: str, rows: Rows) -> Page:
         f"On the test set, {backbone}. Small: a task. Large: a method's mean over tasks{spreads}.",
     )
     axes = page.inset(left, top, width, height)
-    colours = owner_colours(methods)
+    colours = series_colours(methods)
     for place, method in enumerate(methods):
-        shape, ink = _SHAPES[place % len(_SHAPES)], rgb(on_white(colours[method]))
+        shape, ink = SHAPES[place % len(SHAPES)], rgb(on_white(colours[method]))
         own = [row for row in rows if row["method"] == method]
         points = [row["bytes"] for row in own], [row["accuracy"] for row in own]
         axes.plot(*points, shape, color=ink, markersize=4, alpha=0.35, markeredgewidth=0, zorder=3)
@@ -110,8 +151,4 @@ def _dress(axes: Axes, rows: Rows) -> None:
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: "" if value > 1 + 1e-9 else f"{100 * value:.4g}%")
     )
-    axes.tick_params(labelsize=9, color=MUTED, labelcolor=INK)
-    axes.grid(color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    dressed(axes)

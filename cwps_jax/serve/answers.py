@@ -206,7 +206,7 @@ def _recorded(known: LearnedWith) -> Split:
 def _logits(pool: Pool, known: LearnedWith, split: Split, model: nn.Module | None, batch_size: int) -> Any:
     # A batch is padded to its size: one image must not cost as much as 64, nor each number a compilation.
     fitting = 1 << (len(split) - 1).bit_length()
-    predictor = Predictor(pool.model(known.name, model)) if model else _of_backbone(pool, known)
+    predictor = predictor_of(pool, known, model)
     batch_size = batch_size or min(known.told["config"]["batch_size"], fitting)
     try:
         return predictor(pool.effective(known.name), split, batch_size)
@@ -217,11 +217,23 @@ def _logits(pool: Pool, known: LearnedWith, split: Split, model: nn.Module | Non
         ) from error
 
 
-def _of_backbone(pool: Pool, known: LearnedWith) -> Predictor:
+def predictor_of(pool: Pool, known: LearnedWith, model: nn.Module | None) -> Predictor:
+    """Returns what applies a task's whole network.
+
+    Args:
+        pool: the stored models.
+        known: what the task was learned with.
+        model: the plain model with the task's head, where the pool's backbone is one of your own.
+
+    Raises:
+        CwpsError: it is one of your own, and is not given.
+    """
+    if model:
+        return Predictor(pool.model(known.name, model))
     if not pool.index.backbone:
         raise CwpsError(
             f"{pool.folder}: its backbone is a model of your own; give it in Python, "
-            f"cwps.predict(pool, {known.task!r}, images, model=...)"
+            f"cwps.predict(pool, {known.task!r}, images, model=...), or cwps.export likewise"
         )
     classes = len(known.class_names)
     return _predictor(pool.index.backbone, classes, known.told["dtype"], pool.method(known.name))

@@ -31,6 +31,7 @@ from cwps_jax.methods.method import Method, Stored
 from cwps_jax.search.composite import Source
 from cwps_jax.settings import check_task_name
 from cwps_jax.store import arrays, together
+from cwps_jax.store.fetched import check_writable, fetched
 from cwps_jax.store.index import Index, Version
 from cwps_jax.store.lifecycle import Lifecycle
 from cwps_jax.store.lock import locked
@@ -94,12 +95,13 @@ class Pool(Lifecycle):
         """Opens a pool.
 
         Args:
-            folder: where it is.
+            folder: where it is; or the gs:// or s3:// address of one in a run's workdir, which is fetched and
+                can only be read.
 
         Raises:
             CwpsError: there is none.
         """
-        folder = pathlib.Path(folder)
+        folder = fetched(folder)
         return cls(folder, Index.read(folder))
 
     def __init__(self, folder: pathlib.Path, index: Index) -> None:
@@ -121,6 +123,7 @@ class Pool(Lifecycle):
             CwpsError: a name that cannot be a task's, or another process or thread is learning this task.
         """
         check_task_name(task)
+        check_writable(self.folder)
         names = self.folder / ".learning"
         if task in self._learning:  # by whoever calls this: `learn_task` asks for it, too
             yield

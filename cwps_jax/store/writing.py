@@ -22,6 +22,7 @@ from cwps_jax.methods.channels import ownership
 from cwps_jax.methods.method import Stored
 from cwps_jax.store import arrays
 from cwps_jax.store.contents import Contents
+from cwps_jax.store.fetched import check_writable, fetched
 from cwps_jax.store.index import Index, Version
 from cwps_jax.store.lock import locked
 from cwps_jax.store.trees import OWN, ROWS, SKETCH, TASKS, Trees
@@ -38,6 +39,7 @@ class Writable(Contents):
         Raises:
             CwpsError: there is another pool in this folder now.
         """
+        fetched(self.folder)
         self._see(self._fresh())
 
     @contextlib.contextmanager
@@ -112,6 +114,7 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
     Raises:
         CwpsError: another process has its turn for too long, or the folder cannot be locked.
     """
+    check_writable(folder)
     with locked(folder / ".lock", "this pool is being written"):
         # Whoever wrote these is dead: it had this lock.
         for place, name in ((folder, f"{PARTIAL}*"), (folder / TASKS, f"{PARTIAL}*")):

@@ -21,8 +21,9 @@ _REPORT = flags.DEFINE_bool("report", False, "Run nothing: write the report of t
 
 def main(study: Study) -> None:
     """Runs a study, and writes its report."""
-    workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs", "studies", command_line.config_name()))
-    command_line.check_folder("workdir", workdir)
+    given = _WORKDIR.value or pathlib.Path("runs", "studies", command_line.config_name())
+    command_line.check_folder("workdir", given)
+    workdir = pathlib.Path(given)
 
     from cwps_jax.study.running import check_size, run_study
 

@@ -33,6 +33,10 @@ thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); }
 figure { margin: 0; }
 img { width: 100%; height: auto; background: white; border: 1px solid var(--rule); border-radius: 4px; }
+@media screen and (prefers-color-scheme: dark) {
+  /* Light and dark change places, and hues stay: white pictures would dazzle. */
+  img { filter: invert(0.92) hue-rotate(180deg); border-color: transparent; }
+}
 @media print {
   :root { color-scheme: light; --ink: #000; --paper: #fff; --muted: #444; --rule: #bbb; --link: #000; }
   body { max-width: none; padding: 0; font-size: 9pt; }
@@ -108,5 +112,5 @@ def _table(name: str, table: Table) -> str:
 def _figure(path: pathlib.Path, text: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     told = html.escape(text)
-    image = f'<img alt="{told}" src="data:image/png;base64,{data}">'
+    image = f'<img alt="{told}. The tables above have its numbers." src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{told}</figcaption></figure>"

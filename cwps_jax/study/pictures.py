@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from cwps_jax.report.costs import short
-from cwps_jax.report.owners import on_white, owner_colours
-from cwps_jax.report.page import INK, MARGIN, MUTED, RULE, Flow, Page, rgb, shortened
+from cwps_jax.report.owners import on_white, series_colours
+from cwps_jax.report.page import INK, MARGIN, SHAPES, Flow, Page, dressed, rgb, shortened
+from cwps_jax.report.total_picture import draw_total
 
 WIDTH, HEIGHT = 6.4, 4.0  # of the axes, in inches
 COSTS = {
@@ -18,7 +19,6 @@ COSTS = {
     "peak_memory_bytes": "bytes of memory that a training step needs",
     "seconds": "seconds of training for a task",
 }
-_SHAPES = "osD^vPX"
 
 
 def draw_study(report: Mapping[str, Any], folder: pathlib.Path) -> dict[int, list[tuple[pathlib.Path, str]]]:
@@ -45,7 +45,12 @@ def draw_study(report: Mapping[str, Any], folder: pathlib.Path) -> dict[int, lis
                 path = draw_cost(section, groups, cost).save(folder / f"{number}_accuracy_{cost}.png")
                 own.append((path, f"Test accuracy against {axis}: {section['title']}"))
         if any(group["total_bytes"] for group in section["groups"]):
-            path = draw_total(section).save(folder / f"{number}_total_bytes.png")
+            totals = {
+                group["label"]: group["total_bytes"] for group in section["groups"] if group["total_bytes"]
+            }
+            path = draw_total(section["backbone_parameters"], totals).save(
+                folder / f"{number}_total_bytes.png"
+            )
             own.append((path, f"All bytes stored against the number of tasks: {section['title']}"))
     return found
 
@@ -59,12 +64,8 @@ def draw_cost(section: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], c
         cost: a key of `COSTS`.
     """
     title = f"Accuracy against {COSTS[cost]}"
-    how = "A point: a group's mean over tasks and seeds. Large and joined: the front, chosen on validation."
+    how = "A point: a group's mean over tasks and seeds, and its deviation. Large: the front on validation."
     page, axes, style = _begun(title, how, groups)
-    front = sorted(
-        (group[cost]["mean"], group["accuracy"]["mean"]) for group in groups if group["front"][cost]
-    )
-    axes.plot(*zip(*front, strict=True), "-", color=MUTED, linewidth=1, zorder=2)
     for group in groups:
         shape, ink = style(group)
         on_front = group["front"][cost]
@@ -91,44 +92,19 @@ def draw_cost(section: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], c
     return page
 
 
-def draw_total(section: Mapping[str, Any]) -> Page:
-    """Draws what all is stored against the number of tasks, the pre-trained model included."""
-    groups = [group for group in section["groups"] if group["total_bytes"]]
-    how = "The pre-trained backbone in float32 included. Dashed: as much again for each task."
-    page, axes, style = _begun("All bytes stored against the number of tasks", how, groups)
-    counts = range(len(section["tasks"]) + 1)
-    for parameters in section["backbone_parameters"]:
-        whole = [4 * parameters * (1 + count) for count in counts]
-        axes.plot(counts, whole, "--", color=MUTED, linewidth=1, zorder=2)
-    for group in groups:
-        shape, ink = style(group)
-        axes.plot(counts, group["total_bytes"], f"-{shape}", color=ink, markersize=5, linewidth=1, alpha=0.8)
-    axes.set_xlabel("tasks learned", fontsize=9, color=INK)
-    axes.set_ylabel("bytes stored", fontsize=9, color=INK)
-    axes.set_ylim(0, None)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_formatter(FuncFormatter(_short))
-    return page
-
-
 def _begun(
     title: str, how: str, groups: Sequence[Mapping[str, Any]]
 ) -> tuple[Page, Axes, Callable[[Mapping[str, Any]], tuple[str, Any]]]:
     """Returns a page with its axes, and what gives a group its shape and colour: those of its series."""
     series = list(dict.fromkeys(map(_series, groups)))
-    colours = owner_colours(series)
-    shapes = {name: _SHAPES[place % len(_SHAPES)] for place, name in enumerate(series)}
+    colours = series_colours(series)
+    shapes = {name: SHAPES[place % len(SHAPES)] for place, name in enumerate(series)}
     left, top = MARGIN + 0.75, 0.95
     texts = [shortened(name, 40) for name in series]
     flow = Flow.of(texts, WIDTH)
     page = Page(left + WIDTH + MARGIN, top + HEIGHT + 0.65 + flow.height + 0.1)
     page.title(title, how)
-    axes = page.inset(left, top, WIDTH, HEIGHT)
-    axes.tick_params(labelsize=9, color=MUTED, labelcolor=INK)
-    axes.grid(color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes = dressed(page.inset(left, top, WIDTH, HEIGHT))
     for name, text, (dx, dy) in zip(series, texts, flow.places, strict=True):
         x, y = left + dx, top + HEIGHT + 0.6 + dy
         ink = rgb(on_white(colours[name]))

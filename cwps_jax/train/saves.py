@@ -87,6 +87,7 @@ class Saves:
         self._beside = beside
         self._differences = differences
         self._manager: Any = None
+        self._unsent = False
         self._last = time.monotonic()
         self._steps = self._answer = 0
 
@@ -103,6 +104,9 @@ class Saves:
             return False
         seconds = 60 * self._saving.minutes * (SHORT if between_stages else 1)
         writing = self._manager is not None and self._manager.is_saving_in_progress()  # the next would wait
+        if self._unsent and not writing:
+            distributed.push_soon()
+            self._unsent = False
         due = _SAVE * (time.monotonic() - self._last >= seconds and not writing)
         self._answer = distributed.largest(_STOP if self._saving.stopping() else due)
         return self._answer > 0
@@ -145,6 +149,7 @@ class Saves:
             distributed.by_first("the training is saved", write)
         elif distributed.first():
             write()
+        self._unsent = not stopping and distributed.first()
         self._last = time.monotonic()
         if stopping:
             where = f"{self._name}: stopped {_where(course, point)}, and saved in {self.folder}"

@@ -1,0 +1,298 @@
+"""`Bank`: tasks that are answered from one backbone, each stored row once on the device."""
+
+import collections
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cwps_jax import models
+from cwps_jax.bank.costs import bucket
+from cwps_jax.bank.entries import Described, Entry, entry_of
+from cwps_jax.bank.resident import Resident
+from cwps_jax.bank.stored import classes_of
+from cwps_jax.bank.ways import WAYS, Ways, parts_of
+from cwps_jax.errors import CwpsError
+from cwps_jax.settings import nearest
+from cwps_jax.store.pool import Pool
+from cwps_jax.store.trees import Trees
+
+NAMED = 20  # tasks that an error names
+
+
+class Bank:
+    """Tasks of a pool, answered from one backbone.
+
+    Three ways to run give the same answers, merged and swapped to the bit: *merged*, a task's whole network
+    is made on the device and kept for the next question; *swapped*, it takes the place of another in a
+    working copy; *mixed*, pictures of many tasks go through the network together. Threads may share it.
+
+    Args:
+        pool: the stored models.
+        tasks: names, "birds" or "birds@2"; None for all, those that are stored later too, see `refresh`.
+        model: the plain model with the head of most classes, where the pool's backbone is one of your own.
+        device_bytes: most bytes on the device; 0 for no limit.
+        host_bytes: most bytes of rows on the host that the device has no room for; 0 for no limit.
+
+    Raises:
+        CwpsError: no such task, one whose method adds to its model, or a limit that is too small.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        tasks: Sequence[str] | None = None,
+        *,
+        model: nn.Module | None = None,
+        device_bytes: int = 0,
+        host_bytes: int = 0,
+    ) -> None:
+        self._pool, self._trees = pool, Trees(pool.folder, pool.index)
+        self._all = tasks is None
+        self._left_out: set[str] = set()
+        self._model = model
+        self._lock = threading.RLock()
+        self._entries: dict[str, Entry] = {}
+        resident = Resident(self._trees, device_bytes, host_bytes)
+        self._ways = Ways(resident, self._model_of)
+        self._serve([self._found(name) for name in (pool.tasks if tasks is None else dict.fromkeys(tasks))])
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that are served, as they were asked for."""
+        return tuple(self._entries)
+
+    @property
+    def resident(self) -> dict[str, int]:
+        """Bytes of what is served: "device"; "host", copies of what the device has no room for; "disk"."""
+        with self._lock:
+            loaded = [entry for entry in self._entries.values() if entry.loaded]
+            far = [one for one in loaded if not self._ways.resident.is_near(one.version.id)]
+            return {
+                "device": self._ways.resident.device_bytes,
+                "host": self._ways.resident.host_bytes,
+                "disk": sum(entry.version.bytes for entry in far),
+            }
+
+    def described(self, pool: Pool, task: str) -> Described:
+        """Returns what a task's network is given, and gives, as far as its arrays tell.
+
+        Args:
+            pool: where the task is stored.
+            task: its name.
+        """
+        return Described(classes_of(pool.layout, self._trees.own(pool.version(task)).leaves))
+
+    def served(self, name: str) -> Entry:
+        """Returns a task that is served.
+
+        Args:
+            name: of the task, as it was asked for.
+
+        Raises:
+            CwpsError: it is not served; the message names the nearest.
+        """
+        if name not in self._entries:
+            near = nearest(name, self._entries)
+            if name in self._pool:
+                raise CwpsError(f"task {name!r} is in the pool, but not served: bank.add({name!r}) first")
+            raise CwpsError(
+                f"no task {name!r} in this bank; {f'did you mean {near!r}? ' if near else ''}it serves "
+                f"{', '.join(self.tasks[-NAMED:]) or 'none yet'}"
+            )
+        return self._entries[name]
+
+    def add(self, task: str) -> None:
+        """Serves one more task, or its newest version from now on.
+
+        Args:
+            task: its name, or "task@n".
+
+        Raises:
+            CwpsError: as for the bank.
+        """
+        with self._lock:
+            if task not in self._pool:
+                self._open_anew()
+            self._left_out.discard(task)
+            self._serve([self._found(task)])
+
+    def drop(self, task: str) -> None:
+        """Serves a task no more. Requests under way are answered; then its memory is free.
+
+        Args:
+            task: its name, as it was asked for.
+
+        Raises:
+            CwpsError: it is not served.
+        """
+        with self._lock:
+            entry = self.served(task)
+            del self._entries[task]
+            self._left_out.add(task)
+            self._retire(entry)
+
+    def refresh(self) -> None:
+        """Opens the pool anew: newer versions replace those that are served.
+
+        A bank of all tasks serves new ones too, but for those that were dropped. A task that is no more in
+        the pool is served no more.
+        """
+        with self._lock:
+            self._open_anew()
+            names = [name for name in self._entries if name in self._pool]
+            if self._all:
+                names += [name for name in self._pool.tasks if name not in {*names, *self._left_out}]
+            for name in [name for name in self._entries if name not in self._pool]:
+                self._retire(self._entries.pop(name))
+            old = {name: entry.version.id for name, entry in self._entries.items()}
+            changed = [name for name in names if old.get(name) != self._pool.version(name).id]
+            self._serve([self._found(name) for name in changed])
+
+    def answer(self, prepared: Any, tasks: str | Sequence[str], way: str = "") -> list[np.ndarray]:
+        """Returns the logits of pictures, each (classes of its task,).
+
+        Args:
+            prepared: (n, height, width, channels), as the tasks' models take them before what is done on the
+                device: uint8 pixels or float numbers.
+            tasks: one a picture, or one for all.
+            way: "merged", "swapped" or "mixed"; by default what takes least, see `way`.
+
+        Raises:
+            CwpsError: a task that is not served, another number of them than of pictures, an unknown way, or
+                "mixed" for a task that is not stored as channels.
+        """
+        prepared = np.asarray(prepared)
+        names = [tasks] * len(prepared) if isinstance(tasks, str) else list(tasks)
+        if len(names) != len(prepared):
+            raise CwpsError(
+                f"{len(prepared)} pictures for {len(names)} tasks: give one task for each picture"
+            )
+        if way not in ("", *WAYS):
+            raise CwpsError(f"way={way!r} is none of {', '.join(WAYS)}; choose one, or leave it out")
+        with self._leased(names) as found:
+            way = way or self._way(collections.Counter(found), prepared[:1])
+            with self._lock:
+                self._ways.asked(found)
+            running = [
+                (numbers, self._started(way, [found[number] for number in numbers], prepared[numbers]))
+                for numbers in parts_of(found, way)
+            ]
+            rows = {
+                number: row
+                for numbers, logits in running
+                for number, row in zip(numbers, np.asarray(logits), strict=False)
+            }
+            return [rows[number][: entry.described.classes] for number, entry in enumerate(found)]
+
+    def way(self, counts: Mapping[str, int]) -> str:
+        """Returns the way that takes least for a request, by what was measured here.
+
+        What is not measured yet is measured now, once for each power of two of pictures.
+
+        Args:
+            counts: {task: how many pictures}.
+        """
+        with self._leased(list(counts)) as found:
+            return self._way(dict(zip(found, counts.values(), strict=True)))
+
+    def measure(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """Measures all ways for a request, anew, and returns the seconds of each.
+
+        Args:
+            counts: {task: how many pictures}.
+        """
+        with self._lock:
+            self._ways.costs.seconds.clear()
+        with self._leased(list(counts)) as found:
+            return self._seconds(dict(zip(found, counts.values(), strict=True)))
+
+    def _way(self, counts: Mapping[Entry, int], image: np.ndarray | None = None) -> str:
+        return min((seconds := self._seconds(counts, image)), key=lambda way: seconds[way])
+
+    def _seconds(self, counts: Mapping[Entry, int], image: np.ndarray | None = None) -> dict[str, float]:
+        for entry in counts:
+            if image is None and not entry.described.shape:
+                raise CwpsError(f"{entry.name!r}: the pool does not say what images it takes; name a way")
+        with self._lock:
+            return self._ways.seconds(counts, image)
+
+    def _started(self, way: str, found: Sequence[Entry], pixels: np.ndarray) -> jax.Array:
+        """Starts a program for pictures of one task, or of several that are mixed; returns its logits."""
+        room = bucket(len(pixels)) - len(pixels)
+        padded = np.concatenate([pixels, np.zeros((room, *pixels.shape[1:]), pixels.dtype)])
+        with self._lock:
+            if way == "mixed":
+                return self._ways.mixed(found, padded)
+            return self._ways.alone(found[0], padded, way)
+
+    @contextlib.contextmanager
+    def _leased(self, names: Sequence[str]) -> Iterator[list[Entry]]:
+        """Gives tasks to a request: what is dropped meanwhile goes when it has ended."""
+        with self._lock:
+            found = [self.served(name) for name in names]
+            for entry in found:
+                entry.uses += 1
+        try:
+            yield found
+        finally:
+            with self._lock:
+                for entry in found:
+                    entry.uses -= 1
+                self._free([entry for entry in dict.fromkeys(found) if entry.dropped])
+
+    def _found(self, name: str) -> Entry:
+        self._pool.version(name)  # says what is wrong with the name
+        known = self.described(self._pool, name)
+        plain = self._model_of(known.dtype, known.classes)
+        return entry_of(self._pool, self._trees, name, known, plain)
+
+    def _serve(self, found: Sequence[Entry]) -> None:
+        """Serves tasks from now on, in the place of those of their names."""
+        widest = max((entry.described.classes for entry in found), default=1)
+        ways = self._ways
+        grown = widest > ways.classes
+        if grown:  # heads lie padded to it: all anew
+            ways.classes = bucket(widest) if self._model is None else widest
+            for entry in self._entries.values():
+                ways.forget(entry)
+        for entry in found:
+            if entry.name in self._entries:
+                self._retire(self._entries[entry.name])
+            self._entries[entry.name] = entry
+        tasks = [entry.loaded for entry in self._entries.values() if entry.loaded]
+        for task in tasks:
+            task.classes = ways.classes
+        if ways.resident.limits[0]:  # they come when they are asked for
+            for task in tasks if grown else [entry.loaded for entry in found if entry.loaded]:
+                ways.resident.note(task)
+        else:
+            ways.resident.load(tasks)
+
+    def _retire(self, entry: Entry) -> None:
+        entry.dropped = True
+        self._free([entry])
+
+    def _free(self, dropped: Sequence[Entry]) -> None:
+        """Frees the memory of tasks that were dropped and that no request needs."""
+        for entry in (idle := [entry for entry in dropped if not entry.uses]):
+            self._ways.forget(entry)
+        if idle:
+            self._ways.resident.forget([one.loaded for one in self._entries.values() if one.loaded])
+
+    def _open_anew(self) -> None:
+        self._pool = pool = Pool.open(self._pool.folder)
+        self._trees = Trees(pool.folder, pool.index)
+
+    def _model_of(self, dtype: str, classes: int) -> nn.Module:
+        if self._model is not None:
+            return self._model
+        if not self._pool.index.backbone:
+            raise CwpsError(f"{self._pool.folder}: its backbone is a model of your own; give it by model=")
+        options = {"dtype": jnp.dtype(dtype)} if dtype else {}
+        return models.create(self._pool.index.backbone, classes, **options)

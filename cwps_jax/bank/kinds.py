@@ -1,0 +1,124 @@
+"""In what forms rows lie on the device, and how one becomes float32 there, to the bit as the pool decodes it.
+
+A kind is a name. "plain" is rows as they are. "halves4" is `core.coding.Codes` of 4 bits: planes of bits, or
+whole numbers for 8 and 16, times a row's step size. "levels4" is what an entropy coder gave, whose rows
+cannot be read one by one: whole multiples of the step, in the narrowest planes that hold a row's largest.
+"start" is no table: the row is the pre-trained model's channel itself.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cwps_jax.core.coding import Codes
+from cwps_jax.core.entropy import EntropyCodes
+
+START, PLAIN = "start", "plain"
+WIDTHS = (2, 4, 8)  # of levels: more of them would save little, and each is one more look-up
+KINDS = (
+    START,
+    PLAIN,
+    *(f"halves{bits}" for bits in (1, 2, 3, 4, 8, 16)),
+    *(f"levels{bits}" for bits in WIDTHS),
+)
+NUMBER = {kind: number for number, kind in enumerate(KINDS)}
+
+Parts = dict[str, Any]
+
+
+def by_kind(stored: Any) -> tuple[dict[str, Parts], np.ndarray, np.ndarray]:
+    """Returns the rows of a leaf as they will lie on the device.
+
+    Args:
+        stored: `Codes`, or an array (rows, fan-in).
+
+    Returns:
+        {kind: its parts, each (rows of that kind, ...)}; the number of each row's kind, and its place among
+        the rows of that kind, int32 (rows,).
+    """
+    if not isinstance(stored, Codes):
+        rows = np.asarray(stored)
+        return {PLAIN: {"rows": rows}}, np.full(len(rows), NUMBER[PLAIN], np.int32), _counting(len(rows))
+    if not isinstance(stored, EntropyCodes):
+        kind = f"halves{stored.bits}"
+        parts = {"codes": np.asarray(stored.codes), "steps": np.asarray(stored.steps)}
+        count = len(stored.steps)
+        return {kind: parts}, np.full(count, NUMBER[kind], np.int32), _counting(count)
+    levels = stored.levels()
+    steps = np.broadcast_to(stored.steps, len(levels)).astype(np.float32)
+    largest = np.abs(levels.astype(np.int16)).max(axis=1, initial=0)
+    found: dict[str, Parts] = {}
+    kinds, places = np.zeros(len(levels), np.int32), np.zeros(len(levels), np.int32)  # zeros alone: "start"
+    below = 0
+    for bits in WIDTHS:
+        most = 2 ** (bits - 1) - 1
+        rows = np.flatnonzero((largest > below) & (largest <= most))
+        below, kind = most, f"levels{bits}"
+        found[kind] = {"codes": _planes(levels[rows], bits), "steps": steps[rows]}
+        kinds[rows], places[rows] = NUMBER[kind], _counting(len(rows))
+    return found, kinds, places
+
+
+def rows_of(kind: str, parts: Parts, start: jax.Array, zero: jax.Array) -> jax.Array:
+    """Returns rows of one kind, (rows, fan-in); traced.
+
+    Args:
+        kind: its name.
+        parts: what lies on the device of these rows.
+        start: (rows, fan-in), the pre-trained model's channels that they are changes of.
+        zero: int32 (), a zero that the compiler does not know.
+    """
+    if kind == PLAIN:
+        return parts["rows"]
+    bits = bits_of(kind)
+    middle = np.float32(-(2 ** (bits - 1)) + (0.5 if kind.startswith("halves") else 0))
+    return start + change(parts["codes"], parts["steps"][:, None], bits, middle, start.shape[1], zero)
+
+
+def change(
+    codes: jax.Array, steps: jax.Array, bits: int, middle: np.float32, size: int, zero: jax.Array
+) -> jax.Array:
+    """Returns codes as float32 changes, (rows, size); traced.
+
+    Args:
+        codes: (rows, bits, bytes), or whole numbers (rows, size) where bits is 8 or 16.
+        steps: what broadcasts against the result.
+        bits, middle: of a code, and what is added to it.
+        size: numbers a row.
+        zero: see `rows_of`.
+    """
+    levels = codes.astype(jnp.float32)
+    if codes.ndim == 3:
+        single = (codes[..., None] >> np.arange(7, -1, -1, dtype=np.uint8)) & np.uint8(1)
+        weights = np.float32(2) ** np.arange(bits, dtype=np.float32)
+        levels = jnp.sum(single.astype(jnp.float32) * weights[:, None, None], axis=1)
+        levels = levels.reshape(len(codes), -1)[:, :size]
+    product = (levels + middle) * steps.astype(jnp.float32)
+    # A compiler may fuse a product and the sum after it, and round once instead of twice: it cannot through
+    # an operation on whole numbers.
+    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(product, jnp.int32) ^ zero, jnp.float32)
+
+
+def bits_of(kind: str) -> int:
+    """Returns the bits of a kind of codes."""
+    return int(kind.removeprefix("halves").removeprefix("levels"))
+
+
+def parts_bytes(parts: Mapping[str, Any]) -> int:
+    """Returns what arrays cost."""
+    return sum(part.nbytes for part in parts.values())
+
+
+def _planes(levels: np.ndarray, bits: int) -> np.ndarray:
+    whole = (levels.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    if bits == 8:
+        return whole
+    single = np.unpackbits(whole[..., None], axis=2, count=bits, bitorder="little")
+    return np.packbits(np.moveaxis(single, 2, 1), axis=2)
+
+
+def _counting(count: int) -> np.ndarray:
+    return np.arange(count, dtype=np.int32)

@@ -1,0 +1,85 @@
+"""Where on the device a task's network lies, and the rows of an owner."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from cwps_jax.bank import kinds
+from cwps_jax.bank.address import Capacity, Part
+from cwps_jax.bank.stored import OwnLeaf, StoredOwn, StoredRows
+from cwps_jax.bank.tables import Key
+from cwps_jax.core.channels import Layer, Layout
+from cwps_jax.store.index import Version
+from cwps_jax.store.trees import Trees
+
+NOT_LOADED = np.empty(0, np.int32)
+
+
+@dataclasses.dataclass(eq=False)
+class Loaded:
+    """Where a version's network lies on the device.
+
+    Attributes:
+        trees: of the pool as it was when the task was added.
+        version: which.
+        classes: room that its head has.
+        owners: whose rows it is made of; None before it was ever read.
+        capacity, address: see `bank.address`; empty while it is not on the device.
+        leaves: what is its own beside rows.
+        table: name of the table that holds that, and
+        slot: where.
+    """
+
+    trees: Trees
+    version: Version
+    classes: int
+    owners: frozenset[int] | None = None
+    capacity: Capacity = ()
+    address: np.ndarray = dataclasses.field(default_factory=lambda: NOT_LOADED)
+    leaves: tuple[OwnLeaf, ...] = ()
+    table: str = ""
+    slot: int = 0
+
+
+@dataclasses.dataclass(eq=False)
+class Owner:
+    """Where an owner's rows lie: `StoredRows` without the rows themselves."""
+
+    rows: StoredRows
+    slots: dict[Key, np.ndarray]
+    users: int = 0
+
+    def slots_of(self, leaf: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the number of each row's kind, and its slot in the table of that kind, int32 (rows,)."""
+        kind, place = self.rows.kind[leaf][rows], self.rows.place[leaf][rows]
+        slot = np.zeros(len(rows), np.int32)
+        for number in set(kind.tolist()) - {kinds.NUMBER[kinds.START]}:
+            of_kind = kind == number
+            slot[of_kind] = self.slots[leaf, kinds.KINDS[number]][place[of_kind]]
+        return kind, slot
+
+
+def parts_of_task(layout: Layout, own: StoredOwn, owners: Mapping[int, Owner]) -> dict[str, Part]:
+    """Returns {path of a kernel: which of its channels are not the pre-trained model's own, and where}.
+
+    Args:
+        layout: the backbone's.
+        own: what the task is made of.
+        owners: whose rows are on the device.
+    """
+    return {layer.path: _part(layer, *own.ownership[layer.path], owners) for layer in layout.layers}
+
+
+def _part(layer: Layer, owner: np.ndarray, row: np.ndarray, owners: Mapping[int, Owner]) -> Part:
+    channels = np.flatnonzero((owner != 0) | (row != np.arange(layer.channels)))
+    owner, row = owner[channels], row[channels]
+    start = row.astype(np.int32)  # of the pre-trained model's own
+    kind = {leaf: np.zeros(len(row), np.int32) for leaf in layer.leaves}
+    slot = {leaf: np.zeros(len(row), np.int32) for leaf in layer.leaves}
+    for identity in np.unique(owner[owner != 0]):
+        held, mine = owners[int(identity)], owner == identity
+        start[mine] = held.rows.channels[layer.path][row[mine]]
+        for leaf in layer.leaves:
+            kind[leaf][mine], slot[leaf][mine] = held.slots_of(leaf, row[mine])
+    return Part(layer, channels, start, None, kind, slot)

@@ -1,0 +1,247 @@
+"""The three ways to run tasks, on what is resident: merged, swapped, mixed."""
+
+import collections
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from cwps_jax.bank import address, programs
+from cwps_jax.bank.costs import Costs, bucket
+from cwps_jax.bank.entries import Entry, whole_tree
+from cwps_jax.bank.loaded import Loaded
+from cwps_jax.bank.mixed import PrivateRows, mixed_apply
+from cwps_jax.bank.resident import Resident
+from cwps_jax.core.channels import Layout
+from cwps_jax.core.trees import Tree, unflatten, unite
+from cwps_jax.data.preparation import Preparation
+from cwps_jax.errors import CwpsError
+from cwps_jax.train.step import apply_model
+
+WAYS = ("merged", "swapped", "mixed")
+KEPT = 4  # trees of tasks that are asked often: each is as large as the backbone
+BATCH = 64  # pictures that go through a program at once, at most
+
+
+class Ways:
+    """See above. Whoever calls it holds the bank's lock.
+
+    Args:
+        resident: what is on the device.
+        model_of: dtype and classes to the plain model.
+
+    Attributes:
+        classes: outputs of the model: the most that a task has, or more.
+        costs: what was measured.
+        recent: the tasks that were asked last.
+    """
+
+    def __init__(self, resident: Resident, model_of: Callable[[str, int], nn.Module]) -> None:
+        self.resident = resident
+        self.classes = 1
+        self.costs = Costs()
+        self._model_of = model_of
+        self.recent: collections.deque[Entry] = collections.deque(maxlen=KEPT)
+        self._forwards: dict[Any, Any] = {}
+        self._mixed: dict[Any, Any] = {}
+
+    def alone(self, entry: Entry, pixels: Any, way: str) -> jax.Array:
+        """Returns a task's logits, (pictures, classes of the bank).
+
+        Args:
+            entry: the task.
+            pixels: (pictures, height, width, channels).
+            way: "merged" or "swapped"; a task that is not stored as channels is always merged.
+        """
+        variables = self.swap(entry.loaded) if way == "swapped" and entry.loaded else self.merge(entry)
+        return self.forward(entry, variables, pixels)
+
+    def merge(self, entry: Entry) -> Any:
+        """Returns a task's variables, and keeps them for the next time."""
+        kept = self.resident.kept
+        if entry not in kept:
+            if entry.loaded:
+                tree = self._merged(entry.loaded)
+            else:
+                tree = whole_tree(entry, self.classes)
+                self.resident.make_room(lambda: self.resident.device_bytes + _bytes(tree))
+                tree = jax.device_put(tree)
+            kept[entry] = tree
+            while len(kept) > KEPT:
+                kept.popitem(last=False)
+        kept.move_to_end(entry)
+        return kept[entry]
+
+    def swap(self, task: Loaded, *, anew: bool = False) -> Any:
+        """Returns a task's variables in the working copy, written anew even where they are there."""
+        working = self.resident.working
+        if working and working[0] is task and not anew:
+            return working[1]
+        self.resident.load([task])
+        working = self.resident.working  # which had to go where there was no room
+        if working and working[0].leaves == task.leaves:
+            self.resident.working = None
+            tree = programs.swapped(
+                self.resident.layout, task.capacity, task.leaves, working[1], *self.resident.arguments(task),
+                task.address,
+            )  # fmt: skip
+        else:
+            self.resident.working = working = None
+            tree = self._merged(task)
+        self.resident.working = task, tree
+        return tree
+
+    def forward(self, entry: Entry, variables: Any, pixels: Any) -> jax.Array:
+        """Returns the logits of a task's variables."""
+        dtype, preparation = entry.described.group
+        key = dtype, preparation, self.classes
+        if key not in self._forwards:
+            model = self._model_of(dtype, self.classes)
+            self._forwards[key] = _forward(model, preparation)
+        return self._forwards[key](variables, pixels)
+
+    def mixed(self, found: Sequence[Entry], pixels: Any) -> jax.Array:
+        """Returns the logits of pictures of many tasks that are `alike`.
+
+        Args:
+            found: the task of each picture.
+            pixels: (pictures, height, width, channels), with padding or without.
+        """
+        tasks = [entry.loaded for entry in found if entry.loaded]
+        if len(tasks) < len(found):
+            name = next(entry.name for entry in found if not entry.loaded)
+            raise CwpsError(f"way='mixed': {name!r} is not stored as channels; leave the way out")
+        resident, layout = self.resident, self.resident.layout
+        resident.load(tasks)
+        room = tuple(map(max, *(task.capacity for task in tasks), tasks[0].capacity))
+        addresses = [address.widened(layout, task.capacity, task.address, room) for task in tasks]
+        addresses += addresses[:1] * (len(pixels) - len(tasks))
+        private = programs.of_pictures(
+            layout, room, tasks[0].leaves, *resident.arguments(tasks[0]), np.stack(addresses)
+        )
+        key = *found[0].described.group, self.classes
+        if key not in self._mixed:
+            dtype, preparation = found[0].described.group
+            self._mixed[key] = _mixed(self._model_of(dtype, self.classes), layout, preparation)
+        return self._mixed[key](unflatten(resident.start), private, pixels)
+
+    def seconds(self, counts: Mapping[Entry, int], image: np.ndarray | None) -> dict[str, float]:
+        """Returns what each way takes for a request, measured where it is not yet.
+
+        Making a tree that is kept costs nothing where it is made already, or its task is asked again soon.
+
+        Args:
+            counts: pictures of each task.
+            image: one of them, (1, height, width, channels); None for zeros as the tasks take them.
+        """
+        found = dict.fromkeys(WAYS, 0.0)
+        for entry, count in counts.items():
+            for size in sizes(count):
+                takes = self._forward_seconds(entry, size, image)
+                found["merged"] += takes
+                found["swapped"] += takes
+            if entry.loaded and entry not in self.resident.kept:
+                found["swapped"] += self._seconds_of(
+                    "swap", entry.loaded, functools.partial(self.swap, anew=True)
+                )
+                if entry not in self.recent:
+                    found["merged"] += self._seconds_of("merge", entry.loaded, self._merged)
+        if len(counts) == 1 or not all(entry.loaded for entry in counts):
+            del found["mixed"]
+            return found
+        pictures = [entry for entry, count in counts.items() for _ in range(count)]
+        for numbers in parts_of(pictures, "mixed"):
+            found["mixed"] += self._mixed_seconds([pictures[number] for number in numbers], image)
+        return found
+
+    def asked(self, tasks: Collection[Entry]) -> None:
+        """Remembers which tasks were asked last."""
+        for entry in dict.fromkeys(tasks):
+            if entry in self.recent:
+                self.recent.remove(entry)
+            self.recent.append(entry)
+
+    def forget(self, entry: Entry) -> None:
+        """Frees what is held of a task."""
+        self.resident.kept.pop(entry, None)
+        if entry in self.recent:
+            self.recent.remove(entry)
+        if entry.loaded:
+            if self.resident.working and self.resident.working[0] is entry.loaded:
+                self.resident.working = None
+            self.resident.unload(entry.loaded)
+
+    def _merged(self, task: Loaded) -> Any:
+        resident = self.resident
+        resident.load([task])
+        own = sum(int(np.prod(leaf.shape)) * 4 for leaf in task.leaves)
+        tree = _bytes(resident.start) + own
+        resident.make_room(lambda: resident.device_bytes + tree, [task])
+        return programs.merged(
+            resident.layout, task.capacity, task.leaves, *resident.arguments(task), task.address
+        )
+
+    def _seconds_of(self, what: str, task: Loaded, call: Callable[[Loaded], Any]) -> float:
+        return self.costs.of((what, task.capacity, task.leaves), lambda: call(task))
+
+    def _mixed_seconds(self, found: Sequence[Entry], image: np.ndarray | None) -> float:
+        pixels = np.repeat(_example(found[0], image), bucket(len(found)), axis=0)
+        capacities = frozenset(entry.loaded.capacity for entry in found if entry.loaded)
+        what = ("mixed", alike(found[0]), capacities, pixels.shape, pixels.dtype.name)
+        return self.costs.of(what, lambda: self.mixed(found, pixels))
+
+    def _forward_seconds(self, entry: Entry, size: int, image: np.ndarray | None) -> float:
+        pixels = np.repeat(_example(entry, image), size, axis=0)
+
+        def call() -> Any:
+            variables = self.swap(entry.loaded) if entry.loaded else self.merge(entry)
+            return self.forward(entry, variables, pixels)
+
+        return self.costs.of(("forward", entry.described.group, pixels.shape, pixels.dtype.name), call)
+
+
+def sizes(count: int) -> list[int]:
+    """Returns how many pictures go through a program at once, of so many, padded to powers of two."""
+    return [BATCH] * (count // BATCH) + ([bucket(count % BATCH)] if count % BATCH else [])
+
+
+def parts_of(found: Sequence[Entry], way: str) -> list[list[int]]:
+    """Returns which of a request's pictures go through a program together, by the task of each."""
+    together: dict[Any, list[int]] = {}
+    for number, entry in enumerate(found):
+        together.setdefault(alike(entry) if way == "mixed" else entry, []).append(number)
+    return [some[at : at + BATCH] for some in together.values() for at in range(0, len(some), BATCH)]
+
+
+def alike(entry: Entry) -> Any:
+    """Returns what tasks have in common whose pictures go through a mixed program together."""
+    return entry.described.group, entry.loaded and entry.loaded.table
+
+
+def _example(entry: Entry, image: np.ndarray | None) -> np.ndarray:
+    known = entry.described
+    return np.zeros((1, *known.shape), known.pixels) if image is None else image
+
+
+def _mixed(model: nn.Module, layout: Layout, preparation: Preparation) -> Any:
+    def mixed(shared: Tree, private: PrivateRows, pixels: jax.Array) -> Any:
+        # What the pre-trained model lacks here is each picture's own; any picture's stands for it.
+        own = jax.tree.map(lambda leaf: leaf[0], {"params": private.params, **private.other})
+        return mixed_apply(model, layout, unite(own, shared), private, preparation.normalise(pixels))
+
+    return jax.jit(mixed)
+
+
+def _forward(model: nn.Module, preparation: Preparation) -> Any:
+    def forward(variables: Tree, pixels: jax.Array) -> Any:
+        other = {key: tree for key, tree in variables.items() if key != "params"}
+        return apply_model(model, variables["params"], other, preparation.normalise(pixels), train=False)
+
+    return jax.jit(forward)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,198 @@
+"""The application: its endpoints, and what lives as long as it does."""
+
+import asyncio
+import collections
+import contextlib
+import importlib.resources
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
+
+import numpy as np
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import HTTPBearer
+
+from cwps_jax.data.load import threads_of
+from cwps_jax.serve import LearnedWith, Predictions
+from cwps_jax.server import messages
+from cwps_jax.server.batching import Batcher
+from cwps_jax.server.guard import Guard
+from cwps_jax.server.limits import Limits
+from cwps_jax.server.listing import listed, resident_bytes
+from cwps_jax.server.metrics import Metrics
+from cwps_jax.server.pictures import prepare, read_pictures
+from cwps_jax.server.refusals import Refusal, add_handlers
+from cwps_jax.server.tasks import Bank, Tasks
+from cwps_jax.settings import DataConfig
+from cwps_jax.store import Pool
+from cwps_jax.version import __version__
+
+NO_CACHE = {"Cache-Control": "no-store"}
+POLICY = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+}
+
+
+class Server:
+    """What the endpoints work with.
+
+    Args:
+        bank: that answers.
+        pool: of the bank.
+        limits: see `Limits`.
+    """
+
+    def __init__(self, bank: Bank, pool: Pool, limits: Limits) -> None:
+        self.bank, self.limits, self.metrics = bank, limits, Metrics()
+        self.tasks = Tasks(bank, pool)
+        self.batcher = Batcher(bank.answer, limits, self.metrics)
+        self.decoders = ThreadPoolExecutor(threads_of(DataConfig()), "decode")
+        self.ready = False
+        self.metrics.watch(
+            lambda: self.batcher.waiting,
+            lambda: len(bank.tasks),
+            lambda place: resident_bytes(bank)[place],
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: FastAPI) -> AsyncIterator[None]:
+        """Computes batches while the application lives, and has compiled before it is ready."""
+        worker = asyncio.create_task(self.batcher.run())
+        of_shape = collections.defaultdict(list)
+        for name, known in self.tasks.known.items():
+            of_shape[known.shape].append(name)
+        for shape, names in of_shape.items():
+            await self.batcher.warm_up(np.zeros(shape, np.uint8), names)
+        self.ready = True
+        try:
+            yield
+        finally:
+            self.ready = False
+            worker.cancel()
+            self.batcher.close()
+            self.tasks.close()
+            self.decoders.shutdown()
+
+    async def predict(self, request: Request, tasks: Sequence[str], top: int) -> list[messages.Prediction]:
+        """Returns what tasks answer for a request's pictures; see `POST /v1/predict`."""
+        async with contextlib.AsyncExitStack() as held:
+            with self.batcher.coming():
+                pictures, named = await read_pictures(request, self.limits)
+                names = list(dict.fromkeys((*tasks, *named)))
+                known = await held.enter_async_context(self.tasks.holding(names))
+                way = {name: one.transform for name, one in known.items() if one.transform}
+                ways = tuple(dict.fromkeys(way.values()))
+                loop = asyncio.get_running_loop()
+                prepared = await asyncio.gather(
+                    *(
+                        loop.run_in_executor(self.decoders, prepare, name, content, ways, self.limits)
+                        for name, content in pictures
+                    )
+                )
+            of_way = [dict(zip(ways, pixels, strict=True)) for pixels in prepared]
+            asked = [(pixels[way[name]], name) for pixels in of_way for name in known]
+            logits = iter(await self.batcher.ask(*map(list, zip(*asked, strict=True))))
+        return [
+            {"picture": name, "answers": [_answer(task, known[task], next(logits), top) for task in known]}
+            for name, _ in pictures
+        ]
+
+
+def _answer(task: str, known: LearnedWith, logits: np.ndarray, top: int) -> messages.Answer:
+    best = Predictions(known.class_names, np.asarray(logits)[None]).top(top)[0]
+    classes: list[messages.Share] = [{"class": name, "probability": share} for name, share in best]
+    return {
+        "task": task,
+        "version": known.name,
+        "class": best[0][0],
+        "probability": best[0][1],
+        "top": classes,
+    }
+
+
+def make_app(bank: Bank, pool: Pool, limits: Limits | None = None, token: str = "") -> FastAPI:
+    """Returns the application that answers for the tasks of a bank.
+
+    Args:
+        bank: that answers.
+        pool: of the bank.
+        limits: see `Limits`.
+        token: that clients have to give; "" for none, then only clients on this machine are answered.
+
+    Examples:
+        >>> uvicorn.run(make_app(cwps.TaskBank(pool), pool))  # doctest: +SKIP
+    """
+    limits = limits or Limits()
+    server = Server(bank, pool, limits)
+    app = FastAPI(
+        title="cwps_jax", version=__version__, lifespan=server.running, redoc_url=None, summary="Many tasks"
+    )
+    app.state.server = server
+    add_handlers(app)
+    _add_endpoints(app, server, [Depends(HTTPBearer(auto_error=False))] if token else [])
+    _add_watched(app, server)
+    app.add_middleware(Guard, limits=limits, metrics=server.metrics, token=token)
+    return app
+
+
+def _add_endpoints(app: FastAPI, server: Server, protected: list) -> None:
+    @app.post(
+        "/v1/predict", openapi_extra=messages.PICTURES, responses=messages.ANSWERED, dependencies=protected
+    )
+    async def predict(
+        request: Request,
+        task: Annotated[list[str], Query(description="repeated for several; none for all")] = [],  # noqa: B006
+        top: Annotated[int, Query(ge=1, le=1000, description="classes of an answer")] = 5,
+    ) -> JSONResponse:
+        """What tasks answer for pictures: a class, its probability, and the most probable ones."""
+        return JSONResponse({"predictions": await server.predict(request, task, top)})
+
+    @app.get("/v1/tasks", dependencies=protected)
+    async def tasks() -> messages.Listing:
+        """All tasks of the pool: which are loaded, their bytes, classes, and whose channels they use."""
+        return listed(server.tasks)
+
+    @app.post("/v1/load_task", dependencies=protected)
+    async def load_task(named: messages.Named) -> messages.Loaded:
+        """Loads a task of the pool."""
+        await server.tasks.load(named.task)
+        return {"loaded": list(server.bank.tasks)}
+
+    @app.post("/v1/unload_task", dependencies=protected)
+    async def unload_task(named: messages.Named) -> messages.Loaded:
+        """Frees a task, once no request asks it any more."""
+        await server.tasks.unload(named.task)
+        return {"loaded": list(server.bank.tasks)}
+
+    @app.post("/v1/reload", dependencies=protected)
+    async def reload() -> messages.Reloaded:
+        """Reads a changed pool: newer versions replace those that are loaded; new tasks can be loaded."""
+        changed = await server.tasks.reload()
+        return {"changed": changed, "loaded": list(server.bank.tasks)}
+
+
+def _add_watched(app: FastAPI, server: Server) -> None:
+    page = (importlib.resources.files("cwps_jax.server") / "page.html").read_text(encoding="utf-8")
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the process runs."""
+        return {"status": "alive"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        """Whether requests are answered: everything is loaded, and the server is not ending."""
+        if not server.ready:
+            raise Refusal(503, "not ready", "server", "ask again after a second", {"Retry-After": "1"})
+        return {"status": "ready"}
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Counts and times for Prometheus."""
+        return Response(server.metrics.text, media_type="text/plain; version=0.0.4", headers=NO_CACHE)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def front() -> HTMLResponse:
+        return HTMLResponse(page, headers=POLICY)

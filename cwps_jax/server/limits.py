@@ -1,0 +1,40 @@
+"""What one client may ask for, so that it cannot take the server from the others."""
+
+import dataclasses
+
+from cwps_jax.data.decode import MAX_PIXELS
+from cwps_jax.errors import CwpsError
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the server takes on. Raises CwpsError for a limit that nothing could pass.
+
+    Attributes:
+        batch_size: answers that are computed in one call; an answer is a picture for one task.
+        wait_ms: how long an answer waits for others to join it, in milliseconds.
+        request_bytes: of a request's body.
+        held_requests: how many bodies of that size may be in memory at once.
+        pixels: of a picture, by its header; never more than what `cwps.predict` decodes.
+        pictures: of a request.
+        queue: answers that may wait to be computed.
+        seconds: that a client has to send a request, and that the request may wait for its answer.
+    """
+
+    batch_size: int = 32
+    wait_ms: float = 2.0
+    request_bytes: int = 32 * 2**20
+    held_requests: int = 16
+    pixels: int = MAX_PIXELS
+    pictures: int = 64
+    queue: int = 1024
+    seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            least = 0 if field.name == "wait_ms" else 1
+            if getattr(self, field.name) < least:
+                flag = field.name.replace("_", "-")
+                raise CwpsError(f"--{flag} {getattr(self, field.name)}: must be at least {least}")
+        if self.pixels > MAX_PIXELS:
+            raise CwpsError(f"--pixels {self.pixels}: pictures of more than {MAX_PIXELS} are never decoded")

@@ -1,0 +1,35 @@
+"""What the server tells of its tasks: versions, bytes, classes, and whose channels they use."""
+
+from cwps_jax.server import messages
+from cwps_jax.server.metrics import PLACES
+from cwps_jax.server.tasks import Bank, Tasks
+
+
+def listed(tasks: Tasks) -> messages.Listing:
+    """Returns all tasks of the pool, and what is loaded beside their newest versions."""
+    names = dict.fromkeys((*tasks.bank.tasks, *tasks.pool.tasks))
+    return {"tasks": [_listed(tasks, name) for name in names], "resident": resident_bytes(tasks.bank)}
+
+
+def resident_bytes(bank: Bank) -> dict[str, int]:
+    """Returns the bytes of a bank's tasks by where they are: on the device, on the host, on the disk."""
+    resident = bank.resident
+    return {place: resident[place] for place in PLACES}
+
+
+def _listed(tasks: Tasks, name: str) -> messages.Listed:
+    loaded, known = name in tasks.bank.tasks, tasks.known.get(name)
+    pool = tasks.bank.served(name).pool if loaded else tasks.pool
+    version = tasks.bank.served(name).version if loaded else pool.version(name)
+    accuracy = version.record.get("accuracy_when_learned")
+    return {
+        "task": name,
+        "version": version.name,
+        "loaded": loaded,
+        "why": tasks.silent.get(name, ""),
+        "bytes": version.bytes,
+        "method": version.method,
+        "classes": list(known.class_names) if known else [],
+        "accuracy": float(accuracy) if isinstance(accuracy, int | float) else None,
+        "owners": pool.relation(version.name) if pool.shares_channels(version.name) else {},
+    }
