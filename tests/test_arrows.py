@@ -30,6 +30,7 @@ RANKS = {
     "models": 2,
     "methods": 2,
     "config": 3,
+    "config_help": 3.5,
     "command_line": 4,
     "data": 5,
     "store": 5,
