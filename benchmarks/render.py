@@ -75,7 +75,7 @@ def speed_table(result: dict[str, Any]) -> str:
     """Returns the table of benchmarks/backbone.py."""
     settings, versions, pytorch = result["settings"], result["versions"], result["pytorch"]
     lines = [
-        "| | images a second | PyTorch's | speed over PyTorch | compile time |",
+        "| | images per second | PyTorch's | speed over PyTorch | compile time |",
         "|---|---|---|---|---|",
     ]
     for call, name in (("forward", "forward pass"), ("train", "fine-tuning step")):
@@ -108,7 +108,7 @@ def input_table(result: dict[str, Any]) -> str:
         for name, ratio in result["ratios"].items()
     }
     lines = [
-        f"| images a second, and over the bare decoder's {speeds['decoder']:,.0f} | from files | "
+        f"| images per second, and over the bare decoder's {speeds['decoder']:,.0f} | from files | "
         "from the cache in memory | from the cache on disk |",
         "|---|---|---|---|",
     ]
