@@ -32,7 +32,7 @@ def on_files(files: Files, config) -> Files:
             target = _target(source, found["path"])
             copy = target and _in_site(target)
             if copy and copy.startswith(f"{COPIES}/") and not files.get_file_from_path(copy):
-                files.append(File.generated(config, copy, abs_src_path=str(ROOT / target)))
+                _add_copy(files, config, target, copy)
     return files
 
 
@@ -47,6 +47,18 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
         return posixpath.relpath(_in_site(target), here or ".") + (found["anchor"] or "")
 
     return LINK.sub(turned, markdown)
+
+
+def _add_copy(files: Files, config, target: str, copy: str) -> None:
+    """Adds a copy of a file; of a folder, its files and a page that lists them."""
+    if not (ROOT / target).is_dir():
+        files.append(File.generated(config, copy, abs_src_path=str(ROOT / target)))
+        return
+    listed = sorted(path for path in (ROOT / target).iterdir() if path.is_file())
+    lines = [f"# {target}", "", *(f"- [{path.name}]({path.name})" for path in listed)]
+    files.append(File.generated(config, copy, content="\n".join(lines)))
+    for path in listed:
+        files.append(File.generated(config, f"{COPIES}/{target}/{path.name}", abs_src_path=str(path)))
 
 
 def _source(page: str) -> str:
@@ -64,7 +76,8 @@ def _target(source: str, link: str) -> str | None:
 def _in_site(target: str) -> str:
     """Returns the path in the site of a file of the repository."""
     if (ROOT / target).is_dir():
-        target = posixpath.join(target, "README.md")
+        page = posixpath.join(target, "README.md")
+        return OUTSIDE.get(page, f"{COPIES}/{target}/index.md")
     if target in OUTSIDE:
         return OUTSIDE[target]
     if target.startswith("docs/") and not target.startswith("docs/results/"):
