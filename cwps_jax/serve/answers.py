@@ -156,8 +156,8 @@ def evaluate(
         batch_size: see `predict`.
 
     Raises:
-        CwpsError: as `predict`; a folder that is no class of the task, a label that is no class, or None for
-            a task that was learned from arrays; accuracy for what is no classification.
+        CwpsError: as `predict`; a folder or a label that is not a class of the task, or None for a task that
+            was learned from arrays; accuracy for a task that is not a classification.
     """
     known = learned_with(pool, task, classified=False)
     split = _labelled(known, data)
