@@ -156,14 +156,15 @@ def stopped_again_and_again(
     seconds, wanted = time.perf_counter() - began, held(whole)
     done, left = dict.fromkeys(ACTIONS, 0), dict(stops)
     lost = repairs = wrong = finished = starts = saved = 0
-    run, before = folder / "0", dict[str, tuple[str, str]]()
-    while any(left.values()) or before:
+    run, before, under_way = folder / "0", dict[str, tuple[str, str]](), False
+    while any(left.values()) or under_way:
         if time.monotonic() > until:  # what is under way comes to its end
             left = dict.fromkeys(ACTIONS, 0)
         action = str(rng.choice([one for one in ACTIONS if left[one]] or [""]))
         when = rng.integers(1, max(2, steps // 3)) if action == ACTIONS[2] else rng.uniform(0, seconds / 2)
         ended = started(run, cache, devices, tasks, action, float(when))
         starts += 1
+        under_way = ended.status != 0
         after = held(run)
         lost += any(after.get(name) != one for name, one in before.items())
         lost += any(wanted.get(name) != one for name, one in after.items())

@@ -19,7 +19,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from cwps_jax.buckets.bucket import Bucket
@@ -229,7 +229,9 @@ class Mirror:
         write_atomically(self.folder / MARK, json.dumps(mark))
 
     def _each(self, action: Callable[[A], B], these: Iterable[A]) -> list[B]:
-        return list(self._workers.map(action, these))
+        doing = [self._workers.submit(action, one) for one in these]
+        wait(doing)  # after an error, too: nothing may be written any more once it is told
+        return [one.result() for one in doing]
 
 
 def mirrored_from(folder: pathlib.Path) -> dict[str, str] | None:
