@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PARITY ?= .venv-parity
 
-.PHONY: demo demo-methods test test-slow test-trackers torture lint format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build clean
+.PHONY: demo demo-methods test test-slow test-trackers torture docs lint format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build clean
 
 # Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
@@ -31,6 +31,11 @@ test-trackers: $(VENV)/test
 torture: $(VENV)/test
 	JAX_PLATFORMS=cpu $(BIN)/python scripts/torture.py --out benchmarks/results/torture.json
 	JAX_PLATFORMS=cpu $(BIN)/python scripts/torture_runs.py --out benchmarks/results/torture_runs.json
+
+# The site of docs/, with the API from docstrings, into site/; a warning is an error. To read it, and to search in it,
+# without a network: python -m http.server --directory site
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -72,7 +77,7 @@ build: $(VENV)/test
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) $(PARITY) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PARITY) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -80,7 +85,7 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/demo $(VENV)/test: $(VENV)/%: $(VENV)/python pyproject.toml constraints.txt
+$(VENV)/demo $(VENV)/test $(VENV)/docs: $(VENV)/%: $(VENV)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
 

@@ -9,7 +9,7 @@ import pathlib
 import sys
 from typing import Any
 
-from runs import by_round_table, demo_table, methods_table, run_table, summary_table
+from runs import by_round_table, demo_table, methods_table, numbers_table, run_table, summary_table
 from targets import pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
@@ -22,6 +22,7 @@ PAGES = (
     "docs/backbones.md",
     "docs/data.md",
     "docs/experiments.md",
+    "docs/get_started.md",
     "docs/methods.md",
     "docs/performance.md",
     "docs/studies.md",
@@ -74,7 +75,7 @@ def speed_table(result: dict[str, Any]) -> str:
     """Returns the table of benchmarks/backbone.py."""
     settings, versions, pytorch = result["settings"], result["versions"], result["pytorch"]
     lines = [
-        "| | images a second | PyTorch's | speed over PyTorch | compile time |",
+        "| | images per second | PyTorch's | speed over PyTorch | compile time |",
         "|---|---|---|---|---|",
     ]
     for call, name in (("forward", "forward pass"), ("train", "fine-tuning step")):
@@ -107,7 +108,7 @@ def input_table(result: dict[str, Any]) -> str:
         for name, ratio in result["ratios"].items()
     }
     lines = [
-        f"| images a second, and over the bare decoder's {speeds['decoder']:,.0f} | from files | "
+        f"| images per second, and over the bare decoder's {speeds['decoder']:,.0f} | from files | "
         "from the cache in memory | from the cache on disk |",
         "|---|---|---|---|",
     ]
@@ -156,11 +157,9 @@ def rendered(path: str, text: str) -> str:
 def tables_of(path: str) -> dict[str, str]:
     """Returns the tables of a page."""
     if path == "README.md":
-        return {
-            "digits": demo_table(_results("docs/results/digits_seed*.json")),
-            "step": step_table(_read("benchmarks/results/step_cpu.json")[0]),
-            "backbone": speed_table(_read("benchmarks/results/backbone_cpu.json")[0]),
-        }
+        return {"numbers": numbers_table(_results("docs/results/digits_seed*.json"))}
+    if path == "docs/get_started.md":
+        return {"digits": demo_table(_results("docs/results/digits_seed*.json"))}
     if path == "docs/backbones.md":
         return {"backbones": backbones_table(_read("parity/results.json")[0])}
     if path == "docs/data.md":
@@ -174,6 +173,8 @@ def tables_of(path: str) -> dict[str, str]:
         files = (ROOT / "benchmarks" / "results").glob("*.json")
         results = {file.name: json.loads(file.read_text()) for file in files}
         return {
+            "step": step_table(results["step_cpu.json"]),
+            "backbone": speed_table(results["backbone_cpu.json"]),
             "targets": targets_table(results),
             "pool": pool_line(results["pool_cpu.json"]),
             "ratios": ratios_table(results),

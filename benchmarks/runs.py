@@ -7,7 +7,7 @@ from typing import Any
 
 from cwps_jax.report import format_1
 from cwps_jax.report.rounds import HEADER, rounds_table
-from cwps_jax.report.rows import Spread, changed, names, spread, total
+from cwps_jax.report.rows import Spread, changed, comparable, names, spread, total
 
 Find = Callable[[str, str, str | None], Spread | None]
 
@@ -40,7 +40,7 @@ def run_table(run: dict[str, Any]) -> str:
     """Returns the table of a run in one draw or several, with what it was run on."""
     rows = run["rows"]
     tasks, methods, seeds = (names(rows, key) for key in ("task", "method", "seed"))
-    how = f"Seed {seeds[0]}, {rows[0]['epochs']} epochs a task" if len(seeds) == 1 else _draws(seeds)
+    how = f"Seed {seeds[0]}, {rows[0]['epochs']} epochs per task" if len(seeds) == 1 else _draws(seeds)
     together = total(run, run["method"]).mean
     return "\n".join(
         [
@@ -110,8 +110,8 @@ def _draws(seeds: list[int]) -> str:
 
 def _together(ratio: float, tasks: list[str]) -> str:
     return (
-        f"Together with the pre-trained model {ratio:.2f}x a backbone, where a whole network a task would be "
-        f"{1 + len(tasks)}x."
+        f"Together with the pre-trained model {ratio:.2f}x a backbone, where a whole network per task would "
+        f"be {1 + len(tasks)}x."
     )
 
 
@@ -133,6 +133,29 @@ def demo_table(runs: list[dict[str, Any]]) -> str:
             f"{len(runs) - 1}: {own} against {' and '.join(others)}. A task's test set has about 520 images: "
             f"one seed's accuracy is good to about 0.7 points. Tasks whose test logits changed in any bit "
             f"after they were learned: {sum(map(changed, runs))}.",
+        ]
+    )
+
+
+def numbers_table(runs: list[dict[str, Any]]) -> str:
+    """Returns what the demo says in three numbers for each method: means over tasks and seeds."""
+    rows = [{**row, "draw": seed} for seed, run in enumerate(runs) for row in run["rows"]]
+    methods = names(rows, "method")
+    checked = sum(len(comparable(run)) for run in runs)
+    accuracy = (_percent(spread(rows, method, "accuracy")) for method in methods)
+    size = (f"{spread(rows, method, 'bytes').mean:,.0f}" for method in methods)
+    return "\n".join(
+        [
+            f"| | {' | '.join(methods)} |",
+            "|---" * (1 + len(methods)) + "|",
+            f"| test accuracy, % (deviation over seeds) | {' | '.join(accuracy)} |",
+            f"| bytes stored per task | {' | '.join(size)} |",
+            f"| learned tasks whose test logits changed in any bit later | {sum(map(changed, runs))} of "
+            f"{checked} |{' - |' * (len(methods) - 1)}",
+            "",
+            f"`make demo`: {len(names(rows, 'task'))} tasks on handwritten digits, a small ResNet "
+            f"({runs[0]['backbone_parameters']:,} parameters), seeds 0 to {len(runs) - 1}, "
+            f"on {_where(runs[0])}.",
         ]
     )
 

@@ -3,7 +3,7 @@
 Command:    python -m cwps_jax.main --config configs/digits.py        (or: make demo)
 Data:       embedded, scikit-learn's digits (see cwps_jax/data/digits.py)
 Run time:   about 70 to 100 s on two CPU cores, compilation, fine-tuning and probe included
-Reached:    see the table in README.md; not yet run on a GPU or TPU
+Reached:    see the table in docs/get_started.md; not yet run on a GPU or TPU
 """
 
 from cwps_jax.config import default_config

@@ -18,11 +18,13 @@ from ml_collections import config_flags
 
 from cwps_jax import distributed
 from cwps_jax.config import RunConfig, known_keys, run_config
+from cwps_jax.config_help import config_help
 from cwps_jax.errors import CwpsError, Preempted, ProcessLost
 from cwps_jax.settings import unknown_key
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error in what was given.")
+HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 _BARE_NAMES = re.compile(r"--?config\.(?P<key>\w+)=(?P<names>[^('\"\[]*,.*)")
 PREEMPTED = 42  # what xpk and launch scripts start again, as they do what a signal ended
 ABORTED = 134  # with which JAX ends a process whose peer is lost; launchers start that again, too
@@ -122,6 +124,9 @@ def _read_config(read: Callable[[Any], Any]) -> Any:
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags; everything that can be wrong in them or in the config file is one line."""
     program, *given = argv
+    if HELP.intersection(given):
+        print(_help(program))
+        sys.exit(0)
     if given and _CONFIG_FILE.fullmatch(given[0]) and not given[0].startswith("-"):
         given[0] = f"--config={given[0]}"
     for part in given:
@@ -142,6 +147,31 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise CwpsError(f"--config: no such file: {_given_config(argv)}") from error
     except (TypeError, ValueError, SyntaxError, ImportError) as error:
         raise CwpsError(f"--config: {_given_config(argv)}: {error}") from error
+
+
+def _help(program: str) -> str:
+    """Returns what --help prints: the program's own flags, and the config's keys in groups."""
+    own = [
+        flag
+        for module, listed in flags.FLAGS.flags_by_module_dict().items()
+        if module == program or module.startswith("cwps_jax")
+        for flag in listed
+        if flag.name != "config"
+    ]
+    lines = [f"  --{flag.name:<26} {flag.default!r:<20} {flag.help}" for flag in own]
+    return "\n".join(
+        [
+            f"{' '.join((sys.modules['__main__'].__doc__ or program).split(chr(10) * 2)[0].split())}",
+            "",
+            "The config is the first argument, or --config=FILE; FILE:VARIANT chooses a variant of it. The",
+            "defaults below are those of a key that the file does not set.",
+            "",
+            "Flags:",
+            *lines,
+            "",
+            config_help(),
+        ]
+    )
 
 
 def _cause(error: BaseException) -> BaseException:

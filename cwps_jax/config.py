@@ -37,31 +37,33 @@ class RunConfig(TrainConfig, DataConfig):
         backbone: name of the backbone.
         dtype: compute dtype, "float32" or "bfloat16"; parameters are float32.
         tasks: names of the tasks, in the order in which they are learned.
-        overrides: {task: {key: value}}, what is different for single tasks: any key of `TrainConfig` or
-            `DataConfig` but those that all tasks share (see `SHARED`), and settings of methods, as in
+        overrides: settings that are different for single tasks, as {task: {key: value}}. It may have any key
+            of `TrainConfig` or `DataConfig` except those that all tasks share (see `SHARED`), and settings
+            of methods, as in
             ``{"birds": {"cwps": {"lambda_": 0.3}}}``.
         source: task on which the pre-trained model is trained, where there is no `weights`.
-        source_epochs: epochs for it.
+        source_epochs: epochs for training the pre-trained model on `source`.
         weights: a file with the pre-trained model's weights, instead of `source`; see `load_backbone`.
         stochastic_depth: share of images that skip the last block's branch in training.
         remat: whether activations are computed again in the backward pass, to save memory.
         settings: {name of a method: the method}; the keys ``config.<method>.<setting>`` of main's config.
         compare: names of methods that every task is trained by as well, for comparison.
-        keep_compared: whether their models are stored in the pool too, as "<task>+<method>".
+        keep_compared: whether the compared models are stored in the pool too, as "<task>+<method>".
         relearn: names of tasks that are learned anew although the pool has them, each as its next version.
-        rounds: how often the tasks are gone through. From the second time on each is learned again with the
-            others' newest models in its pool, and is stored as its next version where that is better on its
-            validation set.
-        draws: independent runs with the seeds from `seed` on, each in a folder of its own in the workdir;
-            results.json has the rows of all of them.
+        rounds: how often the run goes through the tasks. From the second time on each is learned again with
+            the others' newest models in its pool, and is stored as its next version where that is better on
+            its validation set.
+        draws: number of independent runs, with the seeds from `seed` on. Each has a folder of its own in the
+            workdir, and results.json has the rows of all of them.
         least_steps: fewest training steps of a task; epochs are added where its data give fewer.
-        metrics: where the numbers of every epoch are written, any of `METRICS`; see docs/metrics.md.
-        save_minutes: minutes from one save of a task's training to the next, in saves/ in the workdir; 0 is
-            no saves. The same command goes on from the newest. At the default a kill costs 5 minutes in the
-            mean. What saving costs: docs/performance.md.
+        metrics: where the numbers of every epoch are written: any of tensorboard, jsonl, wandb, mlflow. See
+            docs/metrics.md.
+        save_minutes: minutes from one save of a task's training to the next; 0 means no saves. Saves are in
+            saves/ in the workdir, and the same command goes on from the newest. At the default a kill costs 5
+            minutes on average. What saving costs: docs/performance.md.
         compilation_cache: folder of compiled programs that later runs reuse; "" for none.
-        profile: whether a few steps of each stage are traced, the first time that it is trained, and what a
-            step costs is written down: see profile/ in the workdir.
+        profile: whether a few steps of each stage are traced and their cost is written to profile/. The
+            folder is in the workdir, and each stage is traced the first time that it is trained.
     """
 
     backbone: str = "resnet8"

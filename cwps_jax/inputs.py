@@ -23,7 +23,7 @@ class Inputs(nn.Module):
             of a batch's array, or a nest (dicts, tuples) of such names that the model gets as a nest of
             arrays. One of the names is "image".
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> class Both(nn.Module):
         ...     @nn.compact

@@ -218,7 +218,8 @@ def make_trainer(
     Args:
         model: a Linen model with its head.
         data: of any of its tasks.
-        loss, metric: see `learn_task`.
+        loss: see `learn_task`.
+        metric: see `learn_task`.
         config: of any of its tasks; `head`, `private` and `parallel` matter.
         profiler: looks at a few steps of every stage.
 

@@ -39,7 +39,7 @@ def channel_rule(module_class: type[nn.Module]) -> Callable[[Rule], Rule]:
     Returns:
         A decorator of the rule.
 
-    Example:
+    Examples:
         >>> import flax.linen as nn
         >>> class Bilinear(nn.Module):
         ...     '''kernel (left, right, features), bias (features,)'''
@@ -221,7 +221,7 @@ class ChannelShared(nn.Module):
         head: name of the model's head, which is the child's alone.
         private: further patterns over paths of leaves that are the child's alone, see `channel_layout`.
 
-    Example:
+    Examples:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
         >>> net = ChannelShared(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]))
         >>> variables = net.init(jax.random.key(0), jnp.ones((1, 3)))

@@ -108,7 +108,8 @@ class Profiler:
 
         Args:
             step: the compiled step.
-            method, stage: whose it is.
+            method: the method that it belongs to.
+            stage: the stage that it belongs to.
             steps: how many the stage has.
         """
         if any((cost.method, cost.stage) == (method, stage) for cost in self.costs):
@@ -158,7 +159,7 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
         device_kind: as JAX names it.
         dtype: of what is multiplied.
 
-    Example:
+    Examples:
         >>> peak_flops("TPU v4", "bfloat16")
         275000000000000.0
         >>> peak_flops("TPU v4", "float32")

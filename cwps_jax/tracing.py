@@ -33,7 +33,7 @@ class Owner:
 def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
     """Returns the arguments that tell a model's `__call__` whether it is training, by the names in use.
 
-    Example:
+    Examples:
         >>> mode(nn.Dropout(0.5), train=True)
         {'deterministic': False}
     """
@@ -142,7 +142,7 @@ def parameter_depths(
     Raises:
         CwpsError: a block that was not seen to run, such as one that nn.jit had compiled before.
 
-    Example:
+    Examples:
         >>> import flax.linen as nn, jax.numpy as jnp
         >>> model = nn.Sequential([nn.Dense(4), nn.Dense(2)])
         >>> depths = parameter_depths(model, jnp.ones((1, 3)), head=["layers_1/kernel", "layers_1/bias"])

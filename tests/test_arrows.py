@@ -31,6 +31,7 @@ RANKS = {
     "methods": 2,
     "config": 3,
     "compilation_cache": 4,
+    "config_help": 3.5,
     "command_line": 4,
     "data": 5,
     "store": 5,

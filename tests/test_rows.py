@@ -237,8 +237,8 @@ def test_a_page_has_a_column_for_each_method_of_the_rows(count):
     assert header[count:] == ["parameters kept by method0 (mlp)", "bytes"]
     assert cars[:count] == [f"{100 * accuracy('cars', number, 0):.1f}" for number in range(count)]
     assert cars[count:] == ["0.250x", "1,000"]
-    assert "Seed 10, 8 epochs a task, on 1 x cpu, jax 0." in text
-    assert "1.50x a backbone, where a whole network a task would be 3x" in text
+    assert "Seed 10, 8 epochs per task, on 1 x cpu, jax 0." in text
+    assert "1.50x a backbone, where a whole network per task would be 3x" in text
 
 
 def test_a_page_shows_deviations_over_draws():

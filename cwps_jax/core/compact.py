@@ -155,7 +155,7 @@ def choose_capacity(
         known: capacities of steps that are compiled.
         work: {path of a kernel: work of one channel's weight gradient}; layers that are not in it are free.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> layer = Layer("kernel", ("kernel",), ((9, 64),), (1, 64))
         >>> gates = {"kernel": np.arange(64)[None] < 10}

@@ -32,7 +32,7 @@ def layout_from_shapes(
         CwpsError: a leaf with no reading or more than one, with its path, a pattern that matches nothing, or
             a head that is no module (but there may be no "head").
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> dense = {"kernel": np.ones((3, 4)), "bias": np.ones(4)}
         >>> [layer.path for layer in layout_from_shapes({"dense": dense, "head": dense}).layers]

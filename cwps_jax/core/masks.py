@@ -120,7 +120,7 @@ def gates(
     Raises:
         CwpsError: unknown estimator.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> gates({"kernel": jnp.array([[-1.0, 2.0]])})["kernel"].tolist()
         [[False, True]]

@@ -30,7 +30,7 @@ def mix(parent: Tree, child: Tree, gates: Tree) -> dict[str, Any]:
     Raises:
         CwpsError: the trees do not belong together.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> parent = {"kernel": jnp.zeros((2, 3))}
         >>> child = {"kernel": jnp.ones((2, 3))}

@@ -20,16 +20,16 @@ class TaskData:
 
     A split is a dict of arrays or lists with a common leading axis, of which "image" is the model's input and
     every other entry (usually "label") is for the loss and the metric; or another `Split`, such as images
-    that are decoded when they are needed. What cannot be trained on is refused here, see `arrays_check`.
+    that are decoded when they are needed. Data that cannot be trained on are refused, see `arrays_check`.
 
     Attributes:
-        train: what is trained on.
-        validation: what every choice is made on.
-        test: read once, at the end.
+        train: the data for training.
+        validation: the data on which every choice is made.
+        test: the data that are read once, at the end.
         classes: number of classes, or None where the task is not a classification.
-        note: for the log, how the data came about.
+        note: how the data came about, for the log.
         class_names: names of the classes, whose positions are the labels; () where they have none.
-        images: by which the data were loaded; None for arrays.
+        images: the settings by which the data were loaded; None for arrays.
     """
 
     train: Split

@@ -26,8 +26,8 @@ class Adapter(Parts):
     own rate on the same schedule.
 
     Attributes:
-        learning_rate: of the adapters, at first.
-        weight_decay: of the adapters.
+        learning_rate: learning rate of the adapters at the beginning.
+        weight_decay: weight decay of the adapters.
     """
 
     name: ClassVar[str] = "adapter"

@@ -50,13 +50,13 @@ class Atlas(Method):
     one view is both, and none is trusted from the start.
 
     Attributes:
-        head_share: share of the epochs for the head alone.
-        learning_rate: of the coefficients, at the schedule's peak.
-        weight_decay: of the coefficients.
+        head_share: share of the epochs in which only the head is trained.
+        learning_rate: learning rate of the coefficients, at the schedule's peak.
+        weight_decay: weight decay of the coefficients.
         tasks: patterns over names of the stored tasks that are combined.
         head_from: the stored task, with the same classes, whose head is kept; needed without labels.
         labels: whether labels are used.
-        confidence: how sure of its answer the network has to be, without labels.
+        confidence: probability that an answer needs to count as a label, where labels are not used.
     """
 
     name: ClassVar[str] = "atlas"

@@ -33,7 +33,7 @@ class Ba2(Parts):
 
     Attributes:
         budget: largest share of open switches, in (0, 1].
-        learning_rate: of the scores, at the schedule's peak.
+        learning_rate: learning rate of the scores, at the schedule's peak.
     """
 
     name: ClassVar[str] = "ba2"

@@ -49,21 +49,24 @@ class Cwps(Method):
     """Channel-wise parameter sharing (ICLR 2025 submission xbXydoejvY), also by layer and by single weight.
 
     Attributes:
-        granularity: what one gate governs: a "channel", a "layer" or a single "weight". Later tasks can
-            borrow channels, not single weights.
-        selection: how channels are chosen: "learned" in a soft stage; or by how far each has "moved" from its
-            parent in the warm-up, for its price, without one: the hard stage has its epochs.
+        granularity: the unit of one gate: a "channel", a "layer", or a "weight", which no later task borrows.
+        selection: how channels are chosen: "learned" in a soft stage, or by how far they "moved" in warm-up
+            for their price. "moved" has no soft stage: the hard stage has its epochs.
         lambda_: weight of the sparsity penalty, in [0, 1], where there is no budget.
         budget_rate: how fast lambda's base follows the budget, per unit of excess over the whole soft stage.
         budget_gain: lambda per unit of excess over the budget.
-        estimator: of the gates: "annealed" sigmoid or "straight_through" threshold.
+        estimator: how scores become gates: "annealed" sigmoid or "straight_through" threshold.
         compensate: whether the annealed gates' derivative is HAT's compensated one.
         max_temperature: s_max of the annealed gates.
         score_optimizer: "sgd", or "adam", which does not depend on how many channels there are.
-        score_learning_rate: peak rate of the scores.
-        warm_up_share, hard_share: shares of the epochs; the soft stage has the rest.
+        score_learning_rate: peak learning rate of the scores.
+        warm_up_share: share of the epochs for the warm-up.
+        hard_share: share of the epochs for the hard stage; the soft stage has the rest.
         stage_rates: factors of the learning rate in the warm-up, soft and hard stage.
-        search_distance, search_granularity, search_candidates, search_z: see `search.composite.Search`.
+        search_distance: how rows are compared; see `search.composite.Search`.
+        search_granularity: what takes one source: a channel, a layer or the model; see `Search`.
+        search_candidates: which rows a channel may take; see `Search`.
+        search_z: how far above chance agreement "change" has to be.
     """
 
     name: ClassVar[str] = "cwps"

@@ -29,10 +29,11 @@ class DualPrompt(Prompting):
     epochs, a batch of 24 on each device.
 
     Attributes:
-        general_blocks, expert_blocks: numbers of the attentions that get the G-prompt and the E-prompt; those
-            that the backbone does not have are left out.
-        general_length, expert_length: keys and values in each of them.
-        learning_rate: of the prompts, for a batch of 256; in proportion to the batch.
+        general_blocks: indices of the attentions that get the G-prompt; those that do not exist are left out.
+        expert_blocks: indices of the attentions that get the E-prompt; likewise.
+        general_length: number of keys and values in each G-prompt.
+        expert_length: number of keys and values in each E-prompt.
+        learning_rate: learning rate of the prompts for a batch of 256; in proportion to the batch.
     """
 
     name: ClassVar[str] = "dualprompt"

@@ -29,11 +29,11 @@ class L2P(Prompting):
     The head reads the mean of the prompts' outputs, here taken before the last norm instead of behind it.
 
     Attributes:
-        prompts: how many there are.
-        length: tokens of each.
-        top: how many an image gets.
+        prompts: number of prompts.
+        length: number of tokens of each prompt.
+        top: number of prompts that an image gets.
         head: name of the model's head, whose input is the query.
-        learning_rate: of prompts and keys, for a batch of 256; in proportion to the batch.
+        learning_rate: learning rate of prompts and keys for a batch of 256; in proportion to the batch.
     """
 
     name: ClassVar[str] = "l2p"

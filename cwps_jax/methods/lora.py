@@ -31,11 +31,11 @@ class Lora(Parts):
     task's own and stored, and the head.
 
     Attributes:
-        rank: r.
+        rank: r, the rank of each change.
         alpha: the change is scaled by alpha / r.
-        rank_stabilised: by alpha / sqrt(r) instead (rsLoRA).
-        learning_rate: of A and B, at the schedule's peak.
-        weight_decay: AdamW's, of A and B.
+        rank_stabilised: whether the change is scaled by alpha / sqrt(r) instead (rsLoRA).
+        learning_rate: learning rate of A and B, at the schedule's peak.
+        weight_decay: AdamW's weight decay of A and B.
         layers: patterns over paths of the kernels that get a change.
     """
 

@@ -49,8 +49,8 @@ class PackNet(Method):
         free_share: share of each kernel's pre-trained weights that is freed before the first task; the same
             for all tasks of a pool.
         prune_share: share of its own weights that a task frees again.
-        retrain_share: share of the epochs after that.
-        learning_rate: of the free weights, at first.
+        retrain_share: share of the epochs, after pruning, in which the kept weights are trained again.
+        learning_rate: learning rate of the free weights at the beginning.
     """
 
     name: ClassVar[str] = "packnet"

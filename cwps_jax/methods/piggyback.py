@@ -33,8 +33,8 @@ class Piggyback(Parts):
     weights that it was learned on: the pool never changes these.
 
     Attributes:
-        ternary: m is -1 where a score is below 0; 2 bits a weight instead of 1.
-        learning_rate: of the scores, at first.
+        ternary: whether m is -1 where a score is below 0, with 2 bits per weight instead of 1.
+        learning_rate: learning rate of the scores at the beginning.
     """
 
     name: ClassVar[str] = "piggyback"

@@ -25,8 +25,8 @@ class Ssf(Parts):
     depends on the data set.
 
     Attributes:
-        learning_rate: of scales and shifts, at the schedule's peak.
-        weight_decay: of scales and shifts.
+        learning_rate: learning rate of scales and shifts, at the schedule's peak.
+        weight_decay: weight decay of scales and shifts.
     """
 
     name: ClassVar[str] = "ssf"

@@ -44,7 +44,7 @@ class Taps(Method):
 
     Attributes:
         lambda_: weight of the penalty; 0.1 to 1 are published.
-        free_epochs: epochs before it counts.
+        free_epochs: epochs before the penalty counts.
     """
 
     name: ClassVar[str] = "taps"

@@ -105,7 +105,7 @@ def save_backbone(
         CwpsError: unknown backbone or set of names, variables that are not this backbone's, or a disk that
             is full; what was in the file's place is still there.
 
-    Example:
+    Examples:
         >>> save_backbone("birds.safetensors", "resnet50", pool.effective("birds"))  # doctest: +SKIP
     """
     from safetensors import SafetensorError

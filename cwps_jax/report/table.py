@@ -35,7 +35,7 @@ def show_results(results: Mapping[str, Any], console: Console) -> None:
             console.print(_accuracies(rows, methods, tasks[first : first + fitting]))
     lines = (
         f"All {len(tasks)} tasks and the pre-trained model: {_times(total(results, method), 2)} the "
-        f"backbone's {results['backbone_parameters']:,} parameters; a whole network a task is "
+        f"backbone's {results['backbone_parameters']:,} parameters; a whole network per task is "
         f"{1 + len(tasks)}x.",
         f"Forgetting: {changed(results)} of {len(comparable(results))} stored tasks changed any bit of "
         "their test logits since they were learned.",

@@ -121,7 +121,7 @@ def predict(
         CwpsError: no such task, it was stored by a release that did not record its preparation, or an image
             is not there or cannot be decoded.
 
-    Example:
+    Examples:
         >>> predict(pool, "birds", "photos/").top(3)  # doctest: +SKIP
     """
     known = learned_with(pool, task, classified=False)
@@ -152,11 +152,12 @@ def evaluate(
             test data that the task was learned with.
         metric: (outputs, batch) to one value per item, (batch,), or one of a `whole_split`; accuracy by
             default, for a classification.
-        model, batch_size: see `predict`.
+        model: see `predict`.
+        batch_size: see `predict`.
 
     Raises:
-        CwpsError: as `predict`; a folder that is no class of the task, a label that is no class, or None for
-            a task that was learned from arrays; accuracy for what is no classification.
+        CwpsError: as `predict`; a folder or a label that is not a class of the task, or None for a task that
+            was learned from arrays; accuracy for a task that is not a classification.
     """
     known = learned_with(pool, task, classified=False)
     split = _labelled(known, data)

@@ -43,7 +43,7 @@ def export(
         CwpsError: no such task, weights of a network that is no plain named backbone, a program that cannot
             be made, or a file that cannot be written there.
 
-    Example:
+    Examples:
         >>> export(pool, "birds", "birds.stablehlo.zip")  # doctest: +SKIP
     """
     path = pathlib.Path(file)

@@ -31,7 +31,7 @@ def pack_pool(pool: Pool, file: str | os.PathLike[str]) -> None:
     Raises:
         CwpsError: something in the pool is damaged, or the file cannot be written there.
 
-    Example:
+    Examples:
         >>> pack_pool(pool, "bank.zip")  # doctest: +SKIP
     """
     path = pathlib.Path(file)

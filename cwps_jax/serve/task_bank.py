@@ -18,7 +18,7 @@ from cwps_jax.store.pool import Pool
 class TaskBank(Bank):
     """Tasks of a pool answered from one backbone, each stored row once on the device: see `bank.Bank`.
 
-    Example:
+    Examples:
         >>> bank = TaskBank(pool)  # doctest: +SKIP
         >>> bank("photos/", task="birds").classes  # doctest: +SKIP
         >>> bank(pictures, tasks=["birds", "cars"])[1].top(3)  # doctest: +SKIP

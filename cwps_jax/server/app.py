@@ -121,7 +121,7 @@ def make_app(bank: Bank, pool: Pool, limits: Limits | None = None, token: str = 
         limits: see `Limits`.
         token: that clients have to give; "" for none, then only clients on this machine are answered.
 
-    Example:
+    Examples:
         >>> uvicorn.run(make_app(cwps.TaskBank(pool), pool))  # doctest: +SKIP
     """
     limits = limits or Limits()

@@ -15,41 +15,43 @@ class DataConfig:
     """The data of a task. main's config has the same keys.
 
     Attributes:
-        data: where the images are: "digits" (embedded), "folders" of images or archives of them, "tfds"
-            (TensorFlow Datasets as array_record) or "huggingface".
+        data: kind of data: "digits" (embedded), "folders" (or archives), "tfds" or "huggingface". "tfds" is
+            TensorFlow Datasets as array_record.
         dataset: name of the data set there; "{task}" stands for the task's name. Not for digits and folders.
-        data_dir: folder of the data, where it is not embedded; "" for the library's own default.
-        train_split, test_split: names of the splits, such as "train+validation".
-        validation_split: the same; "" for the data set's own "validation" or "val" where it has one that is
-            not used otherwise, else a tenth of each class of the training data.
+        data_dir: folder of the data, unless it is embedded; "" for the library's own default.
+        train_split: name of the training split, such as "train+validation".
+        test_split: name of the test split, which is read once, at the end.
+        validation_split: name of the validation split; "" for the data set's own, or a tenth of the training
+            data. The data set's own is "validation" or "val", if it is not used otherwise; the tenth is of
+            each class.
         label: name of the label among a record's fields.
         box: whether images are cut to the bounding box that the data set gives.
-        unreadable: what is done about images that cannot be decoded: "refuse", or "skip" and count them.
-        image_bits: how many bits images of 16 bits, grey or colours, use, such as 12 for values up to 4095,
-            which is white then. 0 for 16, refused where no training image has such values. Of no others.
-        shots: training images a class of each task, drawn by the seed (few-shot); 0 for all.
-        image_size: side of the images in pixels; 0 for that of embedded data or, for other data, of the
-            backbone's published weights.
-        resize: length of an image's shorter side before a crop from the middle, or a random one, in pixels;
-            0 for 8/7 of `image_size` (256 for 224).
+        unreadable: what happens with images that cannot be decoded: "refuse", or "skip" and count them.
+        image_bits: number of bits that 16-bit images really use, such as 12; 0 for 16. With 12, the value
+            4095 is white. 0 is refused if no training image has such values. Other images are unaffected.
+        shots: training images per class of each task, drawn by the seed (few-shot); 0 for all.
+        image_size: side of the images in pixels; 0 for the size of the backbone's published weights. For
+            embedded data 0 is their own size.
+        resize: length of the shorter side before a crop, in pixels; 0 for 8/7 of `image_size` (256 for 224).
         interpolation: "bilinear" or "bicubic".
-        crop: how a training image is cut: "center" as in evaluation, "random" (anywhere in the resized image)
-            or "random_resized" (a random part of the image, scaled). Or "stretch", in evaluation too: all of
-            the image, made a square.
+        crop: how a training image is cut: "center", "random", "random_resized" or "stretch". "center" is as
+            in evaluation, "random" anywhere in the resized image, "random_resized" a random part of the
+            image, scaled. "stretch" makes the whole image a square, in evaluation too.
         crop_area: smallest and largest share of the image for "random_resized".
         flip: whether half of the training images are mirrored.
         color_jitter: strengths of random brightness, contrast, saturation and hue in training.
         randaugment_layers: operations that RandAugment draws for a training image; 0 for none.
-        randaugment_magnitude: their strength, from 0 to 10.
-        mixup, cutmix: alpha of their Beta distributions; 0 for none. With both, a batch takes one by chance.
-        pixel_mean, pixel_deviation: of each channel of images in [0, 1]; the model sees
-            (image - mean) / deviation.
+        randaugment_magnitude: strength of these operations, from 0 to 10.
+        mixup: alpha of mixup's Beta distribution; 0 for none. With cutmix too, a batch takes one by chance.
+        cutmix: alpha of cutmix's Beta distribution; 0 for none.
+        pixel_mean: mean of each channel of images in [0, 1]; the model sees (image - mean) / deviation.
+        pixel_deviation: standard deviation of each channel of images in [0, 1].
         cache: where decoded and resized images are kept: "none", "memory" or "disk".
-        cache_gigabytes: how much of it; what does not fit is decoded again in every epoch.
-        cache_dir: folder of what is remembered of data sets (labels, hashes, unreadable files) and of
-            images cached on disk.
-        reader_threads: threads that read and decode; 0 for one a core.
-        prefetch: batches that are ready ahead of the step, on the host and again on the device.
+        cache_gigabytes: size of the cache; images that do not fit are decoded again in every epoch.
+        cache_dir: folder of cached images, and of labels and hashes of data sets. Names of unreadable files
+            are kept there, too.
+        reader_threads: threads that read and decode; 0 for one per core.
+        prefetch: number of batches that are ready ahead of the step, on the host and again on the device.
     """
 
     data: str = "digits"

@@ -22,42 +22,43 @@ class TrainConfig:
         method: a method's name, with its default settings, or one with settings of its own, such as
             ``cwps.methods.Lora(rank=4)``. See `cwps_jax.methods`.
         epochs: epochs over all stages together.
-        batch_size: images a step, over all devices.
-        accumulate: in how many parts, one after the other, a step's gradient is taken, where the memory does
-            not hold the whole batch: the step is the same but for what looks at several images at once, such
-            as batch norm, and dropout. The devices have to divide each part.
-        learning_rate: peak of the one schedule that runs over all stages: of the model's own leaves, head and
-            norms. What a method adds has a rate of its own.
-        learning_rate_warmup: share of all steps over which the rate rises from zero.
-        layer_decay: factor of the rate from each block of the model to the one before it, in (0, 1]: the head
-            learns at the full rate, the stem slowest. See `tracing.parameter_depths`.
+        batch_size: images per step, over all devices.
+        accumulate: number of parts, one after the other, in which a step's gradient is computed. Use it where
+            the memory does not hold the whole batch: the step is the same except for layers that look at
+            several images at once, such as batch norm, and dropout. The devices have to divide each part.
+        learning_rate: peak learning rate of the model's own leaves, head and norms. One schedule runs over
+            all stages. Parameters that a method adds have a learning rate of their own.
+        learning_rate_warmup: share of all steps over which the learning rate rises from zero.
+        layer_decay: factor of the learning rate from each block to the one before it, in (0, 1]. The head
+            learns at the full rate, and the stem learns slowest. See `tracing.parameter_depths`.
         optimizer: "sgd" or "adamw"; or, from Python, an optax transformation such as ``optax.adamw(1e-3)``,
             used as it is: its updates are added, times the schedule with a peak of 1. Its learning rate,
             momentum and weight decay are within it; these stay at their defaults here.
-        momentum: of SGD.
-        weight_decay: on kernels only, times the gate of each channel.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of kernels only, times the gate of each channel.
         label_smoothing: share of each label that is spread over all classes, in [0, 1). For the default loss.
-        ema: decay of the moving average of what is trained over the last stage's steps, in [0, 1). The
-            average is what the task keeps; it looks back about 1 / (1 - ema) steps. 0 is no average.
-        seed: of the head's start, the data order and dropout.
+        ema: decay of a moving average of the trained weights over the last stage's steps, in [0, 1). The
+            task keeps the average, which looks back about 1 / (1 - ema) steps. 0 means no average.
+        seed: seeds the head, the data order and dropout.
         parallel: "jit" over a mesh of all devices, or "pmap".
         shard: which of child, parent, scores and optimizer state is spread over the devices instead of being
             on each: pairs of a pattern over paths of parameters and "split" or "whole", of which the first
             that matches counts, such as ``(("head/*", "whole"), ("*kernel", "split"))``. Needs "jit".
-        budget: largest params_ratio that the task may keep, in (0, 1]; 1 is no limit. For methods that choose
-            what to keep.
-        byte_budget: largest byte_ratio that the task may keep: bytes of all that is stored but the head, over
-            those of the backbone in float32; 0 is no limit. It decides which channels are opened, instead of
-            `budget`; where `row_bits` is 0 it decides the bits, beside `budget`.
-        budgets: several values for `byte_budget`: their hard stages go on from one soft stage, and the task
-            keeps the smallest that is good enough. For methods with a hard stage.
-        tolerance: how far below the best of `budgets` the one that is kept may be on the validation set.
-        head_share: share of the epochs, the first ones, in which a task's head alone is trained.
-        row_bits: bits of each weight that the pool stores of the task: 32 (float32 as it is), or 16, 8, 4, 3,
-            2 or 1 for its change since pre-training, with a step size for each output channel. Norms have 8
-            bits at least, their statistics 16, and the head stays in float32. 0 is as few as `byte_budget`
-            has: changes are multiples of one step size, most of them zero, and entropy-coded.
-        rounded_share: share of the epochs, the last ones, in which methods that store channels learn with the
+        budget: largest share of the backbone's parameters that the task may keep, in (0, 1]; 1 is no limit.
+            For methods that choose what to keep.
+        byte_budget: largest share of the backbone's bytes that the task may keep; 0 is no limit. Everything
+            that is stored counts except the head, over the bytes of the backbone in float32. It decides
+            which channels are opened, instead of `budget`; where `row_bits` is 0 it decides the bits, beside
+            `budget`.
+        budgets: several values for `byte_budget`, from one soft stage; the task keeps the smallest that is
+            good enough. For methods with a hard stage.
+        tolerance: how far the kept one of `budgets` may be below the best one on the validation set.
+        head_share: share of the epochs, at the beginning, in which only the task's head is trained.
+        row_bits: bits of each stored weight: 32, 16, 8, 4, 3, 2, 1, or 0 for as few as `byte_budget` has. 32
+            is plain float32. 16 to 1 store the change since pre-training, with a step size for each output
+            channel. Norms have at least 8 bits, their statistics 16, and the head stays in float32. With 0,
+            changes are multiples of one step size, most of them zero, and entropy-coded.
+        rounded_share: share of the epochs, at the end, in which methods that store channels learn with the
             rounding.
         norm_batches: training batches from which norm statistics are re-estimated after hardening.
         head: name of the model's head, or names of its heads.

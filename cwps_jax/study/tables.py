@@ -11,7 +11,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # its header, and its row
 def groups_table(section: Mapping[str, Any]) -> Table:
     """Returns the means of each group: accuracy, the difference to the baseline, and what a task costs."""
     header = (
-        *("", "test accuracy", "validation", "against the baseline", "kept", "bytes a task"),
+        *("", "test accuracy", "validation", "against the baseline", "kept", "bytes per task"),
         *("of a backbone", "numbers trained", "memory", "seconds", "seeds"),
     )
     rows = []

@@ -44,7 +44,7 @@ def whole_split(function: Callable[[Any, Mapping[str, np.ndarray]], float]) -> W
         function: (outputs, fields) to one number, better when larger: the model's outputs, (items, ...) or a
             tree of such, and the split's fields, such as "label", (items, ...), as NumPy arrays.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> recall = whole_split(lambda outputs, fields: np.mean(outputs[fields["label"] == 1, 0] > 0))
         >>> float(recall.function(np.array([[2.0], [-1.0], [3.0]]), {"label": np.array([1, 1, 0])}))

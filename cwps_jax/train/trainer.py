@@ -55,8 +55,8 @@ class Trainer:
         model: a Linen model with its head.
         layout: its layout.
         example: shape and type of a batch of one image; a dict of such for `Inputs`.
-        loss, metric: functions of (outputs, batch) to one value per item; a metric is better when larger, and
-            may be one of a `whole_split`.
+        loss: function of (outputs, batch) to one value per item.
+        metric: likewise; it is better when larger, and may be one of a `whole_split`.
         parallel: how steps are spread over devices.
         profiler: looks at a few steps of every stage.
     """
@@ -146,7 +146,8 @@ class Trainer:
         Args:
             course: see `course`.
             point: `course.beginning()`, or what `run_stage` gave of a course with the same stages before it.
-            observe, saves: see `train`.
+            observe: see `train`.
+            saves: see `train`.
         """
         while point.stage < len(course.stages):
             point = self.run_stage(course, point, observe, saves)
@@ -164,7 +165,10 @@ class Trainer:
         """Runs the stage of a point to its end, and returns the point where the next one begins.
 
         Args:
-            course, point, observe, saves: see `go_on`.
+            course: see `go_on`.
+            point: see `go_on`.
+            observe: see `go_on`.
+            saves: see `go_on`.
         """
         number, config, split = point.stage, course.config, course.split
         stage, first = course.stages[number], course.first_epoch(number)
@@ -230,7 +234,8 @@ class Trainer:
         """Returns a stage's point as it begins, and on the devices its state and what its steps read beside.
 
         Args:
-            course, point: see `go_on`.
+            course: see `go_on`.
+            point: see `go_on`.
         """
         stage, before = course.stages[point.stage], point.state
         begun, point = course.begun(point)
