@@ -27,6 +27,8 @@ PAGES = (
     "docs/performance.md",
     "docs/studies.md",
 )
+# Those of docs/experiments.md, configs/studies/<name>.py.
+STUDIES = ("pacs_bits", "pacs_bytes", "pacs_few_images", "pacs_search", "pacs_grains", "digits_search")
 
 
 def backbones_table(parity: dict[str, Any]) -> str:
@@ -185,10 +187,7 @@ def tables_of(path: str) -> dict[str, str]:
         "pacs": run_table(_results("docs/results/pacs_seed0.json")[0]),
         "fewshot": summary_table(_read("docs/results/pacs_10_shots.json")[0]),
         "omniglot": run_table(_results("docs/results/omniglot_seed0.json")[0]),
-        **{
-            name: markdown(_read(f"docs/results/study_{name}.json")[0])
-            for name in ("pacs_bits", "pacs_bytes", "pacs_few_images", "pacs_search", "digits_search")
-        },
+        **{name: markdown(_read(f"docs/results/study_{name}.json")[0]) for name in STUDIES},
         "rounds": by_round_table(_results("docs/results/digits_rounds_seed0.json")[0]),
         "vit": run_table(_results("docs/results/digits_vit_seed0.json")[0]),
     }
