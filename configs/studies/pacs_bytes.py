@@ -4,8 +4,8 @@ Command:    python -m cwps_jax.study --config configs/studies/pacs_bytes.py --co
             (several of these at once share the cells)
 Data:       that of configs/pacs.py, see there
 Run time:   a cell 5.5 to 6 minutes on one CPU core; 12 cells
-Reached:    in the mean over tasks and seeds 87.2% at 0.02x, by fine-tuning and by cwps with 0.45 of the channels,
-            where fine-tuning in float32 has 89.2%; see docs/experiments.md; not yet run on a GPU or TPU
+Reached:    in the mean over tasks and seeds 87.2% at 0.02x, by fine-tuning and by cwps with 0.45 of the
+            channels, where fine-tuning in float32 has 89.2%; see docs/experiments.md; not yet run on a GPU
 """
 
 import pathlib
