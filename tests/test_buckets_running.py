@@ -61,6 +61,7 @@ def files() -> dict:
     return dict(Commits(Bucket(ADDRESS)).newest().files)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_from_the_bucket_on_another_machine(environment, tmp_path):
     """And ends with the pool of a run that nobody stopped and that knows of no bucket, to the bit."""
     started = subprocess.Popen(command(ADDRESS), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -105,6 +106,7 @@ def test_a_bucket_that_does_not_answer_is_one_line(environment, changes, address
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and told in done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_without_a_shared_folder_see_one_pool(environment):
     address = "s3://mine/runs/pair"
     given = command(address, "epochs=3", "save_minutes=0")[1:]
