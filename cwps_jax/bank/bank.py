@@ -186,7 +186,7 @@ class Bank:
             rows = {
                 number: row
                 for numbers, logits in running
-                for number, row in zip(numbers, np.asarray(logits), strict=False)
+                for number, row in zip(numbers, np.asarray(logits)[: len(numbers)], strict=True)  # no padding
             }
             return [rows[number][: entry.described.classes] for number, entry in enumerate(found)]
 

@@ -55,7 +55,7 @@ def owner_colours(relations: Relations) -> dict[str, Colour]:
     largest = sorted(lent, key=lambda name: -lent[name])[:_NAMED]
     places = {name: place for place, name in enumerate(relations)}
     named = sorted(largest, key=lambda name: (places.get(name, len(places)), name))
-    colours = dict(zip((OWN, *named), _OKABE_ITO, strict=False))
+    colours = dict(zip((OWN, *named), _OKABE_ITO[: 1 + len(named)], strict=True))
     return {
         **colours,
         **({OTHERS: _OTHERS_COLOUR} if len(lent) > len(named) else {}),
