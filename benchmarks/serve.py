@@ -15,7 +15,7 @@ import argparse
 import collections
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -120,12 +120,12 @@ def _way(bank: Bank, pool: Pool, mix: str, images: np.ndarray) -> str:
     return bank._way(collections.Counter(map(bank.served, tasks)), images[:1])
 
 
-def main() -> None:
+def main(flags: Sequence[str] | None = None) -> None:
     made = model_parser(__doc__, backbone="resnet18", size=96, batch=8)
     made.add_argument("--tasks", type=int, default=100, help="that the bank serves")
     made.add_argument("--active", type=float, default=0.1, help="share of a task's own channels")
     made.add_argument("--switches", type=int, default=1000, help="random ones that must compile nothing")
-    arguments = parse(made, QUICK)
+    arguments = parse(made, QUICK, flags)
     publish("serve", measure(arguments), arguments)
 
 

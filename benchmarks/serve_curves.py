@@ -148,11 +148,11 @@ def _chosen(served: Served, mix: str, images: np.ndarray) -> str:
     return bank._way(counts, images[:1])
 
 
-def main() -> None:
+def main(flags: Sequence[str] | None = None) -> None:
     made = model_parser(__doc__, backbone="resnet18", size=96, batch=8)
     made.add_argument("--tasks", type=int, nargs="+", default=[1, 4, 16, 64], help="that are served")
     made.add_argument("--active", type=float, default=0.1, help="share of a task's own channels")
-    arguments = parse(made, QUICK)
+    arguments = parse(made, QUICK, flags)
     publish("serve_curves", measure(arguments), arguments)
 
 

@@ -2,7 +2,7 @@
 
 from cwps_jax.server import messages
 from cwps_jax.server.metrics import PLACES
-from cwps_jax.server.tasks import Bank, Tasks
+from cwps_jax.server.tasks import Bank, Tasks, taken
 
 
 def listed(tasks: Tasks) -> messages.Listing:
@@ -26,6 +26,7 @@ def _listed(tasks: Tasks, name: str) -> messages.Listed:
         "task": name,
         "version": version.name,
         "loaded": loaded,
+        "takes": taken(known) if known else "",
         "why": tasks.silent.get(name, ""),
         "bytes": version.bytes,
         "method": version.method,
