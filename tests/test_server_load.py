@@ -105,6 +105,28 @@ def test_a_full_queue_and_too_much_at_once_are_refused(served_pool, served_files
             assert [one.result().status_code for one in under_way] == [200, 200]
 
 
+def test_a_bank_that_is_busy_with_a_task_holds_up_nobody(served_pool, served_files):
+    """Its bytes cannot be told meanwhile: what asks for them waits alone."""
+    bank, let_go, asked = Busy(served_pool, ["digits"]), threading.Event(), threading.Event()
+    with running(bank, served_pool) as client, concurrent.futures.ThreadPoolExecutor(2) as clients:
+        bank.before_bytes = lambda: (asked.set(), let_go.wait(20))
+        waiting = [clients.submit(client.get, path) for path in ("/metrics", "/v1/tasks")]
+        asked.wait(20)
+        check_unharmed(client, served_files)
+        assert not any(one.done() for one in waiting)
+        let_go.set()
+        assert [one.result().status_code for one in waiting] == [200, 200]
+
+
+class Busy(PlainBank):
+    before_bytes = staticmethod(lambda: None)
+
+    @property
+    def resident(self):
+        self.before_bytes()
+        return super().resident
+
+
 def test_an_answer_that_takes_too_long_is_given_up(served_pool, served_files):
     bank, let_go = PlainBank(served_pool, ["digits"]), threading.Event()
     with running(bank, served_pool, Limits(batch_size=4, seconds=1)) as client:

@@ -183,7 +183,7 @@ def _add_endpoints(app: FastAPI, server: Server, protected: list) -> None:
     @app.get("/v1/tasks", dependencies=protected)
     async def tasks() -> messages.Listing:
         """All tasks of the pool: which are loaded, their bytes, classes, and whose channels they use."""
-        return listed(server.tasks)
+        return await listed(server.tasks)
 
     @app.post("/v1/load_task", dependencies=protected)
     async def load_task(named: messages.Named) -> messages.Loaded:
@@ -229,7 +229,8 @@ def _add_watched(app: FastAPI, server: Server) -> None:
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Counts and times for Prometheus."""
-        return Response(server.metrics.text, media_type="text/plain; version=0.0.4", headers=NO_CACHE)
+        text = await asyncio.to_thread(server.metrics.text)  # a busy bank lets its gauges wait
+        return Response(text, media_type="text/plain; version=0.0.4", headers=NO_CACHE)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def front() -> HTMLResponse:
