@@ -148,3 +148,12 @@ def test_every_public_name_is_on_a_page_of_the_api():
     constants = {"BACKBONES", "PRIVATE", "__version__", "methods"}
     assert set(cwps.__all__) - constants <= described
     assert {type(method()).__name__ for method in cwps.methods.METHODS.values()} <= described
+
+
+def test_every_method_has_a_section_with_its_equation():
+    sections = dict(re.findall(r"^### (\w+)\n\n(.*?)(?=^##)", (DOCS / "methods.md").read_text(), re.M | re.S))
+    ours = [
+        name for name, method in cwps.methods.METHODS.items() if method.__module__.startswith("cwps_jax.")
+    ]
+    assert list(sections) == ours
+    assert [name for name, text in sections.items() if "```text\n" not in text] == []
