@@ -187,6 +187,7 @@ def tables_of(path: str) -> dict[str, str]:
     if path == "docs/serving.md":
         return {
             "costs": costs_table(_read("benchmarks/results/serve_cpu.json")[0]),
+            **{"curves": curves_table(result) for result in _read(CURVES)},
             "storm": storm_table(_read("benchmarks/results/storm_server.json")[0]),
         }
     if path == "docs/studies.md":
@@ -211,8 +212,8 @@ def main() -> None:
         if arguments.check and new != text:
             sys.exit(f"{path} is not current: run python benchmarks/render.py")
         (ROOT / path).write_text(new)
-    if not arguments.check:
-        draw_serving(_read(CURVES)[0], ROOT / "docs" / "images")
+    for result in () if arguments.check else _read(CURVES):
+        draw_serving(result, ROOT / "docs" / "images")
 
 
 if __name__ == "__main__":
