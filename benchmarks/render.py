@@ -11,7 +11,7 @@ from typing import Any
 
 from runs import by_round_table, demo_table, methods_table, numbers_table, run_table, summary_table
 from serving import costs_table, curves_table, draw_serving, storm_table
-from targets import pool_line, ratios_table, targets_table
+from targets import NOT_YET, pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
 from cwps_jax.report.rows import read_results
@@ -187,7 +187,7 @@ def tables_of(path: str) -> dict[str, str]:
     if path == "docs/serving.md":
         return {
             "costs": costs_table(_read("benchmarks/results/serve_cpu.json")[0]),
-            **{"curves": curves_table(result) for result in _read(CURVES)},
+            "curves": "\n".join(map(curves_table, _read(CURVES))) or NOT_YET,
             "storm": storm_table(_read("benchmarks/results/storm_server.json")[0]),
         }
     if path == "docs/studies.md":

@@ -121,7 +121,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         copy = whole_bytes(pool)
         memory = {count: of_count.memory(copy) for count, of_count in served.items()}
         chosen = {
-            count: {mix: _chosen(on, mix, made.images) for mix in MIXES} for count, on in served.items()
+            (count, mix): _chosen(on, mix, made.images) for count, on in served.items() for mix in MIXES
         }
     shares = ratios(seconds, {key: ("model", key) for key in seconds if key != "model"})
     ends: dict[str, Any] = {
