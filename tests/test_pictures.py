@@ -245,7 +245,7 @@ def test_all_bytes_add_up_from_the_pre_trained_model_on(tmp_path):
         draw_comparison(results, tmp_path)
     parameters, totals = drawn["given"]
     assert parameters == [1000] and set(totals) == {"method0", "method1"}  # the third lacks a task's bytes
-    assert totals["method1"].tolist() == [4000, 6000, 8000]
+    assert totals["method1"] == [4000, 6000, 8000]
     axes = original(*drawn["given"]).axes.figure.axes[1]
     lines = [line.get_ydata().tolist() for line in axes.lines]
     assert lines == [[4000, 8000, 12000], [4000, 5000, 6000], [4000, 6000, 8000]]
