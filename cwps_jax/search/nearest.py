@@ -38,12 +38,8 @@ def decided(
         owner, row: int (rows,), where they are stored.
         low, high: float64 (rows,), the least and the most that they can cost.
     """
-    for of_all in (False, True):  # what this process leaves open, then what all leave open together
-        found = channel, place, owner, row, low, high
-        if of_all:
-            found = shares.joined(*found)
-        left = _left(found[0], found[4], found[5])
-        channel, place, owner, row, low, high = (each[left] for each in found)
+    left = _left([channel, place, owner, row, low, high])  # by this process's own rows; then by those of all
+    channel, place, owner, row, low, high = _left(shares.joined(*left))
     first = np.flatnonzero(np.diff(channel, prepend=-1))
     several = np.diff(first, append=len(channel)) > 1
     unclear = np.flatnonzero(several[channel])
@@ -57,12 +53,14 @@ def decided(
     return np.minimum.reduceat(np.where(nearest, place, place.max()), first)
 
 
-def _left(channel: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Returns which rows can be the nearest to their channel, by channel."""
+def _left(found: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns the rows that can be the nearest to their channel, by channel; each as in `decided`."""
+    channel, low, high = found[0], found[4], found[5]
     order = np.argsort(channel, kind="stable")
     first = np.flatnonzero(np.diff(channel[order], prepend=-1))
-    best = np.minimum.reduceat(high[order], first)
-    return order[low[order] <= np.repeat(best, np.diff(first, append=len(order)))]
+    best = np.repeat(np.minimum.reduceat(high[order], first), np.diff(first, append=len(order)))
+    near = order[low[order] <= best]
+    return [each[near] for each in found]
 
 
 def _bounds(child: Child, models: StoredModels) -> tuple[np.ndarray, np.ndarray]:
