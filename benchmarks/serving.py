@@ -84,8 +84,7 @@ def curves_table(result: Result) -> str:
     lines += [
         "",
         f"The last columns: throughput over one plain model's, by how the tasks of a request are drawn. "
-        f"{_where(result)}. Ratios of turns that alternate, on a machine that others may have used "
-        f"meanwhile. With {max(counts)} tasks the bank chose {', '.join(sorted(chosen))}.",
+        f"{_where(result)}{CLOCKS[result['settings']['clock']]}. With {max(counts)} tasks the bank chose {', '.join(sorted(chosen))}.",
     ]
     return "\n".join(lines)
 
@@ -107,6 +106,7 @@ def draw_serving(result: Result, folder: pathlib.Path) -> list[pathlib.Path]:
     return [memory.save(folder / "serving_memory.png"), speed.save(folder / "serving_throughput.png")]
 
 
+CLOCKS = {"wall": "", "processor": ", by the seconds of one core that other processes used too"}
 UNITS = {"memory": "in full copies", "throughput": "over one plain model's"}
 
 
