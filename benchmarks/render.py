@@ -11,7 +11,7 @@ from typing import Any
 
 from runs import by_round_table, demo_table, methods_table, numbers_table, run_table, summary_table
 from serving import costs_table, curves_table, draw_serving, storm_table
-from targets import NOT_YET, pool_line, ratios_table, targets_table
+from targets import pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
 from cwps_jax.report.rows import read_results
@@ -29,7 +29,7 @@ PAGES = (
     "docs/serving.md",
     "docs/studies.md",
 )
-CURVES = "benchmarks/results/serve_curves_cpu.json"
+CURVES = "benchmarks/results/serve_curves_cpu_small.json"
 # Those of docs/experiments.md, configs/studies/<name>.py.
 STUDIES = ("pacs_bits", "pacs_bytes", "pacs_few_images", "pacs_search", "pacs_grains", "digits_search")
 
@@ -187,7 +187,7 @@ def tables_of(path: str) -> dict[str, str]:
     if path == "docs/serving.md":
         return {
             "costs": costs_table(_read("benchmarks/results/serve_cpu.json")[0]),
-            "curves": "\n".join(map(curves_table, _read(CURVES))) or NOT_YET,
+            "curves": curves_table(_read(CURVES)[0]),
             "storm": storm_table(_read("benchmarks/results/storm_server.json")[0]),
         }
     if path == "docs/studies.md":
@@ -212,8 +212,8 @@ def main() -> None:
         if arguments.check and new != text:
             sys.exit(f"{path} is not current: run python benchmarks/render.py")
         (ROOT / path).write_text(new)
-    for result in () if arguments.check else _read(CURVES):
-        draw_serving(result, ROOT / "docs" / "images")
+    if not arguments.check:
+        draw_serving(_read(CURVES)[0], ROOT / "docs" / "images")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_batches_stay_small_where_larger_ones_fail(served_pool, served_files, ca
 
 @pytest.mark.parametrize(
     ("waiting", "taken"),
-    [(1, 1), (2, 2), (4, 4), (5, 4), (6, 6), (8, 8), (9, 8), (12, 8), (13, 13), (16, 16), (99, 16)],
+    [(1, 1), (2, 2), (4, 4), (5, 4), (7, 7), (8, 8), (9, 8), (12, 8), (14, 14), (16, 16), (99, 16)],
 )
 def test_a_batch_is_as_large_as_it_pays(waiting, taken):
     """Sizes between powers of two cost what the next one does; each call costs one more."""
@@ -65,4 +65,6 @@ def test_a_batch_is_as_large_as_it_pays(waiting, taken):
     batcher._took[kind] = {size: 2.0 + size for size in (1, 2, 4, 8, 16)}
     assert batcher._best(kind, waiting) == taken
     assert batcher._best(((3,), kind[1]), waiting) == min(waiting, 16)
+    batcher._took[kind][16] = 24
+    assert batcher._best(kind, 16) == 8
     batcher.close()

@@ -17,6 +17,7 @@ from cwps_jax.server.limits import Limits
 from cwps_jax.server.metrics import Metrics
 from cwps_jax.server.refusals import Refusal, busy
 
+NEARLY = 1.1  # times as long per answer is as good
 TURNS = 3  # of a batch that is measured: the median counts
 # From prepared pictures, (n, height, width, channels), and a task for each, to the logits of each.
 Answer = Callable[[np.ndarray, Sequence[str]], Sequence[np.ndarray]]
@@ -174,19 +175,18 @@ class Batcher:
         return batch
 
     def _best(self, kind: _Kind, count: int) -> int:
-        """Returns how many of those that wait to compute together: a batch costs what the next size does.
+        """Returns how many of those that wait to compute together, by what batches took when warmed up.
 
-        Nine at once cost as much as sixteen; eight and one may take less.
+        Nine cost what sixteen do: eight at once, and one with those that come next, take less. Where two
+        sizes take nearly the same per answer, it is the larger one.
         """
-        took = self._took.get(kind, {})
-        count = min(count, max(took, default=self._limits.batch_size))
-        whole = max((size for size in took if size <= count), default=count)
-        padded, rest = (
-            min((size for size in took if size >= least), default=0) for least in (count, count - whole)
-        )
-        if whole < count and took[whole] + took[rest] < took[padded]:
-            return whole
-        return count
+        took = self._took.get(kind)
+        if not took:
+            return min(count, self._limits.batch_size)
+        count = min(count, max(took))
+        padded = min(size for size in took if size >= count)
+        each = {size: took[size] / size for size in took if size < count} | {count: took[padded] / count}
+        return max(size for size in each if each[size] <= NEARLY * min(each.values()))
 
     def _seconds(self, batch: np.ndarray, tasks: Sequence[str]) -> float:
         begun = time.monotonic()
