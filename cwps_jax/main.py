@@ -1,8 +1,8 @@
 """Command line: ``python -m cwps_jax.main --config configs/digits.py --workdir runs/digits``.
 
-Parses flags and config, starts JAX, dispatches. After the last task is learned the process replaces itself
-with a fresh one, which measures what the pool really holds. Many processes do so together: each is replaced,
-and the fresh ones connect anew, since a host of a pod cannot compute alone.
+Parses flags and config, starts JAX, and dispatches. After the last task is learned, the process replaces
+itself by a fresh one, which measures the models that the pool really holds. If there are several processes,
+each is replaced, and the fresh ones connect again, because a host of a pod cannot compute alone.
 """
 
 import os
@@ -71,7 +71,7 @@ def main(config: RunConfig) -> None:
 
 
 def _connect() -> None:
-    """Connects this process with the others that the flags tell of; alone it does nothing."""
+    """Connects this process with the others that the flags name; without such flags it does nothing."""
     given = (_COORDINATOR.value != "", _PROCESSES.value > 0, _PROCESS.value >= 0)
     if (_DISTRIBUTED.value and any(given)) or any(given) != all(given):
         raise CwpsError(
