@@ -67,22 +67,19 @@ class Inputs(nn.Module):
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the batch's arrays with which a model is called: only "image" except for
-    `Inputs`."""
+    """Returns the names of the arrays that a model takes: only "image" except for `Inputs`."""
     return tuple(jax.tree.leaves(unfreeze(model.arguments))) if isinstance(model, Inputs) else ("image",)
 
 
 def inputs_of(model: nn.Module, batch: Mapping[str, Any]) -> Any:
-    """Returns the part of a batch with which a model is called: its image, or a dict of arrays for
-    `Inputs`."""
+    """Returns what a model takes from a batch: its image, or a dict of arrays for `Inputs`."""
     if not isinstance(model, Inputs):
         return batch["image"]
     return {name: batch[name] for name in input_names(model)}
 
 
 def check_inputs(model: nn.Module, names: Collection[str], where: str) -> None:
-    """Raises CwpsError unless a batch has all arrays with which a model is called, and its image is one of
-    them.
+    """Raises CwpsError unless a batch has all arrays that a model takes, and one of them is the image.
 
     Args:
         model: the model.

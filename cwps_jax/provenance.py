@@ -1,5 +1,4 @@
-"""The settings and data with which a task was learned, stored with it, and how they differ from the present
-ones.
+"""The settings and data with which a task was learned, and how they differ from the present ones.
 
 A stored model belongs to its classes, its images and their preparation. If these differ, its accuracy is
 another quantity, and its change is not a sign of forgetting.
@@ -125,8 +124,7 @@ def different_training(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Returns the differences of two mappings of plain JSON, over the keys that both have; "" if there are
-    none."""
+    """Returns how two mappings of plain JSON differ in the keys that both have; "" if they do not."""
     return _line(_differences(before, now))
 
 

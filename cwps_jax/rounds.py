@@ -31,8 +31,7 @@ def learn_again(
     workdir: pathlib.Path,
     saving: Saving | None = None,
 ) -> bool:
-    """Learns a stored task again unless this round has done so already; returns whether it has been learned
-    now.
+    """Learns a stored task again, unless this round has done so already; returns whether it did.
 
     Args:
         prepared: the run.

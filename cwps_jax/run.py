@@ -168,8 +168,7 @@ def _saving(
 
 
 def _know_capacities(trainer: Trainer, record: Mapping[str, Any]) -> None:
-    """Restores the array sizes of a stored task's trainings, so that later tasks compile as if these had run
-    here."""
+    """Restores the array sizes of stored trainings, so that later tasks compile as if these had run here."""
     for one in (*record.get("compared", {}).values(), record):
         if one.get("capacity"):
             trainer.network.know_capacity(one["capacity"])
@@ -265,8 +264,7 @@ def _agree(prepared: Prepared, told: Mapping[str, Any], workdir: pathlib.Path) -
 
 
 def _write_config(config: RunConfig, pool: Pool | None, workdir: pathlib.Path) -> None:
-    """Writes the config of this run, and the settings and data with which each task in the pool was
-    learned."""
+    """Writes the config of this run, and the settings and data of each task in the pool."""
     if not distributed.first():
         return
     stored = {name: pool.version(name).record.get(KEY) for name in pool.tasks} if pool else {}

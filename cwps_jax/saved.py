@@ -1,5 +1,4 @@
-"""The settings and data to which a saved training belongs, so that no other resumes from it, and its
-folder."""
+"""The settings and data to which a saved training belongs, and its folder."""
 
 import dataclasses
 import os

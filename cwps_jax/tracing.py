@@ -1,5 +1,4 @@
-"""The leaves that a Linen model's `init` would make, their modules and their order, without computing
-them."""
+"""The leaves that a Linen model's `init` would make, with their modules and order, and no computation."""
 
 import dataclasses
 import inspect

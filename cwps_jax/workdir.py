@@ -1,5 +1,4 @@
-"""The folder to which a run writes: on the disk, or on the disk with a copy in a bucket, which is what
-counts."""
+"""The folder to which a run writes: on the disk, or on the disk with a copy in a bucket that counts."""
 
 import contextlib
 import os
