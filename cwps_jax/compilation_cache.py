@@ -20,7 +20,7 @@ def start_jax(config: RunConfig) -> None:
                 pass
         except OSError as error:
             logging.warning(
-                "config.compilation_cache = %r: cannot be written to (%s); going on without it",
+                "config.compilation_cache = %r: cannot be written to (%s); continuing without it",
                 config.compilation_cache,
                 error.strerror,
             )

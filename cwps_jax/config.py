@@ -120,8 +120,8 @@ class RunConfig(TrainConfig, DataConfig):
             )
         if self.rounds > 1 and self.relearn:
             raise CwpsError(
-                f"config.rounds = {self.rounds} and config.relearn: a round is not begun anew; learn the "
-                "tasks anew first, with config.rounds=1"
+                f"config.rounds = {self.rounds} and config.relearn: a round cannot be started again; learn "
+                "the tasks again first, with config.rounds=1"
             )
         for name in self.overrides:
             self.for_task(name)

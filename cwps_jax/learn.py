@@ -183,7 +183,7 @@ def train_task(
         with the head in the model's own size.
     """
     if trainer.parallel.shard != config.shard:
-        raise CwpsError(f"config.shard = {config.shard!r}: the trainer was made for another; make one anew")
+        raise CwpsError(f"config.shard = {config.shard!r}: the trainer was made for another; make a new one")
     if trainer.parallel.mode != config.parallel:
         raise CwpsError(
             f"config.parallel = {config.parallel!r}: the trainer was made for {trainer.parallel.mode!r}"

@@ -25,7 +25,7 @@ _WORKDIR = flags.DEFINE_string(
     "Folder of the run's results, or a gs:// or s3:// address; by default runs/ and the config file's name.",
 )
 _FINISH = flags.DEFINE_bool(
-    "finish", False, "Learn nothing: measure the workdir's pool and write results.json and report/ anew."
+    "finish", False, "Learn nothing: measure the workdir's pool and write results.json and report/ again."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Be one of many processes, which JAX finds on TPU, Slurm, Open MPI and Kubernetes."

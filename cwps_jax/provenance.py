@@ -154,8 +154,8 @@ def check_task(name: str, record: Mapping[str, Any], data: TaskData, now: Mappin
         found = different_task(record[KEY], now)
     if found:
         raise CwpsError(
-            f"task {name!r} is stored, and was learned with something else: {found}; give it what it was "
-            "learned with, leave it out of config.tasks, or learn it anew: config.relearn=({name!r},)"
+            f"task {name!r} is stored, and was learned with other settings or data: {found}; use these, "
+            "leave the task out of config.tasks, or learn it again: config.relearn=({name!r},)"
         )
 
 

@@ -123,7 +123,7 @@ def _learn_draw(
             progress.skip(source_epochs)
         for name in tasks:
             if distributed.largest(stopping()):
-                raise Preempted(f"stopped before {name} began; the same command goes on with it")
+                raise Preempted(f"stopped before {name} began; the same command resumes with it")
             if not _learn_unless_stored(prepared, name, pool, progress, saving):
                 _know_capacities(prepared.trainer, pool.version(name).record)
                 forget(saving, name)  # a run that was killed has left it
@@ -140,7 +140,7 @@ def _learn_draw(
             for name in tasks:
                 if distributed.largest(stopping()):
                     raise Preempted(
-                        f"stopped before round {number} of {name}; the same command goes on with it"
+                        f"stopped before round {number} of {name}; the same command resumes with it"
                     )
                 if not learn_again(prepared, name, pool, progress, number, workdir, saving):
                     _know_capacities(prepared.trainer, pool.version(name).record)

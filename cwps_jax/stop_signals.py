@@ -38,11 +38,11 @@ def stop_signals(exit_status: int, grace: float = GRACE) -> Iterator[Callable[[]
                     continue
                 name = signal.Signals(number).name
                 if asked.is_set():
-                    _say(f"cwps: {name} again: ended at once")
+                    _say(f"cwps: {name} again: ends at once")
                     os._exit(128 + number)
                 asked.set()
                 if grace:
-                    _say(f"cwps: {name}: saves what is being trained, and ends; another ends it at once")
+                    _say(f"cwps: {name}: saves the training and ends; a second signal ends it at once")
                 timers.append(threading.Timer(grace, _leave, (exit_status,)))
                 timers[0].daemon = True
                 timers[0].start()
@@ -66,7 +66,7 @@ def stop_signals(exit_status: int, grace: float = GRACE) -> Iterator[Callable[[]
 
 
 def _leave(exit_status: int) -> None:
-    _say("cwps: stopped where it was: the same command goes on from what was saved last")
+    _say("cwps: stopped without a save: the same command resumes from the last save")
     os._exit(exit_status)
 
 

@@ -39,7 +39,7 @@ def register(method: type[Method]) -> type[Method]:
         CwpsError: no name, or one that another method has.
     """
     if not method.name or METHODS.setdefault(method.name, method) is not method:
-        raise CwpsError(f"a method cannot be called {method.name!r}: give it a name that no other has")
+        raise CwpsError(f"a method cannot be called {method.name!r}: give it another name")
     return method
 
 

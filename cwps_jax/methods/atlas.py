@@ -81,7 +81,7 @@ class Atlas(Method):
 
     def check(self, network: Network, training: TrainConfig) -> None:
         if training.epochs < 2:
-            raise CwpsError(f"config.epochs = {training.epochs}: atlas needs at least 2, one a stage")
+            raise CwpsError(f"config.epochs = {training.epochs}: atlas needs at least 2, one per stage")
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
         combined = network.remembered("atlas", lambda: _rule(network))

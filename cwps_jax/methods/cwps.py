@@ -120,7 +120,7 @@ class Cwps(Method):
         check_rounded(network, training)
         budgets.check_budget(prices(network, training), training.channel_budget)
         if training.epochs < 3:
-            raise CwpsError(f"config.epochs = {training.epochs}: cwps needs at least 3, one a stage")
+            raise CwpsError(f"config.epochs = {training.epochs}: cwps needs at least 3, one per stage")
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
         # Each stage has an epoch, and all of them together have no more than fine-tuning.

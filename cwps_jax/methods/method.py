@@ -155,7 +155,7 @@ class Stage:
         inference: whether the model runs as in evaluation: stored norm statistics, no dropout.
         reestimates_norms: whether norm statistics are estimated anew before the first step.
         context: from (what the rule computed, own, frozen) to a context manager around the model.
-        loss: from the task's loss to the stage's, both functions of (outputs, batch) to one value an item.
+        loss: from the task's loss to the stage's, both functions of (outputs, batch) to one value per item.
         on_device: from the frozen tree on the host to the one that the steps read, such as in other types.
         project: what is done to the own tree after each update.
         seen: from own and frozen tree to the own one that rule and context see in training, such as rounded.

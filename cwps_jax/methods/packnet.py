@@ -68,7 +68,7 @@ class PackNet(Method):
 
     def check(self, network: Network, training: TrainConfig) -> None:
         if training.epochs < 2:
-            raise CwpsError(f"config.epochs = {training.epochs}: packnet needs at least 2, one a stage")
+            raise CwpsError(f"config.epochs = {training.epochs}: packnet needs at least 2, one per stage")
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
         again = min(max(1, round(self.retrain_share * training.epochs)), training.epochs - 1)
@@ -124,7 +124,7 @@ class PackNet(Method):
                 )
             _place(kernels, free, stored)
         if not _count(free):
-            raise CwpsError("packnet: no weight of this backbone is free any more; begin another pool")
+            raise CwpsError("packnet: no weight of this backbone is free any longer; begin another pool")
         head = {path: start[path] for path in layout.head_paths}
         rest = {path: leaf for path, leaf in start.items() if path not in head}
         zeros = {path: np.zeros_like(kernel) for path, kernel in kernels.items()}

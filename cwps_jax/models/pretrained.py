@@ -167,7 +167,7 @@ def local_weights(weights: str | pathlib.Path) -> pathlib.Path:
     try:
         return pathlib.Path(hf_hub_download("/".join(parts[:2]), parts[2]))
     except (OSError, ValueError) as error:  # the bases of all that the hub's client raises
-        raise CwpsError(f"{weights}: could not be brought from the hub: {error}") from error
+        raise CwpsError(f"{weights}: cannot be downloaded from the hub: {error}") from error
 
 
 def _table_of(file: WeightsFile, tables: Sequence[Table], published: Mapping[str, Any]) -> Table:

@@ -123,7 +123,7 @@ def read_results(path: pathlib.Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CwpsError(f"{path}: no such file") from error
     except KeyError as error:
-        raise CwpsError(f"{path}: no {error} in it; main --finish writes results.json anew") from error
+        raise CwpsError(f"{path}: no {error} in it; main --finish writes results.json again") from error
     except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
         raise CwpsError(f"{path}: not a results.json") from error
 

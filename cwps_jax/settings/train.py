@@ -105,7 +105,7 @@ class TrainConfig:
         below_one(self, "label_smoothing", "ema")
         if not 0 < self.layer_decay <= 1:
             raise CwpsError(
-                f"config.layer_decay = {self.layer_decay}: must be above 0 and at most 1 (1 is no decay)"
+                f"config.layer_decay = {self.layer_decay}: must be above 0 and at most 1 (1 means no decay)"
             )
         if self.row_bits not in (*BITS, BY_BUDGET):
             raise CwpsError(
@@ -120,16 +120,16 @@ class TrainConfig:
         if not 0 <= self.byte_budget <= 1 or (chosen and self.byte_budget and self.budget < 1):
             raise CwpsError(
                 f"config.byte_budget = {self.byte_budget}: must be in [0, 1], a share of the backbone's "
-                f"bytes, and stands instead of config.budget ({self.budget}; 1 is no limit)"
+                f"bytes, and replaces config.budget ({self.budget}; 1 means no limit)"
             )
         if not 0 < self.budget <= 1:
             raise CwpsError(
                 f"config.budget = {self.budget}: must be above 0 and at most 1, a share of the backbone's "
-                "parameters (1 is no limit)"
+                "parameters (1 means no limit)"
             )
         if self.budgets and self.byte_budget and self.byte_budget not in self.budgets:
             raise CwpsError(
-                f"config.budgets = {self.budgets}: stands instead of config.byte_budget ({self.byte_budget})"
+                f"config.budgets = {self.budgets}: replaces config.byte_budget ({self.byte_budget})"
             )
         for one in self.budgets:
             if self.budgets.count(one) > 1:

@@ -93,7 +93,7 @@ class Contents:
         """
         if task == PRETRAINED:
             raise CwpsError(
-                f"{self.folder}: {task!r} is the model that tasks start from, and no task; name one of "
+                f"{self.folder}: {task!r} is the model that tasks start from, and not a task; name one of "
                 f"{', '.join(self.tasks[-NAMED:]) or 'none yet'}"
             )
         if task not in self.index.by_name:

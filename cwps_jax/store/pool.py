@@ -73,7 +73,7 @@ class Pool(Lifecycle):
             path = min(path for path in shapes.keys() | wanted.keys() if shapes.get(path) != wanted.get(path))
             raise CwpsError(
                 f"{path}: {shapes.get(path, 'missing')} in the variables, {wanted.get(path, 'missing')} in "
-                "the layout; give the layout of this very model"
+                "the layout; give the layout of this model"
             )
         together.agree_on(PRETRAINED, variables)
 
@@ -258,11 +258,11 @@ class Pool(Lifecycle):
         if gone:
             raise CwpsError(
                 f"{self.folder}: {task!r} is restored from {', '.join(gone)}, removed by another process "
-                "since this pool was opened; open it again and learn the task anew"
+                "since this pool was opened; open it again and learn the task again"
             )
         mine = [one.name for one in new if one.method == method.name] if method.uses_own_tasks else []
         if mine:
             raise CwpsError(
                 f"{self.folder}: another process has stored {', '.join(mine)} since this pool was opened, "
-                f"and {method.name} builds on all of its tasks; open it again and learn {task!r} anew"
+                f"and {method.name} builds on all of its tasks; open it again and learn {task!r} again"
             )

@@ -16,7 +16,9 @@ def why(split: Split, config: TrainConfig, step: int) -> str:
     for name, values in split.read(rows, None).items():
         found = not_finite(values)
         if found:
-            return f": the {name!r} of training item {rows[found[0]]} has a value that is {found[1]}; mend it"
+            return (
+                f": the {name!r} of training item {rows[found[0]]} has a value that is {found[1]}; repair it"
+            )
     rate = "the rate of config.optimizer" if config.optimizer_given else "config.learning_rate"
     return f"; its images and labels are finite: lower {rate}"
 

@@ -118,8 +118,8 @@ def _outputs(trainer: Trainer, model: nn.Module, data: TaskData, count: int) -> 
             if leaf.shape[:1] != (count,):
                 hint = "; add a channel axis by images[..., None]" if len(data.train.image.shape) == 2 else ""
                 raise CwpsError(
-                    f"the model gives outputs {leaf.shape} for images {_told(inputs)}: must be one an image, "
-                    f"({count}, ...){hint}"
+                    f"the model gives outputs {leaf.shape} for images {_told(inputs)}: must be one per "
+                    f"image, ({count}, ...){hint}"
                 )
         if trainer.parallel.axis_name is None:  # pmap has an axis, which the model may know
             _check_training(model, inputs, nn.meta.unbox(variables))
@@ -189,7 +189,7 @@ def _check_inputs(model: nn.Module, splits: Mapping[str, Split]) -> None:
             if forms.setdefault(name, form) != form:
                 raise CwpsError(f"{where} {name!r} is {form} an item, train {forms[name]}: give it one form")
             if wrong := not_finite(field):
-                raise CwpsError(f"{where} {name!r} {wrong[0]} has a value that is {wrong[1]}: mend it")
+                raise CwpsError(f"{where} {name!r} {wrong[0]} has a value that is {wrong[1]}: repair it")
     if names and splits["train"].preparation.group > 1:
         raise CwpsError(
             f"mixup and cutmix blend images alone, and the model takes {names[0]!r} too: set both to 0"
@@ -231,7 +231,7 @@ def _check_values(what: str, function: Callable[..., Any], outputs: Any, batch: 
         remedy = f"({count}, 1) and ({count},) were combined: give both one shape, as by outputs[:, 0]"
     came = type(values).__name__ if shape is None else shape
     raise CwpsError(
-        f"the {what} gives {came} for {count} items: must be one value an item, ({count},); {remedy}"
+        f"the {what} gives {came} for {count} items: must be one value per item, ({count},); {remedy}"
     )
 
 

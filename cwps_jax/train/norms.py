@@ -41,7 +41,7 @@ def estimated(after: Callable[[Tree], Tree], now: Tree, batch_norms: Collection[
         settled = _settled(begun[path], found[path], apart[path]) if path in moved else None
         if path in moved and settled is None:
             logging.warning(
-                "batch_stats/%s: not estimated anew, since its module does not average it over batches; it "
+                "batch_stats/%s: not estimated again, since its module does not average it over batches; it "
                 "stays as training left it",
                 path,
             )

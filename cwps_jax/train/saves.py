@@ -153,7 +153,7 @@ class Saves:
         self._last = time.monotonic()
         if stopping:
             where = f"{self._name}: stopped {_where(course, point)}, and saved in {self.folder}"
-            raise Preempted(f"{where}; the same command goes on from there")
+            raise Preempted(f"{where}; the same command resumes from there")
 
     def newest(self, course: Course) -> Point | None:
         """Returns the newest point that is whole, or None where there is none; says which.
@@ -235,7 +235,7 @@ class Saves:
         return self._manager
 
     def _of_another(self, told: Mapping[str, Any]) -> bool:
-        """Whether the training has to begin anew, since what it reads has changed by the work of others.
+        """Whether the training has to start again, since what it reads has changed by the work of others.
 
         Raises:
             CwpsError: the user has changed what it is.
@@ -244,11 +244,13 @@ class Saves:
         if found:
             raise CwpsError(
                 f"{self.folder}: has a training of {self._name} that was interrupted, and was another one: "
-                f"{found}; give it what it had to go on with it, or remove this folder to begin anew"
+                f"{found}; give it what it had to go on with it, or remove this folder to start again"
             )
         if told["beside"] == self._beside:
             return False
-        line = f"{self._name}: begins anew, since the pool has other tasks now than when it was interrupted"
+        line = (
+            f"{self._name}: starts again, because the pool has other tasks now than when it was interrupted"
+        )
         self._saving.say(line, 0)
         return True
 
@@ -269,7 +271,7 @@ class Saves:
         except (OSError, ValueError, RuntimeError) as error:  # what Orbax and TensorStore raise
             raise CwpsError(
                 f"{self.folder}: the training of {self._name} cannot be saved here ({_line(error)}); make "
-                "room, or name another place: the same command goes on from what was saved before"
+                "room, or name another place: the same command resumes from the last save"
             ) from error
 
 
