@@ -14,7 +14,7 @@ _BESIDE = 3  # more methods than these get tables of their own
 
 
 def show_results(results: Mapping[str, Any], console: Console) -> None:
-    """Prints the accuracies by task, what each method costs, and what all tasks cost together."""
+    """Prints the accuracies by task, the stored size of each method, and that of all tasks together."""
     rows, method = results["rows"], results["method"]
     methods, tasks, draws = (names(rows, key) for key in ("method", "task", "draw"))
     title = f"{method} on {results['backbone']}, {len(tasks)} tasks"
@@ -46,14 +46,14 @@ def show_results(results: Mapping[str, Any], console: Console) -> None:
 
 
 def _older(results: Mapping[str, Any]) -> list[str]:
-    """Returns a line for the older versions that the newest ones still borrow rows of."""
+    """Returns a line for the older versions whose rows the newest ones still borrow."""
     rounds = results.get("rounds") or [{"round": 0, "older_bytes": 0}]
     last = [one["older_bytes"] for one in rounds if one["round"] == rounds[-1]["round"]]
     return [f"Older versions, whose rows these borrow: {sum(last):,} bytes more."] if sum(last) else []
 
 
 def _left_out(results: Mapping[str, Any]) -> list[str]:
-    """Returns a line for what was not measured, or not compared to the bit."""
+    """Returns a line for the tasks that were not measured, or not compared to the bit."""
     lines = [
         f"{one['task']} was not measured: its accuracy is that of when it was learned ({one['why']})"
         for one in results.get("not_measured", ())
@@ -67,7 +67,7 @@ def _left_out(results: Mapping[str, Any]) -> list[str]:
 
 
 def _tasks(title: str, rows: Rows, methods: Sequence[str], own: str) -> Table:
-    """Returns a row a task with each method's accuracy, and what the run's own method keeps of it."""
+    """Returns a row per task with each method's accuracy, and the size that the run's own method stores."""
     table = _table(title, "task", [*methods, "kept", "bytes", "in bytes"])
     borrowed = {row["task"]: row["relation"] for row in rows if row["method"] == own and row["relation"]}
     if len(names(rows, "draw")) > 1:
@@ -90,7 +90,7 @@ def _tasks(title: str, rows: Rows, methods: Sequence[str], own: str) -> Table:
 
 
 def _accuracies(rows: Rows, methods: Sequence[str], tasks: Sequence[str]) -> Table:
-    """Returns a row a method with its accuracy on each of these tasks."""
+    """Returns a row per method with its accuracy on each of these tasks."""
     table = _table("accuracy by task", "method", tasks)
     for method in methods:
         table.add_row(method, *(_percent(spread(rows, method, "accuracy", task)) for task in tasks))
@@ -98,7 +98,7 @@ def _accuracies(rows: Rows, methods: Sequence[str], tasks: Sequence[str]) -> Tab
 
 
 def _methods(results: Mapping[str, Any], methods: Sequence[str]) -> Table:
-    """Returns a row a method with its means over the tasks."""
+    """Returns a row per method with its means over the tasks."""
     costs = ("trained", "peak_memory_bytes", "flops_per_step", "seconds")
     headers = ("accuracy", "kept", "in bytes", "all tasks", "trained", "memory", "FLOPs", "seconds")
     table = _table("means over the tasks", "method", headers)
@@ -125,7 +125,7 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
 
 
 def borrowed_from(task: str, relation: Mapping[str, float], most: int = 2) -> str:
-    """Returns from whom a task took its channels, the largest owners by name: "pretrained 60%, birds 5%"."""
+    """Returns the owners of a task's channels, the largest by name: "pretrained 60%, birds 5%"."""
     others = {owner: share for owner, share in relation.items() if owner != task}
     largest = sorted(others, key=lambda owner: -others[owner])
     named = ", ".join(f"{owner} {others[owner]:.0%}" for owner in largest[:most])

@@ -109,7 +109,7 @@ class TrainConfig:
             )
         if self.row_bits not in (*BITS, BY_BUDGET):
             raise CwpsError(
-                f"config.row_bits = {self.row_bits}: choose one of {', '.join(map(str, BITS))} bits a "
+                f"config.row_bits = {self.row_bits}: choose one of {', '.join(map(str, BITS))} bits per "
                 "weight, or 0 for as few as config.byte_budget has"
             )
         if self.row_bits == BY_BUDGET and not (self.byte_budget or self.budgets):
