@@ -11,8 +11,7 @@ from cwps_jax.settings import TrainConfig
 
 
 def why(split: Split, config: TrainConfig, step: int) -> str:
-    """Returns the cause of a loss that is not finite: an item of its batch, or otherwise the learning
-    rate."""
+    """Returns the cause of a loss that is not finite: an item of its batch, or else the learning rate."""
     rows = rows_of_step(split, config.batch_size, config.seed, step)
     for name, values in split.read(rows, None).items():
         found = not_finite(values)

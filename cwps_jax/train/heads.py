@@ -1,5 +1,4 @@
-"""Heads: one size for all tasks of a trainer, cut to each task's size, or started from the pre-trained
-head."""
+"""Heads: one size for all tasks of a trainer, cut to each task's size; and heads that start pre-trained."""
 
 from typing import Any
 

@@ -47,8 +47,7 @@ class Programs:
         return self._built[key]
 
     def model_of(self, method: Method, model: nn.Module | None = None) -> nn.Module:
-        """Returns the model that a method makes of a model, by default of the network's; the same each
-        time."""
+        """Returns the model that a method makes of one, by default of the network's; the same each time."""
         plain = self._network.model if model is None else model
         return self._network.remembered(("model", method, id(plain)), lambda: method.wrap(plain))
 

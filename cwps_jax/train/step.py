@@ -151,8 +151,7 @@ def rate(step: jax.Array, total_steps: jax.Array, warmup_steps: jax.Array, sched
 
 
 def move_average(average: Tree, new: Tree, keep: jax.Array) -> Tree:
-    """Returns keep * average + (1 - keep) * new for floating-point leaves, and the new ones of other
-    types."""
+    """Returns keep * average + (1 - keep) * new for floats; leaves of other types are the new ones."""
 
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
         if not jnp.issubdtype(old.dtype, jnp.inexact):

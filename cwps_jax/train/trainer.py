@@ -280,8 +280,7 @@ class Trainer:
         return self._predictors[id(model)]
 
     def model_of(self, method: Method, model: nn.Module | None = None) -> nn.Module:
-        """Returns the model that the method makes of a model, by default of the trainer's; the same each
-        time."""
+        """Returns the model that the method makes of one, by default of the trainer's; the same each time."""
         return self.programs.model_of(method, model)
 
     def _watched(
