@@ -39,7 +39,7 @@ REFUSED = {
     "text for images": (arrays(image=["a.png"] * 12), "test images are <U5: give numbers"),
     "no axis beside the items": (arrays(image=np.zeros(12)), r"shape \(12,\): give one array per item"),
     "ragged lists": (arrays(image=[[1.0]] * 11 + [[1.0, 2.0]]), "'image': its items have different shapes"),
-    "objects": (arrays(label=[None] * 12), "'label': its items are no numbers"),
+    "objects": (arrays(label=[None] * 12), "'label': its items are not numbers"),
     "one number": (arrays(label=1), "'label' is a single int: give one value per item"),
     "one-hot": (arrays(label=np.eye(4)[LABEL]), r"one-hot, \(12, 4\): give label.argmax\(axis=1\)"),
     "from 1": (arrays(label=LABEL + 1), "item 3: must be from 0 to 3; these count from 1: give label - 1"),
