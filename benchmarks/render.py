@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from runs import by_round_table, demo_table, methods_table, numbers_table, run_table, summary_table
-from serving import costs_table, curves_table, draw_serving, storm_table
+from serving_page import costs_table, curves_table, draw_serving, storm_table
 from targets import pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES

@@ -11,7 +11,7 @@ from PIL import Image
 FOLDER = pathlib.Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))  # its files import each other by their own names
 serve, curves = (importlib.import_module(name) for name in ("serve", "serve_curves"))
-serving = importlib.import_module("serving")
+page = importlib.import_module("serving_page")
 TINY = ("--quick", "--batch", "2", "--size", "16", "--repeats", "3")
 CONTRACT = {"ratios", "quartiles", "device", "versions", "commit", "settings"}
 TASKS = tuple(f"task{number}" for number in range(64))
@@ -68,9 +68,9 @@ def test_memory_of_full_copies_grows_by_one_a_task_and_a_banks_by_less(drawn_cur
 
 
 def test_curves_are_a_table_and_two_pictures(drawn_curves, tmp_path):
-    table = serving.curves_table(drawn_curves)
+    table = page.curves_table(drawn_curves)
     assert sum(line.startswith(("| 1 |", "| 3 |")) for line in table.splitlines()) == 2 * len(curves.WAYS)
-    for picture in serving.draw_serving(drawn_curves, tmp_path):
+    for picture in page.draw_serving(drawn_curves, tmp_path):
         with Image.open(picture) as shown:
             assert shown.text["Description"].endswith(drawn_curves["commit"])
 
