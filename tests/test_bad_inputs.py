@@ -5,12 +5,14 @@ One process imports the programs once and forks for each case, which would else 
 
 import dataclasses
 import errno
+import functools
 import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -27,6 +29,7 @@ from cwps_jax.data.source import ArraySource
 ROOT = pathlib.Path(__file__).parent.parent
 FORKED = """
 import json, os, sys, traceback
+import grain, scipy.ndimage, sklearn.datasets  # what the digits need, once and not in each child
 import cwps_jax.run
 import cwps_jax.data.__main__ as check
 from cwps_jax import command_line, main
@@ -192,6 +195,15 @@ ZOO = [
 ]  # fmt: skip
 
 
+@functools.cache
+def weights() -> bytes:
+    """A file of weights of a resnet8."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder, "w.safetensors")
+        save_backbone(file, "resnet8", load_backbone("resnet8")[1])
+        return file.read_bytes()
+
+
 def contents(root: pathlib.Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
 
@@ -207,8 +219,8 @@ def run_all(folder: pathlib.Path, cases: list[tuple[str, str, Case]]) -> list[tu
         (root / "w.pth").write_bytes(b"x")
         (root / "lfs.safetensors").write_bytes(LFS)
         if "weights" in str(case.flags):
-            save_backbone(root / "w.safetensors", "resnet8", load_backbone("resnet8")[1])
-            (root / "cut.safetensors").write_bytes((root / "w.safetensors").read_bytes()[:500])
+            (root / "w.safetensors").write_bytes(weights())
+            (root / "cut.safetensors").write_bytes(weights()[:500])
         if case.change:
             case.change(task)
         flags = [config.format(root=root), f"--config.cache_dir={root}-cache", "--config.compilation_cache="]
