@@ -8,7 +8,7 @@ from rich.table import Table
 
 from cwps_jax.report.costs import short
 from cwps_jax.report.rounds import HEADER, rounds_table
-from cwps_jax.report.rows import Rows, Spread, changed, comparable, names, spread, total
+from cwps_jax.report.rows import Rows, Spread, changed, comparable, metric_of, names, spread, total
 
 _BESIDE = 3  # more methods than these get tables of their own
 
@@ -17,12 +17,13 @@ def show_results(results: Mapping[str, Any], console: Console) -> None:
     """Prints the accuracies by task, what each method costs, and what all tasks cost together."""
     rows, method = results["rows"], results["method"]
     methods, tasks, draws = (names(rows, key) for key in ("method", "task", "draw"))
-    title = f"{method} on {results['backbone']}, {len(tasks)} tasks"
+    named = "" if metric_of(rows) == "accuracy" else f": {metric_of(rows)}"
+    title = f"{method} on {results['backbone']}, {len(tasks)} tasks{named}"
     if len(draws) > 1:
         title += f", {len(draws)} draws: mean (deviation)"
     console.print(_tasks(title, rows, methods if len(methods) <= _BESIDE else [method], method))
     if results.get("rounds"):
-        by_round = _table(f"{method} by round, means over the tasks", HEADER[0], HEADER[1:])
+        by_round = _table(f"{method} by round, means over the tasks{named}", HEADER[0], HEADER[1:])
         for row in rounds_table(results["rounds"]):
             by_round.add_row(*row)
         console.print(by_round)
@@ -91,7 +92,7 @@ def _tasks(title: str, rows: Rows, methods: Sequence[str], own: str) -> Table:
 
 def _accuracies(rows: Rows, methods: Sequence[str], tasks: Sequence[str]) -> Table:
     """Returns a row a method with its accuracy on each of these tasks."""
-    table = _table("accuracy by task", "method", tasks)
+    table = _table(f"{metric_of(rows)} by task", "method", tasks)
     for method in methods:
         table.add_row(method, *(_percent(spread(rows, method, "accuracy", task)) for task in tasks))
     return table
@@ -100,7 +101,16 @@ def _accuracies(rows: Rows, methods: Sequence[str], tasks: Sequence[str]) -> Tab
 def _methods(results: Mapping[str, Any], methods: Sequence[str]) -> Table:
     """Returns a row a method with its means over the tasks."""
     costs = ("trained", "peak_memory_bytes", "flops_per_step", "seconds")
-    headers = ("accuracy", "kept", "in bytes", "all tasks", "trained", "memory", "FLOPs", "seconds")
+    headers = (
+        metric_of(results["rows"]),
+        "kept",
+        "in bytes",
+        "all tasks",
+        "trained",
+        "memory",
+        "FLOPs",
+        "seconds",
+    )
     table = _table("means over the tasks", "method", headers)
     for method in methods:
         shares = ("accuracy", "params_ratio", "byte_ratio")
