@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PARITY ?= .venv-parity
 
-.PHONY: demo demo-methods test test-slow test-trackers torture docs notebooks lint format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build clean
+.PHONY: demo demo-methods test test-slow test-trackers torture docs notebooks lint lint-docs format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build clean
 
 # Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
@@ -46,6 +46,11 @@ lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/prose.py
+
+# The English of README.md, docs/ and their like, in the style of scripts/prose.toml: seconds.
+lint-docs: $(VENV)/test
+	$(BIN)/python scripts/prose.py
 
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .
