@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import pathlib
+import re
 import typing
 
 import numpy as np
@@ -35,6 +37,7 @@ YES = np.array([[2, -1], [-1, -2], [-2, 3]], np.float32)
 YES_OR_NO = (np.mean([2 / 3, 0]), np.mean([1 / 2, 0]), 1.0)
 PIXELS = np.array([[[0, 1]], [[1, 1]]])
 SHOWN = np.eye(2, dtype=np.float32)[np.array([[[0, 1]], [[0, 1]]])]
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "metrics.md"
 NAMES = ("macro_f1", "mean_iou", "mean_average_precision")
 
 
@@ -77,21 +80,26 @@ def test_a_function_has_its_own_name():
 
 
 def test_the_record_of_a_task_keeps_the_name_and_the_choice_is_made_by_it(
-    tmp_path, tiny_variables, tiny_layout
+    tmp_path, tiny_variables, tiny_layout, capsys
 ):
     rng = np.random.default_rng(0)
     image = rng.normal(size=(48, 8, 8, 1)).astype(np.float32)
     data = cwps.TaskData(*[{"image": image, "label": np.arange(48) % 3}] * 3, classes=3)
-    pool = cwps.Pool.create(tmp_path / "pool", tiny_variables, tiny_layout)
-    config = cwps.TrainConfig(epochs=3, batch_size=16, budget=0.6)
-    given = {"metric": "macro_f1", "config": config}
-    learned = cwps.learn_task(pool, "birds", TinyModel(), data, **given)
+    names = {"cwps": cwps, "model": TinyModel(), "data": data}
+    names["pool"] = pool = cwps.Pool.create(tmp_path / "pool", tiny_variables, tiny_layout)
+    names["config"] = cwps.TrainConfig(epochs=3, batch_size=16, budget=0.6)
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    exec(compile(block, PAGE.name, "exec"), names)
+    learned, config = names["learned"], names["config"]
     found = cwps.evaluate(pool, "birds", data, metric="macro_f1", model=TinyModel())
     assert learned.record["metric"] == "macro_f1" and learned.metric == found.metric
+    assert 0 < names["found"].metric <= 1 and capsys.readouterr().out.startswith("macro_f1 ")
     assert learned.metric != cwps.evaluate(pool, "birds", data, model=TinyModel()).metric
     assert "test macro_f1" in learned._repr_html_()
     assert f"{learned.metric:.3f} macro_f1" in repr(pool) and f"macro_f1 {learned.metric:.3f}" in listed(pool)
-    again = cwps.learn_task(pool, "birds", TinyModel(), data, relearn="better", **given)
+    again = cwps.learn_task(
+        pool, "birds", TinyModel(), data, relearn="better", metric="macro_f1", config=config
+    )
     assert again.name == "birds@1" and again.reached == learned.validation_metric  # not better: not stored
 
 
