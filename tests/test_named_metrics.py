@@ -114,7 +114,7 @@ def test_tables_name_it():
     assert "accuracy" in shown(results) and "macro_f1" not in shown(results)
     for row in results["rows"]:
         row["metric"] = "macro_f1"
-    assert "tasks: macro_f1" in shown(results) and "accuracy" not in shown(results)
+    assert "tasks, macro_f1" in shown(results) and "accuracy" not in shown(results)
 
 
 def shown(results: dict) -> str:

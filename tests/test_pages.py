@@ -9,8 +9,8 @@ import sys
 
 import chex
 import jax
-import numpy as np
 import pytest
+from conftest import random_split
 from test_check import png
 from test_configs import write_weights
 
@@ -59,11 +59,7 @@ def test_its_settings_are_settings(name):
 
 
 def test_the_ten_lines_run(tmp_path, tiny_model, tiny_variables, tiny_layout, monkeypatch):
-    rng = np.random.default_rng(0)
-    split = {
-        "image": rng.normal(size=(64, 8, 8, 1)).astype(np.float32),
-        "label": np.arange(64, dtype=np.int32) % 3,
-    }
+    split = random_split(64)
     given = {
         "model": tiny_model,
         "key": jax.random.key(0),

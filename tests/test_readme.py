@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import chex
-import numpy as np
+from conftest import random_split
 
 import cwps_jax as cwps
 
@@ -16,11 +16,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_example_runs_as_it_stands(tmp_path, tiny_model, tiny_variables):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    rng = np.random.default_rng(0)
-    split = {
-        "image": rng.normal(size=(64, 8, 8, 1)).astype(np.float32),
-        "label": np.arange(64, dtype=np.int32) % 3,
-    }
+    split = random_split(64)
     given = {
         "model": tiny_model,
         "images": split["image"][:2],
