@@ -98,17 +98,8 @@ def methods_table(results: Mapping[str, Any]) -> Table:
                 *(_short(means[key]) for key in costs),
             )
         )
-    header = (
-        metric_of(results["rows"]),
-        "kept",
-        "in bytes",
-        "all tasks",
-        "trained",
-        "memory",
-        "FLOPs",
-        "seconds",
-    )
-    return ("method", *header), found
+    header = ("kept", "in bytes", "all tasks", "trained", "memory", "FLOPs", "seconds")
+    return ("method", metric_of(results["rows"]), *header), found
 
 
 def storing_table(results: Mapping[str, Any]) -> Table:
@@ -165,8 +156,8 @@ def continual_lines(results: Mapping[str, Any]) -> list[str]:
     if lost is None:
         return []
     return [
-        f"Means in points of {metric_of(results['rows'])}: backward transfer {points(statistics.mean(backward))}, forgetting "
-        f"{100 * lost:.1f}. Forward transfer is not known from one run: a study compares with tasks that are "
+        f"Means in points of {metric_of(results['rows'])}: backward transfer "
+        f"{points(statistics.mean(backward))}, forgetting {100 * lost:.1f}. Forward transfer is not known from one run: a study compares with tasks that are "
         "learned alone."
     ]
 
@@ -192,14 +183,8 @@ def budgets_table(results: Mapping[str, Any]) -> Table:
         )
         for one in results.get("curves", ())
     ]
-    return (
-        "task",
-        "byte budget",
-        "in bytes",
-        "bytes",
-        f"validation {metric_of(results['rows'])}",
-        "kept",
-    ), found
+    validation = f"validation {metric_of(results['rows'])}"
+    return ("task", "byte budget", "in bytes", "bytes", validation, "kept"), found
 
 
 def borrowed_from(task: str, relation: Mapping[str, float], most: int = 2) -> str:
@@ -226,7 +211,8 @@ def _older(results: Mapping[str, Any]) -> list[str]:
 def _left_out(results: Mapping[str, Any]) -> list[str]:
     """Returns a line for what was not measured, or not compared to the bit."""
     lines = [
-        f"{one['task']} was not measured: its {metric_of(results['rows'])} is that of when it was learned ({one['why']})"
+        f"{one['task']} was not measured: its {metric_of(results['rows'])} is that of when it was learned "
+        f"({one['why']})"
         for one in results.get("not_measured", ())
     ]
     if others := len(results["forgetting"]) - len(comparable(results)):
