@@ -157,8 +157,8 @@ def continual_lines(results: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"Means in points of {metric_of(results['rows'])}: backward transfer "
-        f"{points(statistics.mean(backward))}, forgetting {100 * lost:.1f}. Forward transfer is not known from one run: a study compares with tasks that are "
-        "learned alone."
+        f"{points(statistics.mean(backward))}, forgetting {100 * lost:.1f}. Forward "
+        "transfer is not known from one run: a study compares with tasks that are learned alone."
     ]
 
 
