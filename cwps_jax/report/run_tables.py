@@ -28,22 +28,26 @@ def run_title(results: Mapping[str, Any]) -> str:
     """Returns what was run: method, backbone, number of tasks and draws, and the metric unless accuracy."""
     tasks, draws = (names(results["rows"], key) for key in ("task", "draw"))
     named = "" if metric_of(results["rows"]) == "accuracy" else f", {metric_of(results['rows'])}"
-    title = f"{results['method']} on {results['backbone']}, {len(tasks)} tasks{named}"
+    title = f"{results['method']} on {results['backbone']}, {_tasks(len(tasks))}{named}"
     return f"{title}, {len(draws)} draws: mean (deviation)" if len(draws) > 1 else title
 
 
 def run_lines(results: Mapping[str, Any]) -> list[str]:
     """Returns what all tasks cost together, what was forgotten, and what was not measured."""
     tasks = len(names(results["rows"], "task"))
+    which, times = "The" if tasks == 1 else "All", _times(total(results, results["method"]), 2)
     return [
-        f"All {tasks} tasks and the pre-trained model: {_times(total(results, results['method']), 2)} the "
-        f"backbone's {results['backbone_parameters']:,} parameters; a whole network per task is "
-        f"{1 + tasks}x.",
+        f"{which} {_tasks(tasks)} and the pre-trained model: {times} the backbone's "
+        f"{results['backbone_parameters']:,} parameters; a whole network per task is {1 + tasks}x.",
         f"Forgetting: {changed(results)} of {len(comparable(results))} stored tasks changed any bit of "
         "their test logits since they were learned.",
         *_older(results),
         *_left_out(results),
     ]
+
+
+def _tasks(count: int) -> str:
+    return f"{count} task{'' if count == 1 else 's'}"
 
 
 def tasks_table(results: Mapping[str, Any]) -> Table:
