@@ -18,7 +18,7 @@ case ${1:-} in
     # The hosts come with Python 3.10; uv brings the Python that is needed.
     run sh -c 'curl -LsSf https://astral.sh/uv/install.sh | sh'
     run "$HOME/.local/bin/uv" venv --clear --python 3.12 .venv
-    run "$HOME/.local/bin/uv" pip install --python .venv/bin/python -c constraints.txt -e ".[demo,tpu${EXTRA:+,$EXTRA}]"
+    run "$HOME/.local/bin/uv" pip install --python .venv/bin/python -c constraints.txt -e ".[demo,tfds,tpu${EXTRA:+,$EXTRA}]"
     if [[ $# -eq 3 ]] && ! mountpoint -q "$3"; then
       run sudo apt-get install -y nfs-common
       run sudo mkdir -p "$3"

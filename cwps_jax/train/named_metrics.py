@@ -4,12 +4,12 @@ All but accuracy are of a whole split, by scikit-learn.
 """
 
 import functools
-import importlib.util
 from collections.abc import Mapping
 
 import numpy as np
 
 from cwps_jax.errors import CwpsError
+from cwps_jax.extras import check_extra
 from cwps_jax.train.objectives import Metric, WholeSplit, accuracy, whole_split
 
 
@@ -81,8 +81,8 @@ def find_metric(given: Metric | str) -> Metric:
         return given
     if given not in NAMED:
         raise CwpsError(f"metric {given!r} is not one of {', '.join(NAMED)}; or give a function in Python")
-    if isinstance(NAMED[given], WholeSplit) and importlib.util.find_spec("sklearn") is None:
-        raise CwpsError(f"metric {given!r} needs scikit-learn: pip install 'cwps_jax[demo]'")
+    if isinstance(NAMED[given], WholeSplit):
+        check_extra("demo", f"metric {given!r}")
     return NAMED[given]
 
 
