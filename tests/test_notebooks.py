@@ -34,6 +34,9 @@ RUNS = {
 }
 
 
+QUICKEST = "photos_to_export"
+
+
 def read(name: str) -> dict:
     return json.loads(NOTEBOOKS[name].read_text())
 
@@ -49,7 +52,7 @@ def test_every_notebook_has_a_test():
 # What takes the time is compiling: one runs wherever the tests do, the others by `make test-slow`.
 @pytest.mark.parametrize(
     "name",
-    ["own_models", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "own_models")],
+    [name if name == QUICKEST else pytest.param(name, marks=pytest.mark.slow) for name in RUNS],
 )
 def test_its_code_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
