@@ -30,7 +30,7 @@ def keep_programs(folder: str, setting: str) -> None:
                 pass
         except OSError as error:
             logging.warning(
-                "%s%r: cannot be written to (%s); going on without it", setting, folder, error.strerror
+                "%s%r: cannot be written to (%s); continuing without it", setting, folder, error.strerror
             )
             return
         jax.config.update("jax_compilation_cache_dir", place)

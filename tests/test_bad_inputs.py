@@ -156,7 +156,7 @@ DIGITS = [
     Case(("--config.budget=2.0",), "config.budget = 2.0"),
     Case(("--config.head=haed",), "haed"),
     Case(("--config.batch_size=4096",), "batch_size = 4096"),
-    Case(("--config.image_size=20",), "the digits have 12 pixels a side"),
+    Case(("--config.image_size=20",), "the digits have 12 pixels per side"),
     Case(("--config.image_bits=99",), "config.image_bits = 99: must be from 8 to 31"),
     Case(("--config.crop_area=(2.0,1.0)",), "config.crop_area"),
     Case(("--config.data=folder",), "config.data = 'folder' is not known; choose one of"),
@@ -290,8 +290,8 @@ def test_caches_that_cannot_be_written_to_are_none_and_this_is_said(tmp_path, ca
     start_jax(SimpleNamespace(compilation_cache=str(tmp_path / "a_file" / "cache")))
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 3 and not any("\n" in line for line in told)
-    assert "going on without a cache" in told[0] and "name another config.cache_dir" in told[1]
-    assert "config.compilation_cache = " in told[2] and "going on without it" in told[2]
+    assert "continuing without a cache" in told[0] and "name another config.cache_dir" in told[1]
+    assert "config.compilation_cache = " in told[2] and "continuing without it" in told[2]
 
 
 @pytest.mark.parametrize(
