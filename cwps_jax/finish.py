@@ -12,6 +12,7 @@ from rich.console import Console
 from cwps_jax import data, distributed
 from cwps_jax.config import DataConfig, RunConfig
 from cwps_jax.data.task import TaskData
+from cwps_jax.extras import check_extra
 from cwps_jax.files import write_atomically
 from cwps_jax.parallel import Parallel
 from cwps_jax.prepare import load_task, model_maker, open_image_cache
@@ -28,6 +29,7 @@ def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[s
     It takes nothing from the process that trained, so what it measures is what is stored. With several
     draws each has results and a report of its own, and the workdir's results.json has the rows of all.
     """
+    check_extra("report", "the report of a run")
     from cwps_jax.report.pictures import draw_comparison  # matplotlib is not needed to learn
 
     folders = draw_folders(config, workdir)

@@ -10,6 +10,7 @@ import numpy as np
 
 from cwps_jax.data.source import Record
 from cwps_jax.errors import CwpsError
+from cwps_jax.extras import check_extra
 from cwps_jax.settings import DataConfig
 
 BOX = "bbox"
@@ -20,7 +21,7 @@ class TfdsSource:
     """One split; see `ImageSource`.
 
     Attributes:
-        name: what a user knows it by.
+        name: its name in messages.
         classes: names of the classes.
         fingerprint: data set, version, fields that are read, and the split's files with sizes and times.
         rows: TFDS's own random access, with encoded images.
@@ -68,7 +69,7 @@ def open_split(settings: DataConfig, task: str, split: str) -> TfdsSource:
         split: such as "train", "train+validation" or "train[:90%]".
 
     Raises:
-        CwpsError: the package, the data set, the split or a field is not there, or the data set is not
+        CwpsError: the package, the data set, the split or a field does not exist, or the data set is not
             prepared for random access.
     """
     builder = _builder(settings, task)
@@ -119,13 +120,9 @@ def split_names(settings: DataConfig, task: str) -> tuple[str, ...]:
 
 def _builder(settings: DataConfig, task: str) -> Any:
     """Returns TFDS's builder of a prepared data set."""
-    try:
-        import array_record  # noqa: F401
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise CwpsError(
-            "config.data = 'tfds' needs TensorFlow Datasets: pip install tensorflow-datasets array_record"
-        ) from error
+    check_extra("tfds", "config.data = 'tfds'")
+    import tensorflow_datasets as tfds
+
     name = settings.dataset.replace("{task}", task)
     where = f"config.dataset = {name!r}"
     data_dir = os.path.expanduser(settings.data_dir) or None
@@ -155,7 +152,7 @@ def _builder(settings: DataConfig, task: str) -> Any:
 
 
 def _why(tfds: Any, dataset: str, config: str | None, error: Exception) -> str:
-    """Returns why TFDS has no such builder, with the nearest names of those that it has."""
+    """Returns the reason why TFDS has no such builder, with the nearest names that it has."""
     known = tfds.list_builders(with_community_datasets=False)
     if dataset not in known:
         return "not known to TensorFlow Datasets, nor prepared in the data_dir" + _near(dataset, known)
@@ -187,7 +184,7 @@ def _image_field(fields: Mapping[str, Any], where: str) -> str:
     if "image" in images:
         return "image"
     if len(images) != 1:
-        raise CwpsError(f"{where} has {len(images)} images a record, none called 'image': {_list(fields)}")
+        raise CwpsError(f"{where} has {len(images)} images per record, none called 'image': {_list(fields)}")
     return images[0]
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import pathlib
 import sys
@@ -10,9 +9,10 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from cwps_jax.config import RunConfig
 from cwps_jax.errors import CwpsError
+from cwps_jax.extras import check_extra
 
-NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 TOKEN = "CWPS_TOKEN"
 
 
@@ -41,8 +41,9 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         CwpsError: whatever is wrong in them or in the pool, or the extra `serve` is not installed.
     """
-    check_installed()
+    check_extra("serve", "the server")
     # Not before: they import what may be missing, and JAX, which takes seconds.
+    from cwps_jax.compilation_cache import keep_programs
     from cwps_jax.server.app import make_app
     from cwps_jax.server.limits import Limits
     from cwps_jax.server.running import check_address, read_token, serve
@@ -56,20 +57,12 @@ def main(arguments: Sequence[str]) -> None:
     limits = Limits(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Limits)})
     token = read_token(given.token_file, os.environ.get(TOKEN, ""))
     check_address(given.host, given.port, token)
+    keep_programs(given.compilation_cache, "--compilation-cache ")
     pool = Pool.open(given.pool)
     from cwps_jax.serve import TaskBank
 
     bank = TaskBank(pool, given.tasks or None, device_bytes=given.device_bytes, host_bytes=given.host_bytes)
     serve(make_app(bank, pool, limits, token), given.host, given.port, limits)
-
-
-def check_installed(needed: Sequence[str] = NEEDED) -> None:
-    """Raises CwpsError where a package of the extra `serve` is missing."""
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise CwpsError(
-            f"the server needs {', '.join(missing)}, not installed here: pip install 'cwps_jax[serve]'"
-        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,5 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device-bytes", type=int, default=0, help="of tasks on the device; 0: no limit")
     parser.add_argument("--host-bytes", type=int, default=0, help="of tasks on the host; 0: no limit")
+    parser.add_argument(
+        "--compilation-cache",
+        default=RunConfig.compilation_cache,
+        metavar="FOLDER",
+        help="of compiled programs, which the next start reuses; '' for none",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
