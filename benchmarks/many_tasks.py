@@ -7,24 +7,27 @@ channels (from half of it to one and a half, drawn for each layer and task), in 
 process. resident_over_copies: bytes on the device over as many full copies. memory_over_resident: how much
 this process's memory (without files that it maps) has grown, over those bytes. stored_over_copies: payload
 bytes of the tasks over as many full copies. All three are counted, so that they have no quartiles.
-`seconds`: "open" the pool and the bank; "first_answer" with its compilations; medians of "swap", of
-"answer" (one picture), of "drop" and of "add", for random tasks, and what the slowest one took.
-`compilations`: of all of these after the first answer.
+`seconds` and `processor_seconds` (those of all threads, which a busy machine does not change much): "open"
+the pool and the bank; the "first_answer", "first_drop" and "first_add", with their compilations; medians of
+"swap", of "answer" (one picture), of "drop" and of "add", for random tasks, and what the slowest one took.
+`compilations`: of all of these after the first ones.
 """
 
 import argparse
+import collections
 import dataclasses
 import multiprocessing
 import pathlib
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measurement import parse, parser, publish, seconds_of
+from measurement import parse, parser, publish
 from synthetic import CountCompilations, moved
 from turn import CLASSES, random_variables
 
@@ -111,23 +114,28 @@ def opened(folder: pathlib.Path, arguments: argparse.Namespace) -> dict[str, Any
     image = rng.normal(size=(1, arguments.size, arguments.size, 3)).astype(np.float32)
     jax.block_until_ready(jnp.zeros(1))
     before = own_memory()
-    began = time.perf_counter()
+    turns: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
+
+    def timed(what: str, call: Callable[[], Any]) -> Any:
+        began = time.perf_counter(), time.process_time()
+        result = jax.block_until_ready(call())
+        turns[what].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+        return result
+
     pool = Pool.open(folder)
-    bank = cwps.TaskBank(pool)
-    jax.block_until_ready(bank._ways.resident.tables.arrays)
-    seconds: dict[str, Any] = {"open": time.perf_counter() - began}
+    bank = timed("open", lambda: cwps.TaskBank(Pool.open(folder)))
     resident, grown = bank.resident["device"], own_memory() - before
     names = list(map(str, rng.permutation(pool.tasks)))
-    seconds["first_answer"] = seconds_of(lambda: bank.answer(image, names[0], "swapped"))
-    turns: dict[str, list[float]] = {"swap": [], "answer": [], "drop": [], "add": []}
+    timed("first_answer", lambda: bank.answer(image, names[0], "swapped"))
+    timed("first_drop", lambda: bank.drop(names[0]))
+    timed("first_add", lambda: bank.add(names[0]))
     with CountCompilations() as counted:
         for number in range(arguments.repeats):
             task = names[(1 + number) % len(names)]
-            swap = lambda task=task: jax.block_until_ready(bank._ways.swap(bank.served(task).loaded))
-            turns["swap"].append(seconds_of(swap))
-            turns["answer"].append(seconds_of(lambda task=task: bank.answer(image, task, "swapped")))
-            turns["drop"].append(seconds_of(lambda task=task: bank.drop(task)))
-            turns["add"].append(seconds_of(lambda task=task: bank.add(task)))
+            timed("swap", lambda task=task: bank._ways.swap(bank.served(task).loaded))
+            timed("answer", lambda task=task: bank.answer(image, task, "swapped"))
+            timed("drop", lambda task=task: bank.drop(task))
+            timed("add", lambda task=task: bank.add(task))
     for task in names[: arguments.checked]:
         right = whole_tree(
             bank.served(task), bank._ways.classes
@@ -138,8 +146,12 @@ def opened(folder: pathlib.Path, arguments: argparse.Namespace) -> dict[str, Any
         alone = bank._ways.forward(bank.served(task), right, image)[0, :CLASSES]
         if not np.array_equal(bank.answer(image, task, "swapped")[0], alone):
             raise SystemExit(f"{task}: the bank's answer is not the network's of the pool")
-    for name, values in turns.items():
-        seconds |= {name: statistics.median(values), f"slowest_{name}": max(values)}
+    found: dict[str, dict[str, float]] = {"seconds": {}, "processor_seconds": {}}
+    for name, pairs in turns.items():
+        for seconds, values in zip(found.values(), zip(*pairs, strict=True), strict=True):
+            seconds[name] = statistics.median(values)
+            if len(values) > 1:
+                seconds[f"slowest_{name}"] = max(values)
     copies = len(pool) * sum(leaf.nbytes for leaf in jax.tree.leaves(pool.effective(names[0])))
     return {
         "ratios": {
@@ -148,7 +160,7 @@ def opened(folder: pathlib.Path, arguments: argparse.Namespace) -> dict[str, Any
             "stored_over_copies": sum(pool.version(task).bytes for task in pool.tasks) / copies,
         },
         "quartiles": {},
-        "seconds": seconds,
+        **found,
         "resident_bytes": resident,
         "compilations": counted.count,
     }

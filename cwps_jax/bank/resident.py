@@ -177,7 +177,7 @@ class Resident:
                 )
 
     def arguments(self, task: Loaded) -> tuple[Any, ...]:
-        """Returns what the programs read of a task beside its address: see `programs.merged`."""
+        """Returns what the programs read of a task beside its address: see `programs.written`."""
         rows = {
             leaf: self.tables.arrays[leaf] for leaf in self.layout.layer_paths if leaf in self.tables.arrays
         }

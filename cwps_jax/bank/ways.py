@@ -83,14 +83,11 @@ class Ways:
             return working[1]
         self.resident.load([task])
         working = self.resident.working  # which had to go where there was no room
+        self.resident.working = None
         if working and working[0].leaves == task.leaves:
-            self.resident.working = None
-            tree = programs.swapped(
-                self.resident.layout, task.capacity, task.leaves, working[1], *self.resident.arguments(task),
-                task.address,
-            )  # fmt: skip
+            tree = self._written(task, working[1])
         else:
-            self.resident.working = working = None
+            del working  # its memory
             tree = self._merged(task)
         self.resident.working = task, tree
         return tree
@@ -188,8 +185,13 @@ class Ways:
         own = sum(int(np.prod(leaf.shape)) * 4 for leaf in task.leaves)
         tree = _bytes(resident.start) + own
         resident.make_room(lambda: resident.device_bytes + tree, [task])
-        return programs.merged(
-            resident.layout, task.capacity, task.leaves, *resident.arguments(task), task.address
+        return self._written(task, programs.empty(resident.layout, task.leaves, resident.start))
+
+    def _written(self, task: Loaded, into: Any) -> Any:
+        """Returns a task's variables, in the memory of those that are given up."""
+        resident = self.resident
+        return programs.written(
+            resident.layout, task.capacity, task.leaves, into, *resident.arguments(task), task.address
         )
 
     def _seconds_of(self, what: str, task: Loaded, call: Callable[[Loaded], Any]) -> float:
