@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PARITY ?= .venv-parity
 
-.PHONY: demo demo-methods test test-slow test-trackers torture docs lint format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build clean
+.PHONY: demo demo-methods demo-docs test test-slow test-trackers torture docs lint lint-docs format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build clean
 
 # Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
@@ -14,6 +14,16 @@ demo: $(VENV)/demo
 demo-methods: $(VENV)/demo
 	$(BIN)/python -m cwps_jax.main --config configs/digits_methods.py $(ARGS)
 	$(BIN)/python -m cwps_jax.main --config configs/digits_methods.py:vit $(ARGS)
+
+# The demo's tables and pictures in README.md and docs/, all of the same three runs, the pictures of the first.
+demo-docs: $(VENV)/demo
+	rm -rf runs/docs
+	for seed in 0 1 2; do \
+	  $(BIN)/python -m cwps_jax.main --config configs/digits.py --config.seed=$$seed --workdir runs/docs/$$seed && \
+	  cp runs/docs/$$seed/results.json docs/results/digits_seed$$seed.json || exit 1; \
+	done
+	cp runs/docs/0/report/channels.png runs/docs/0/report/relation.png runs/docs/0/report/total_bytes.png docs/images
+	$(BIN)/python benchmarks/render.py
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
@@ -41,6 +51,11 @@ lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/prose.py
+
+# The English of README.md, docs/ and their like, in the style of scripts/prose.toml: seconds.
+lint-docs: $(VENV)/test
+	$(BIN)/python scripts/prose.py
 
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .

@@ -57,6 +57,7 @@ RUNS = {
         Run("hard", "--backbone resnet50 --repeats 0 --cost-batch 256", "resnet50_batch256"),
         Run("task"),
         Run("saving"),
+        Run("start"),
         Run("search"),
         Run("pool"),
         Run("swap"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cwps_jax.report import format_1
-from cwps_jax.report.rounds import HEADER, rounds_table
+from cwps_jax.report.rounds import rounds_table
 from cwps_jax.report.rows import Spread, changed, comparable, names, spread, total
 
 Find = Callable[[str, str, str | None], Spread | None]
@@ -75,8 +75,8 @@ def summary_table(run: dict[str, Any]) -> str:
 
 def by_round_table(run: dict[str, Any]) -> str:
     """Returns the table of a run's rounds over its tasks."""
-    rows = [HEADER, ("---",) * len(HEADER), *rounds_table(run["rounds"])]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    header, rows = rounds_table(run["rounds"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))
 
 
 def methods_table(run: dict[str, Any]) -> str:

@@ -106,6 +106,18 @@ ROWS = (
         Goal("saving_cpu.json", 1.05),
         Goal("saving_gpu.json", 1.05),
     ),
+    Row(
+        "start to first step, two processes over one, programs compiled before",
+        "warm_start_of_two_over_one",
+        Goal("start_cpu.json", 1.3),
+        None,
+    ),
+    Row(
+        "start to first step, two processes over one, compiling",
+        "cold_start_of_two_over_one",
+        Goal("start_cpu.json", 1.3),
+        None,
+    ),
     Row("fine-tuning step over PyTorch's", "finetune_over_torch", Goal(_PEERS), Goal(_PEERS_GPU, 1.0)),
     Row(
         "fine-tuning step over the bound of its memory traffic",

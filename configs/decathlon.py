@@ -1,10 +1,11 @@
 """Visual Domain Decathlon: nine small-image tasks from an ImageNet model, the tenth of its data sets.
 
 Command:    python -m cwps_jax.main --config configs/decathlon.py         (or configs/decathlon.py:resnet34)
+Install:    pip install 'cwps_jax[run,tfds,hub]'
 Data:       TensorFlow Datasets, shorter sides of 72 px, prepared once where TensorFlow is installed, such as
             tfds build visual_domain_decathlon/aircraft --file_format=array_record --data_dir=DATA
             then --config.data_dir=DATA (without it, TFDS's own default)
-Weights:    torchvision's first ImageNet ones from the Hugging Face hub (pip install 'cwps_jax[hub]'), or
+Weights:    torchvision's first ImageNet ones from the Hugging Face hub, or
             --config.weights=FILE
 Run time:   not yet run; 174,000 training images of 64 px, 30 epochs, three methods: meant for a GPU or TPU
 Reached:    not yet run

@@ -1,12 +1,13 @@
 """DomainNet: 345 classes in six domains, each a task, from an ImageNet ResNet.
 
 Command:    python -m cwps_jax.main --config configs/domainnet.py         (or configs/domainnet.py:resnet50)
+Install:    pip install 'cwps_jax[run,tfds,hub]'
 Data:       TensorFlow Datasets, the cleaned release with its published splits, prepared once where TensorFlow
             is installed: tfds build domainnet --file_format=array_record --data_dir=DATA
             then --config.data_dir=DATA (without it, TFDS's own default). Or, without TFDS, the official
             archives and lists (ai.bu.edu/M3SDA: real.zip, real_train.txt, real_test.txt, ...) in one folder,
             and --config.data=folders --config.data_dir=FOLDER
-Weights:    torchvision's first ImageNet ones from the Hugging Face hub (pip install 'cwps_jax[hub]'), or
+Weights:    torchvision's first ImageNet ones from the Hugging Face hub, or
             --config.weights=FILE
 Run time:   not yet run; 410,000 training images, 30 epochs, three methods: meant for a GPU or TPU
 Reached:    not yet run

@@ -2,12 +2,13 @@
 
 Command:    python -m cwps_jax.main --config configs/imagenet_to_sketch.py --config.data_dir=DATA
             (or configs/imagenet_to_sketch.py:resnet18, :resnet34, :densenet121, :vit_b16)
+Install:    pip install 'cwps_jax[run,tfds,hub]'
 Data:       three tasks from TensorFlow Datasets, prepared once where TensorFlow is installed, such as
             tfds build caltech_birds2011 --file_format=array_record --data_dir=DATA
             (and cars196, oxford_flowers102); two in folders of the same DATA, as Piggyback's repository
             (github.com/arunmallya/piggyback) gives them: DATA/wikiart/<train or test>/<class>/<file> and
             DATA/sketch/<train or test>/<class>/<file>
-Weights:    from the Hugging Face hub (pip install 'cwps_jax[hub]'), or --config.weights=FILE: torchvision's
+Weights:    from the Hugging Face hub, or --config.weights=FILE: torchvision's
             first ImageNet ones, for ViT those that timm calls vit_base_patch16_224.augreg_in21k_ft_in1k
 Run time:   not yet run; 74,000 training images, 30 epochs, three methods: meant for a GPU or TPU
 Reached:    not yet run

@@ -11,6 +11,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Sequence
+from logging import ERROR
 from typing import Any
 
 from absl import app, flags, logging
@@ -52,6 +53,7 @@ def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None 
             raise CwpsError(f"{argv[1]!r} is not a flag; give the config as --config=FILE")
         if not _DEBUG.value:
             logging.set_verbosity(logging.WARNING)  # Orbax tells of every file at INFO
+            logging.get_absl_logger().addFilter(_is_told)
         return program(_read_config(read or _run_config))
 
     try:
@@ -73,6 +75,11 @@ def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None 
         sys.exit(status)
 
 
+def _is_told(record: Any) -> bool:
+    """Whether a line of a log is shown: not a traceback of Orbax's threads, whose error is raised, too."""
+    return record.levelno < ERROR or "orbax" not in record.pathname
+
+
 def _as_lost(error: Exception) -> Exception:
     """Returns an error as `ProcessLost` where it tells that another process does not answer in a step."""
     if distributed.many() and isinstance(error, RuntimeError) and NO_ANSWER.search(str(error)):
@@ -92,7 +99,7 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and (error.filename is not None or error.errno in NO_ROOM):
         where = f"{error.filename}: " if error.filename is not None else ""
         remedy = (
-            "make room there, or name another --workdir and config.cache_dir"
+            "make room in --workdir and config.cache_dir, or name others"
             if error.errno in NO_ROOM
             else "name another place, or make it one that can be read and written to"
         )

@@ -45,7 +45,7 @@ class Carrier(Protocol):
 
 _FAILED = "cwps/failed/"
 _carrier: Carrier | None = None
-_answered: list[str] = []  # texts of this process that the coordinator still keeps
+_answered: list[str] = []  # what this process told that the coordinator still keeps
 _turns = itertools.count()  # every process does the same in the same order, so that numbers name it
 
 
@@ -116,6 +116,11 @@ def process() -> int:
     return runtime.global_state.process_id if many() else 0
 
 
+def processes() -> int:
+    """Returns how many processes there are."""
+    return runtime.global_state.num_processes if many() else 1
+
+
 def first() -> bool:
     """Whether this is process 0, or the only one: the one that writes."""
     return process() == 0
@@ -141,15 +146,14 @@ def by_first(
         try:
             told = _sent(action)
         except Exception as error:
-            _client().key_value_set(key, json.dumps({"error": _one_line(error)}))
+            _client().key_value_set_bytes(key, json.dumps({"error": _one_line(error)}).encode())
             raise
-        _client().key_value_set(key, json.dumps({"told": told}))
+        _client().key_value_set_bytes(key, json.dumps({"told": told}).encode())
         return told
     answer = json.loads(_read(key, 0, what))
     if "error" in answer:
         raise CwpsError(f"process 0: {answer['error']}")
-    told = answer["told"]
-    until = time.monotonic() + SEEN_SECONDS
+    told, until = answer["told"], time.monotonic() + SEEN_SECONDS
     while not seen(told):
         if _carrier:
             _carrier.pull()
@@ -199,14 +203,8 @@ def agree(when: str, values: Mapping[str, Any]) -> None:
         when: at which point, for the error: "at the start".
         values: {what it is: plain JSON}; where it is long, a digest of it.
     """
-    if not many():
-        return
-    turn, own = next(_turns), runtime.global_state.process_id
-    _client().key_value_set(f"cwps/{turn}/{own}", json.dumps(values, sort_keys=True))
-    told = [
-        json.loads(_read(f"cwps/{turn}/{process}", process, f"it is compared {when}"))
-        for process in range(runtime.global_state.num_processes)
-    ]
+    own = json.dumps(values, sort_keys=True).encode()
+    told = [json.loads(one) for one in exchanged(own, f"it is compared {when}")]
     for process, theirs in enumerate(told):
         differing = [name for name in {**told[0], **theirs} if told[0].get(name) != theirs.get(name)]
         if differing:
@@ -220,17 +218,26 @@ def agree(when: str, values: Mapping[str, Any]) -> None:
 
 def largest(value: int) -> int:
     """Returns the largest of all processes' values; all of them ask at the same place."""
+    return max(map(int, exchanged(str(int(value)).encode(), "all are asked")))  # of a bool, too
+
+
+def exchanged(value: bytes, what: str) -> list[bytes]:
+    """Returns what each process gave, in their order; all of them ask at the same place.
+
+    Args:
+        value: this process's; through the coordinator's memory, so a few megabytes at most.
+        what: is done there, for the error: "all are asked".
+    """
     if not many():
-        return value
-    turn, own = next(_turns), runtime.global_state.process_id
-    _client().key_value_set(f"cwps/{turn}/{own}", str(int(value)))  # of a bool, too
-    others = range(runtime.global_state.num_processes)
-    found = max(int(_read(f"cwps/{turn}/{one}", one, "all are asked")) for one in others)
+        return [value]
+    keys = [f"cwps/{turn}/{one}" for turn in [next(_turns)] for one in range(processes())]
+    _client().key_value_set_bytes(keys[process()], value)
+    told = [_read(key, one, what) for one, key in enumerate(keys)]
     # All have written this one: they have read the one before.
     while _answered:
         _client().key_value_delete(_answered.pop())
-    _answered.append(f"cwps/{turn}/{own}")
-    return found
+    _answered.append(keys[process()])
+    return told
 
 
 def fail(line: str, status: int) -> None:
@@ -268,12 +275,12 @@ def _client() -> Any:
     return runtime.global_state.client
 
 
-def _read(key: str, process: int, what: str) -> str:
-    """Returns a text of another process, as soon as it is there."""
+def _read(key: str, process: int, what: str) -> bytes:
+    """Returns what another process told, as soon as it is there."""
     until = time.monotonic() + WAIT_SECONDS
     while True:
         try:
-            return _client().blocking_key_value_get(key, LOOK_MILLISECONDS)
+            return _client().blocking_key_value_get_bytes(key, LOOK_MILLISECONDS)
         except RuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise ProcessLost(

@@ -12,6 +12,8 @@ from rich.console import Console
 from cwps_jax import data, distributed
 from cwps_jax.config import DataConfig, RunConfig
 from cwps_jax.data.task import TaskData
+from cwps_jax.extras import check_extra
+from cwps_jax.files import write_atomically
 from cwps_jax.parallel import Parallel
 from cwps_jax.prepare import load_task, model_maker, open_image_cache
 from cwps_jax.provenance import KEY
@@ -22,11 +24,12 @@ from cwps_jax.store.pool import Pool
 
 
 def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[str, Any]:
-    """Measures every task of the workdir's pool, writes results.json and report/, and shows the table.
+    """Measures every task of the workdir's pool, shows the table, and writes results.json and the report.
 
     It takes nothing from the process that trained, so what it measures is what is stored. With several
     draws each has results and a report of its own, and the workdir's results.json has the rows of all.
     """
+    check_extra("report", "the report of a run")
     from cwps_jax.report.pictures import draw_comparison  # matplotlib is not needed to learn
 
     folders = draw_folders(config, workdir)
@@ -35,8 +38,7 @@ def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[s
         return finished[0]
     results = together(finished)
     if distributed.first():
-        write_json(workdir / "results.json", results)
-        _show(results, workdir, draw_comparison(results, workdir / "report"), console)
+        _write(config, results, workdir, draw_comparison(results, workdir / "report"), console)
     return results
 
 
@@ -56,8 +58,7 @@ def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console:
         rounds=config.rounds,
     )
     if distributed.first():
-        write_json(workdir / "results.json", results)
-        _show(results, workdir, draw_report(pool, results, workdir / "report"), console)
+        _write(config, results, workdir, draw_report(pool, results, workdir / "report"), console)
     return results
 
 
@@ -73,10 +74,20 @@ def _load_stored(config: RunConfig, pool: Pool, name: str) -> TaskData:
     return data.load(settings, told["task"], seed=told["config"]["seed"], cache=cache)
 
 
-def _show(
-    results: dict[str, Any], workdir: pathlib.Path, pictures: list[pathlib.Path], console: Console
+def _write(
+    config: RunConfig,
+    results: dict[str, Any],
+    workdir: pathlib.Path,
+    pictures: list[pathlib.Path],
+    console: Console,
 ) -> None:
+    """Writes what was measured, as numbers and as a page, and tells where."""
+    from cwps_jax.report.run_page import run_page
+
+    write_json(workdir / "results.json", results)
+    write_atomically(workdir / "report.html", run_page(results, config, pictures))
     show_results(results, console)
     console.print(f"Results: {workdir / 'results.json'}", soft_wrap=True, highlight=False)
     for picture in pictures:
         console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {workdir / 'report.html'}", soft_wrap=True, highlight=False)

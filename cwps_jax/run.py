@@ -14,6 +14,7 @@ from rich.console import Console
 from cwps_jax import distributed
 from cwps_jax.config import RunConfig
 from cwps_jax.errors import Preempted
+from cwps_jax.extras import check_extra
 from cwps_jax.learn import learn_task, train_task
 from cwps_jax.prepare import Prepared, prepare
 from cwps_jax.pretraining import origin, pretrained_pool, stored_pool
@@ -62,6 +63,7 @@ def learn(
         Preempted: it has been asked to stop, and the same call goes on.
     """
     check_packages(config.metrics)
+    check_extra("report", "the report of a run")
     profiler = None
     if config.profile and distributed.first():
         profiler = Profiler(workdir / "profile", dtype=config.dtype, recomputes=config.remat)

@@ -27,3 +27,14 @@ need() {
     [[ -n ${!name:-} ]] || refuse "$name is not set: put it before the command, as in $name=... $0"
   done
 }
+
+# Takes a slash off the end of RUNS, and sets `store` to what a bucket needs beside the package: gcs, s3, or nothing.
+# shellcheck disable=SC2034  # the scripts that source this read it
+read_runs() {
+  RUNS=${RUNS%/} store=
+  case $RUNS in
+    gs://?*) store=gcs ;;
+    s3://?*) store=s3 ;;
+    *://*) refuse "RUNS=$RUNS: give gs://BUCKET/FOLDER or s3://BUCKET/FOLDER, or a folder that all hosts share" ;;
+  esac
+}

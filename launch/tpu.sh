@@ -5,7 +5,8 @@
 #   NAME     of the TPU, and of the queued resource          ZONE     such as us-west4-a
 #   TYPE     such as v5litepod-16, v5p-8, v6e-16             PROJECT  of Google Cloud; gcloud's own by default
 #   RUN_ID   of the run: one RUN_ID is one workdir, so the same RUN_ID again goes on with the same run
-#   RUNS     a folder that all hosts share and that outlives them, such as /mnt/runs; the workdir is RUNS/RUN_ID
+#   RUNS     a folder that all hosts share and that outlives them, such as /mnt/runs, or gs://BUCKET/FOLDER, for
+#            which setup installs what is needed; the workdir is RUNS/RUN_ID
 #   NFS      HOST:/SHARE, which setup mounts at RUNS on every host (Filestore, or any NFS server from version 4);
 #            who logs in there has to be allowed to write to it
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
@@ -35,9 +36,12 @@ pack() {
 }
 
 # The commands of a host, each one string: ssh joins what it is given, and the host's shell splits it again.
-install_command="tar xzf cwps_jax.tar.gz && bash cwps_jax/launch/tpu_host.sh install"
+store=
+if [[ -n ${RUNS:-} ]]; then read_runs; fi
+install_command="tar xzf cwps_jax.tar.gz && ${store:+EXTRA=$store }bash cwps_jax/launch/tpu_host.sh install"
 if [[ -n ${NFS:-} ]]; then
   need RUNS
+  [[ -z $store ]] || refuse "RUNS=$RUNS is a bucket, where NFS cannot be mounted: leave out one of the two"
   install_command+=" $NFS $RUNS"
 fi
 logs_command="tail -n 100 -F cwps_jax.log"

@@ -2,6 +2,7 @@
 # What is done on each host of a TPU; tpu_vm.sh and tpu_queued.sh call it there.
 # Needs:  the repository, unpacked into cwps_jax/ of the home folder.
 # Call:   bash cwps_jax/launch/tpu_host.sh install [HOST:/SHARE FOLDER, of NFS, to be mounted]
+#         EXTRA=gcs before it, or s3, where the workdir is in a bucket
 #         bash cwps_jax/launch/tpu_host.sh run --config=... --workdir=... [more flags of cwps_jax.main]
 # Exit:   run ends with main's own status. When the connection breaks main goes on, and writes to cwps_jax.log;
 #         the next run ends it first, by its id: a TPU serves one process.
@@ -17,7 +18,7 @@ case ${1:-} in
     # The hosts come with Python 3.10; uv brings the Python that is needed.
     run sh -c 'curl -LsSf https://astral.sh/uv/install.sh | sh'
     run "$HOME/.local/bin/uv" venv --clear --python 3.12 .venv
-    run "$HOME/.local/bin/uv" pip install --python .venv/bin/python -c constraints.txt -e '.[demo,tpu]'
+    run "$HOME/.local/bin/uv" pip install --python .venv/bin/python -c constraints.txt -e ".[demo,tfds,tpu${EXTRA:+,$EXTRA}]"
     if [[ $# -eq 3 ]] && ! mountpoint -q "$3"; then
       run sudo apt-get install -y nfs-common
       run sudo mkdir -p "$3"

@@ -84,6 +84,10 @@ class Page:
         data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         file.write_bytes(base64.b64decode(data))
 
+    def printed(self) -> bytes:
+        """Returns the PDF of the page on paper."""
+        return base64.b64decode(self.call("Page.printToPDF")["data"])
+
 
 @contextlib.contextmanager
 def browser(folder: pathlib.Path):

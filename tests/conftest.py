@@ -22,11 +22,13 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import stages
 
 from cwps_jax import modules
 from cwps_jax.core.channels import Layout
+from cwps_jax.data.task import TaskData
 from cwps_jax.store import Pool
 
 
@@ -42,6 +44,17 @@ class TinyModel(nn.Module):
         x = nn.relu(nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x))
         x = nn.relu(nn.Conv(8, (3, 3), strides=2, dtype=self.dtype, name="conv2")(x))
         return nn.Dense(self.classes, name="head")(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
+
+
+def random_split(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns images (count, 8, 8, 1) of noise, float32, and labels (count,) of three classes, int32."""
+    images = np.random.default_rng(seed).normal(size=(count, 8, 8, 1)).astype(np.float32)
+    return {"image": images, "label": np.arange(count, dtype=np.int32) % 3}
+
+
+def random_task() -> TaskData:
+    """Returns a task of 96 and 24 such images."""
+    return TaskData.from_arrays(random_split(96, 96), random_split(24, 24), classes=3)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # not where it is only looked through for doctests
 import jax
 import jax.numpy as jnp
 import numpy as np
+import searched
 import stages
 
 from cwps_jax import CwpsError, distributed, methods, modules
@@ -58,6 +59,16 @@ def check(process: int, folder: pathlib.Path) -> None:
     spread = Parallel(shard=(("*", "split"),))
     _, recording = stages.run_stages(model, layout, variables, spread)
     np.savez(folder / f"spread-{process}.npz", *jax.tree.leaves(recording.fetched))
+
+    # The search: each process compares the rows of its owners.
+    sketches = {}
+    for search in searched.OPTIONS:
+        rng = np.random.default_rng(0)
+        stored = searched.SharedRows(rng, 12, search)
+        found = searched.find(stored.child(rng), stored.stored, search)
+        np.savez(folder / f"{searched.names(search)}-{process}.npz", *jax.tree.leaves(found))
+        sketches[searched.names(search)] = sorted(stored.sketches)
+    (folder / f"sketches-{process}.json").write_text(json.dumps(sketches))
 
     # One of the two is asked to stop, in the middle of a stage.
     asked = itertools.count()

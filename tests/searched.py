@@ -125,10 +125,11 @@ class SharedRows:
         stored: the models as stored rows.
         models: the same, each whole.
         reads: owners in the order in which they were read.
+        sketches: owners whose sketches were read.
     """
 
     def __init__(self, rng, tasks, search):
-        self.reads = []
+        self.reads, self.sketches = [], []
         whole = [rows(random_params(rng))]
         owner, row = ({path: [np.zeros(len(own), int)] for path, own in whole[0].items()} for _ in range(2))
         packed, self.active = [{}], [{}]
@@ -176,7 +177,16 @@ class SharedRows:
         self.reads.append(number)
         return self._rows(number, packed)
 
+    def child(self, rng):
+        """A child near the seventh model; of each layer a channel is a stored row, and one never moved."""
+        near = rows(self.models[7])
+        child = {path: own + 0.1 * rng.standard_normal(own.shape) for path, own in near.items()}
+        for path, own in child.items():
+            own[0], own[1] = near[path][0], rows(self.models[0])[path][1]
+        return from_rows(child)
+
     def _sketch(self, number, packed):
+        self.sketches.append(number)
         return sketched(LAYOUT, self._rows(number, packed), self.active[number], self._rows(0, packed))
 
     def _rows(self, number, packed):

@@ -287,9 +287,9 @@ def test_caches_that_cannot_be_written_to_are_none_and_this_is_said(tmp_path, ca
     [
         (
             OSError(errno.ENOSPC, "No space left on device", "run/pool/x"),
-            "run/pool/x: No space left on device; make room there, or name another --workdir",
+            "run/pool/x: No space left on device; make room in --workdir and config.cache_dir, or name",
         ),
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room there"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room in"),
         (PermissionError(errno.EACCES, "Permission denied", "run"), "run: Permission denied; name another"),
         (OSError(errno.EROFS, "Read-only file system", "run"), "run: Read-only file system; name another"),
     ],

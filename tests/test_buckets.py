@@ -365,6 +365,19 @@ def test_a_run_on_another_machine_ends_the_first_at_its_next_task(
     assert cwps.Pool.open(f"{ADDRESS}/pool").tasks == ("b",)
 
 
+def test_runs_with_a_folder_each_become_one_pool_by_merging(tiny_variables, tiny_layout, moved, tmp_path):
+    for number, task in enumerate(("a", "b")):
+        with opened_workdir(f"fake://mine/{task}") as workdir:
+            pool = cwps.Pool.create(workdir / "pool", tiny_variables, tiny_layout, backbone="tiny")
+            add_task(pool, task, tiny_variables, moved, 1 + number)
+    pool = cwps.Pool.create(tmp_path / "pool", tiny_variables, tiny_layout, backbone="tiny")
+    for task in ("a", "b"):
+        pool_command(["merge", str(pool.folder), f"fake://mine/{task}/pool"])
+    assert cwps.Pool.open(pool.folder).tasks == ("a", "b") and pool.verify() == []
+    with pytest.raises(CwpsError, match="a pool in a bucket is only read here"):
+        cwps.Pool.open("fake://mine/a/pool").merge(pool)
+
+
 @pytest.mark.parametrize(
     ("address", "told"),
     [

@@ -106,6 +106,50 @@ def test_a_bucket_that_does_not_answer_is_one_line(environment, changes, address
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and told in done.stderr
 
 
+def by_slurm(runs: str, environment: dict, folder: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
+    """Runs slurm.sbatch as Slurm does, on one node with one task; stand-ins take its commands' place."""
+    for name, body in (
+        ("srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"'),
+        ("scontrol", f"touch {folder / 'requeued'}"),
+    ):
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    task = {
+        "JOB_ID": str(os.getpid()),
+        "NTASKS": "1",
+        "PROCID": "0",
+        "LOCALID": "0",
+        "STEP_NODELIST": "localhost",
+    }
+    variables = {
+        **environment,
+        **{f"SLURM_{name}": value for name, value in task.items()},
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "RUNS": runs,
+        "RUN_ID": "first",
+    }
+    given = ["bash", "launch/slurm.sbatch", "configs/digits.py", *flags]
+    return subprocess.run(given, cwd=ROOT, env=variables, capture_output=True, text=True)
+
+
+def test_a_launch_script_whose_bucket_is_not_there_ends_with_one_line(environment, tmp_path):
+    done = by_slurm("s3://nobody/runs/", environment, tmp_path)
+    assert done.returncode == 2 and not (tmp_path / "requeued").exists()
+    lines = [line for line in done.stderr.splitlines() if line.startswith("cwps: ")]
+    assert lines == ["cwps: s3://nobody/runs/first: there is no such bucket; make it, or name another"]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_launch_script_runs_into_a_bucket(environment, tmp_path):
+    flags = command("")[5:]
+    done = by_slurm("s3://mine/launched", environment, tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    pool = cwps.Pool.open("s3://mine/launched/first/pool")
+    assert pool.tasks == ("negative",) and pool.verify() == []
+
+
 @pytest.mark.slow
 def test_two_processes_without_a_shared_folder_see_one_pool(environment):
     address = "s3://mine/runs/pair"

@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import searched
 from stages import run_stages
 
 from cwps_jax import command_line, distributed
@@ -106,6 +107,20 @@ def test_predictions_come_in_order_for_every_item(pair, tiny_model, tiny_variabl
     for process in (0, 1):
         (found,) = leaves(pair, "logits", process)
         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("search", searched.OPTIONS, ids=searched.names)
+def test_two_processes_search_as_one_does_to_the_bit_and_share_the_rows(pair, search):
+    rng = np.random.default_rng(0)
+    stored = searched.SharedRows(rng, 12, search)
+    wanted = jax.tree.leaves(searched.find(stored.child(rng), stored.stored, search))
+    for process in (0, 1):
+        for found, exact in zip(leaves(pair, searched.names(search), process), wanted, strict=True):
+            np.testing.assert_array_equal(found, exact)
+    told = [json.loads((pair / f"sketches-{process}.json").read_text()) for process in (0, 1)]
+    evens, odds = (one[searched.names(search)] for one in told)
+    assert sorted(evens + odds) == sorted(stored.sketches) and all(one % 2 for one in odds)
+    assert not any(one % 2 for one in evens)
 
 
 def test_one_that_is_asked_to_stop_stops_both_where_both_go_on(pair):

@@ -5,9 +5,8 @@ import html.parser
 import re
 
 import chex
-import numpy as np
 import pytest
-from conftest import TinyModel
+from conftest import TinyModel, random_task
 
 import cwps_jax as cwps
 from cwps_jax.serve.model_card import model_card
@@ -17,20 +16,12 @@ WATCHED: list[tuple[str, int]] = []  # what the bar was told while the tasks wer
 ODD = "<b>|`x`[1]"  # a task may be called so
 
 
-def task() -> cwps.TaskData:
-    splits = []
-    for count in (96, 24):
-        images = np.random.default_rng(count).normal(size=(count, 8, 8, 1)).astype(np.float32)
-        splits.append({"image": images, "label": np.arange(count) % 3})
-    return cwps.TaskData.from_arrays(*splits, classes=3)
-
-
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory, tiny_model, tiny_variables, tiny_layout):
     """A pool with three tasks, and what learn_task gave for each."""
     folder = tmp_path_factory.mktemp("habits") / "pool"
     pool = cwps.Pool.create(folder, tiny_variables, tiny_layout, record={"weights": "none | <i>"})
-    trainer = cwps.make_trainer(tiny_model, task(), config=CONFIG)
+    trainer = cwps.make_trainer(tiny_model, random_task(), config=CONFIG)
     own: list = []
 
     @contextlib.contextmanager
@@ -40,7 +31,9 @@ def learned(tmp_path_factory, tiny_model, tiny_variables, tiny_layout):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cwps_jax.learn.watched", watched)
         given = {
-            name: cwps.learn_task(pool, name, TinyModel(), task(), config=CONFIG, trainer=trainer, **observed)
+            name: cwps.learn_task(
+                pool, name, TinyModel(), random_task(), config=CONFIG, trainer=trainer, **observed
+            )
             for name, observed in (("birds", {}), (ODD, {}), ("cars", {"observe": own.append}))
         }
     assert len(own) == CONFIG.epochs

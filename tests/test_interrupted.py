@@ -3,22 +3,13 @@
 import signal
 
 import chex
-import numpy as np
 import pytest
-from conftest import TinyModel
+from conftest import TinyModel, random_task
 
 import cwps_jax as cwps
 from cwps_jax.train.saves import Saving
 
 CONFIG = cwps.TrainConfig(epochs=4, batch_size=16, learning_rate=0.05, budget=0.6)
-
-
-def task() -> cwps.TaskData:
-    splits = []
-    for count in (96, 24):
-        images = np.random.default_rng(count).normal(size=(count, 8, 8, 1)).astype(np.float32)
-        splits.append({"image": images, "label": np.arange(count) % 3})
-    return cwps.TaskData.from_arrays(*splits, classes=3)
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -27,11 +18,11 @@ def test_an_interrupt_leaves_the_pool_whole_and_the_same_call_goes_on(
 ):
     said, seen = [], []
     saving = Saving(tmp_path / "saves", minutes=1e-9, say=lambda line, epochs: said.append(epochs))
-    trainer = cwps.make_trainer(TinyModel(), task(), config=CONFIG)
+    trainer = cwps.make_trainer(TinyModel(), random_task(), config=CONFIG)
 
     def learn(pool, observe):
         options = {"config": CONFIG, "trainer": trainer, "checkpoints": saving if saved else None}
-        return cwps.learn_task(pool, "birds", TinyModel(), task(), observe=observe, **options)
+        return cwps.learn_task(pool, "birds", TinyModel(), random_task(), observe=observe, **options)
 
     def interrupt(progress):
         seen.append(progress.epoch)
@@ -49,5 +40,5 @@ def test_an_interrupt_leaves_the_pool_whole_and_the_same_call_goes_on(
     assert len(said) == saved  # where it goes on; how far the last save is depends on the disk
     assert again == list(range(again[0], 5)) and again[0] == 1 + sum(said)
     assert not saved or not list((tmp_path / "saves").iterdir())
-    whole = cwps.learn_task(pools[1], "birds", TinyModel(), task(), config=CONFIG, trainer=trainer)
+    whole = cwps.learn_task(pools[1], "birds", TinyModel(), random_task(), config=CONFIG, trainer=trainer)
     chex.assert_trees_all_equal(gone_on.variables, whole.variables)

@@ -18,6 +18,7 @@ TPU = {"NAME": "mine", "ZONE": "us-west4-a", "TYPE": "v5litepod-16"}
 RUN = {**TPU, "RUN_ID": "first", "RUNS": "/mnt/runs"}
 XPK = {**RUN, "CLUSTER": "ours", "PROJECT": "p", "IMAGE": "registry/cwps_jax:tpu", "STORAGE": "runs"}
 QUEUED = {**RUN, "NFS": "10.0.0.2:/share", "SLICES": "2", "SPOT": "1", "PROJECT": "p"}
+BUCKET = {**RUN, "RUNS": "gs://mine/runs/"}
 NAMES = "--config.tasks=('a', 'b')"  # of a flag that a shell would take apart
 
 # {golden file: (variables, script and arguments)}; CWPS_WRITE_GOLDEN=1 writes them anew.
@@ -28,6 +29,8 @@ CALLS = {
     "vm_state": (TPU, ["tpu_vm.sh", "state"]),
     "vm_setup": (TPU, ["tpu_vm.sh", "setup"]),
     "vm_run": (RUN, ["tpu_vm.sh", "run", "configs/pacs.py", NAMES]),
+    "vm_setup_bucket": (BUCKET, ["tpu_vm.sh", "setup"]),
+    "vm_run_bucket": (BUCKET, ["tpu_vm.sh", "run", "configs/pacs.py"]),
     "vm_logs": (TPU, ["tpu_vm.sh", "logs"]),
     "vm_delete": (TPU, ["tpu_vm.sh", "delete"]),
     "queued_create": (QUEUED, ["tpu_queued.sh", "create"]),
@@ -38,6 +41,7 @@ CALLS = {
     "queued_logs": (QUEUED, ["tpu_queued.sh", "logs"]),
     "queued_delete": (QUEUED, ["tpu_queued.sh", "delete"]),
     "host_install": ({"HOME": "/home/me"}, ["tpu_host.sh", "install"]),
+    "host_install_bucket": ({"HOME": "/home/me", "EXTRA": "gcs"}, ["tpu_host.sh", "install"]),
     "host_install_mount": (
         {"HOME": "/home/me"},
         ["tpu_host.sh", "install", "10.0.0.2:/share", "/mnt/runs"],
@@ -45,8 +49,10 @@ CALLS = {
     "babysit": (RUN, ["babysit.sh", "configs/pacs.py", NAMES]),
     "babysit_queued": ({**QUEUED, "BY": "tpu_queued.sh", "KEEP": "1"}, ["babysit.sh", "configs/pacs.py"]),
     "xpk": (XPK, ["xpk.sh", "configs/pacs.py", NAMES]),
+    "xpk_bucket": ({**XPK, **BUCKET, "STORAGE": ""}, ["xpk.sh", "configs/pacs.py"]),
     "xpk_delete": (XPK, ["xpk.sh", "delete"]),
     "slurm": ({"RUN_ID": "first", "RUNS": "/shared/runs"}, ["slurm.sbatch", "configs/pacs.py", NAMES]),
+    "slurm_bucket": ({"RUN_ID": "first", "RUNS": "s3://mine/runs"}, ["slurm.sbatch", "configs/pacs.py"]),
 }
 # What is wrong: (variables, script and arguments, a part of the one line).
 WRONG = [
@@ -63,6 +69,14 @@ WRONG = [
     ({**TPU, "SLICES": "0"}, ["tpu_queued.sh", "create"], "SLICES=0"),
     (TPU, ["tpu_queued.sh", "list"], "call it as tpu_queued.sh create, state"),
     (RUN, ["tpu_queued.sh", "run"], "run CONFIG"),
+    (
+        {**BUCKET, "NFS": "10.0.0.2:/share"},
+        ["tpu_vm.sh", "setup"],
+        "is a bucket, where NFS cannot be mounted",
+    ),
+    ({**RUN, "RUNS": "az://mine"}, ["tpu_vm.sh", "run", "configs/pacs.py"], "RUNS=az://mine: give gs://"),
+    ({**XPK, "RUNS": "gs:///"}, ["xpk.sh", "configs/pacs.py"], "RUNS=gs://: give gs://"),
+    ({"RUN_ID": "a", "RUNS": "http://b"}, ["slurm.sbatch", "configs/pacs.py"], "RUNS=http://b: give gs://"),
     ({}, ["tpu_host.sh", "start"], "call it as tpu_host.sh"),
     (RUN, ["babysit.sh"], "call it as babysit.sh CONFIG"),
     (TPU, ["babysit.sh", "configs/pacs.py"], "RUN_ID is not set"),

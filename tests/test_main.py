@@ -61,6 +61,9 @@ def test_a_run_leaves_everything_a_user_expects(finished):
     assert {"channels_negative.png", "relation.png", "accuracy_bytes.png"} <= {
         path.name for path in (workdir / "report").iterdir()
     }
+    page = (workdir / "report.html").read_text()
+    assert page.count("<img") == 4 and "cwps on resnet8, 2 tasks" in page
+    assert done.stdout.endswith(f"Report: {workdir / 'report.html'}\n")
     for shown in ("negative", "finetune", "kept", "bytes", "x the backbone's", "relation.png", "left"):
         assert shown in done.stdout
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr

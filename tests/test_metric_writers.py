@@ -1,6 +1,7 @@
 """Places for the numbers of every epoch: what was written is read back, also of a run that was killed."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -22,7 +23,7 @@ from cwps_jax.train.records import Progress
 TRACKERS = [
     pytest.param(name, marks=pytest.mark.skipif(not installed, reason=f"{name} is not installed"))
     for name in ("wandb", "mlflow")
-    for installed in [metrics.importlib.util.find_spec(name)]
+    for installed in [importlib.util.find_spec(name)]
 ]
 EVERYWHERE = ["tensorboard", "jsonl", *TRACKERS]
 
@@ -136,7 +137,6 @@ def assert_has(found: dict, *epochs: int) -> None:
 
 def test_every_place_that_the_config_knows_has_a_writer():
     assert tuple(metrics.WRITERS) == config.METRICS
-    assert set(metrics.TRACKERS) < set(metrics.WRITERS)
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
@@ -219,10 +219,10 @@ def test_progress_writes_every_epoch_everywhere_and_closes(tmp_path):
         assert place.closed
 
 
-@pytest.mark.parametrize("name", metrics.TRACKERS)
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
 def test_a_package_that_is_not_there_is_one_line(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(CwpsError, match=rf"{name}.*not installed: pip install 'cwps_jax\[{name}\]'"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(CwpsError, match=rf"{name}.*not installed here: pip install 'cwps_jax\[{name}\]'"):
         metrics.open_writers(["jsonl", name], tmp_path, {})
     assert list(tmp_path.iterdir()) == []
 

@@ -9,8 +9,8 @@ import sys
 
 import chex
 import jax
-import numpy as np
 import pytest
+from conftest import random_split
 from test_check import png
 from test_configs import write_weights
 
@@ -46,34 +46,6 @@ def test_its_links_lead_somewhere(page):
     assert wrong == []
 
 
-# Words that readers stumbled over, and what to write instead.
-PLAIN = {
-    r"(images|epochs|bits?|bytes|steps|object|line|vector|process|network) an? "
-    r"(second|task|class|weight|channel|epoch|layer|core|step|host|device|image|picture|method)\b": "per",
-    r"\b(is|are) no (mean|class|classes|parameters|label|module|numbers)\b": "is not a",
-    r"\bbut for\b": "except for",
-    r"\bof before\b": "older",
-    r"\bstands? in \[": "is in",
-    r"^- Not yet run|\bNot yet run:": "has not been run yet",
-}
-
-
-# What was written in the changelog stays.
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name
-)
-def test_it_is_plain_english(page):
-    headings = {"## Ten images a class"}  # other pages link to it
-    lines = [line for line in without_code(page.read_text()).splitlines() if line not in headings]
-    found = [
-        f"{line}: write {instead!r}"
-        for line in lines
-        for words, instead in PLAIN.items()
-        if re.search(words, line)
-    ]
-    assert found == []
-
-
 def blocks(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
 
@@ -87,11 +59,7 @@ def test_its_settings_are_settings(name):
 
 
 def test_the_ten_lines_run(tmp_path, tiny_model, tiny_variables, tiny_layout, monkeypatch):
-    rng = np.random.default_rng(0)
-    split = {
-        "image": rng.normal(size=(64, 8, 8, 1)).astype(np.float32),
-        "label": np.arange(64, dtype=np.int32) % 3,
-    }
+    split = random_split(64)
     given = {
         "model": tiny_model,
         "key": jax.random.key(0),
@@ -176,3 +144,12 @@ def test_every_public_name_is_on_a_page_of_the_api():
     constants = {"BACKBONES", "PRIVATE", "__version__", "methods"}
     assert set(cwps.__all__) - constants <= described
     assert {type(method()).__name__ for method in cwps.methods.METHODS.values()} <= described
+
+
+def test_every_method_has_a_section_with_its_equation():
+    sections = dict(re.findall(r"^### (\w+)\n\n(.*?)(?=^##)", (DOCS / "methods.md").read_text(), re.M | re.S))
+    ours = [
+        name for name, method in cwps.methods.METHODS.items() if method.__module__.startswith("cwps_jax.")
+    ]
+    assert list(sections) == ours
+    assert [name for name, text in sections.items() if "```text\n" not in text] == []

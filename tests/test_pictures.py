@@ -1,4 +1,5 @@
 import copy
+import pathlib
 
 import matplotlib.image
 import numpy as np
@@ -12,6 +13,7 @@ from cwps_jax.report.channel_picture import draw_task
 from cwps_jax.report.page import apart
 from cwps_jax.report.pictures import draw_accuracy, draw_comparison, draw_report
 from cwps_jax.report.relation_picture import draw_relation
+from cwps_jax.report.rows import read_results
 from cwps_jax.search.composite import Source
 from cwps_jax.store.pool import PRETRAINED, Pool
 
@@ -245,11 +247,20 @@ def test_all_bytes_add_up_from_the_pre_trained_model_on(tmp_path):
         draw_comparison(results, tmp_path)
     parameters, totals = drawn["given"]
     assert parameters == [1000] and set(totals) == {"method0", "method1"}  # the third lacks a task's bytes
-    assert totals["method1"].tolist() == [4000, 6000, 8000]
+    assert totals["method1"] == [4000, 6000, 8000]
     axes = original(*drawn["given"]).axes.figure.axes[1]
     lines = [line.get_ydata().tolist() for line in axes.lines]
     assert lines == [[4000, 8000, 12000], [4000, 5000, 6000], [4000, 6000, 8000]]
     assert axes.get_ylim()[0] == 0
+
+
+def test_the_pictures_of_the_documentation_are_of_the_committed_run(tmp_path):
+    """`make demo-docs` makes both anew."""
+    docs = pathlib.Path(__file__).parent.parent / "docs"
+    draw_comparison(read_results(docs / "results" / "digits_seed0.json"), tmp_path)
+    for name in ("relation.png", "total_bytes.png"):
+        drawn, committed = (matplotlib.image.imread(folder / name) for folder in (tmp_path, docs / "images"))
+        np.testing.assert_allclose(drawn, committed, atol=0.02)
 
 
 def test_labels_keep_their_distance_their_order_and_the_limits():

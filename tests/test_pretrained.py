@@ -188,7 +188,7 @@ def test_the_hub_is_asked_for_owner_repo_and_file(path, monkeypatch):
             raise FileNotFoundError("404")
         return str(path)
 
-    hub = types.SimpleNamespace(hf_hub_download=hf_hub_download)
+    hub = types.SimpleNamespace(hf_hub_download=hf_hub_download, __spec__=object())
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     load_backbone(NAME, "hf://owner/repo/folder/model.safetensors")
     assert asked == [("owner/repo", "folder/model.safetensors")]

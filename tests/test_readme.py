@@ -1,38 +1,12 @@
-"""README.md: its example runs as it stands, its tables are current, it is short."""
+"""README.md: its tables are current, it is short. Its example runs in test_extras.py."""
 
 import pathlib
 import re
 import subprocess
 import sys
 
-import chex
-import numpy as np
-
-import cwps_jax as cwps
-
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-
-def test_the_example_runs_as_it_stands(tmp_path, tiny_model, tiny_variables):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    rng = np.random.default_rng(0)
-    split = {
-        "image": rng.normal(size=(64, 8, 8, 1)).astype(np.float32),
-        "label": np.arange(64, dtype=np.int32) % 3,
-    }
-    given = {
-        "model": tiny_model,
-        "images": split["image"][:2],
-        "folder": tmp_path / "pool",
-        "pretrained": tiny_variables,
-        "data": cwps.TaskData(split, split, split, classes=3),
-    }
-    # Thirty epochs, the default, are more than a test needs.
-    exec(example.replace("budget=0.4", "budget=0.4, epochs=3, batch_size=16"), given)
-    chex.assert_trees_all_equal(given["variables"], given["task"].variables)
-    assert len(given["answers"]) == 2
-    assert given["task"].params_ratio <= 0.4
 
 
 def test_its_tables_are_those_of_the_committed_results():

@@ -39,11 +39,7 @@ def test_models_that_share_rows_are_searched_as_if_each_were_whole(search, limit
     monkeypatch.setattr(weight_by_weight, "EXACT_BYTES", limits[0])
     rng = np.random.default_rng(seed)
     pool = SharedRows(rng, 12, search)
-    near = rows(pool.models[7])
-    child = {path: own + 0.1 * rng.standard_normal(own.shape) for path, own in near.items()}
-    for path, own in child.items():
-        own[0], own[1] = near[path][0], rows(pool.models[0])[path][1]  # equal to a stored row; never moved
-    child = from_rows(child)
+    child = pool.child(rng)
     parent, found = find(child, pool.stored, search)
     assert_found(found, reference(child, pool.models, search))
     for layer in LAYOUT.layers:

@@ -89,6 +89,7 @@ def test_a_cell_keeps_its_name_when_the_study_grows(tmp_path):
             {"grids": ({"budget": (0.5, 2.0)},)},
             r"grids\[0\], the cell of {'budget': 2.0}: config.budget = 2.0",
         ),
+        ({"grids": ({"row_bits": (4, 5)},)}, "'row_bits': 5}: config.row_bits = 5: choose one of 32, 16, 8"),
         ({"grids": ({"method": ("cwsp",)},)}, "cwsp"),
         (
             {"grids": ({"method": ("cwps", "probe"), "cwps.granularity": ("layer",)},)},

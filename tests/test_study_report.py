@@ -1,71 +1,29 @@
-"""What a study says: means and paired differences, fronts, transfer, and the page in a real browser."""
+"""What a study says: means and paired differences, fronts and transfer."""
 
-import html
 import json
-import pathlib
-import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
-from studies import small_study
+from studies import PARAMETERS, TASKS, invented_cells, invented_result, small_study
 
-from cwps_jax.report.rows import make_row
-from cwps_jax.study.page import page
-from cwps_jax.study.pictures import draw_cost, draw_study
+from cwps_jax.study.pictures import draw_cost
 from cwps_jax.study.summary import front, paired_difference, summarise
 from cwps_jax.study.tables import continual_table, groups_table, markdown, tasks_table
 
-PARAMETERS = 1000
-TASKS = ("negative", "loops")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-
-def result(cell, accuracy, validation=0.5, size=100, **known):
-    """Returns a cell's file in which every task reached the same."""
-    rows, forgetting = [], []
-    for task in cell.config.tasks:
-        own = {"task": task, "method": cell.config.method, "draw": 0, "accuracy": accuracy}
-        costs = {"bytes": size, "parameters": size // 4, "params_ratio": size / 4000, "trained": 7}
-        rows.append(
-            make_row({**own, **costs, "validation_accuracy": validation, "peak_memory_bytes": 5, **known})
-        )
-        hashes = {"logits_sha256_when_learned": "a", "logits_sha256_at_end": "a"}
-        forgetting.append({"accuracy_when_learned": accuracy, "accuracy_at_end": accuracy, **hashes})
-    results = {
-        "backbone": cell.config.backbone,
-        "backbone_parameters": PARAMETERS,
-        "versions": {"jax": "0", "device": "1 x <none>"},
-        "rows": rows,
-        "forgetting": forgetting,
-    }
-    return {"seconds": 60.0, "epochs_seconds": dict.fromkeys(cell.config.tasks, 2.0), "results": results}
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    return invented_cells(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    grids = (
-        {"method": ("cwps",), "budget": (0.1, 0.4), "seed": (0, 1, 2)},
-        {"method": ("finetune",), "seed": (0, 1, 2)},
-        {"method": ("cwps",), "tasks": (("loops",),), "seed": (0, 1, 2)},
-    )
-    title = "Is <cwps> any good?"
-    return small_study(tmp_path_factory.mktemp("cache"), grids=grids, title=title)
+def study(cells):
+    return cells[0]
 
 
 @pytest.fixture(scope="module")
-def finished(study):
-    """By hand: small budget 0.6, large 0.8, fine-tuning 0.85, each a hundredth better a seed; alone 0.75."""
-    worth = {("cwps", 0.1): (0.6, 100), ("cwps", 0.4): (0.8, 400), ("finetune", 0.4): (0.85, 900)}
-    found = []
-    for cell in study.cells:
-        accuracy, size = worth[cell.config.method, cell.config.budget]
-        if len(cell.config.tasks) == 1:
-            accuracy = 0.75
-        accuracy += 0.01 * cell.config.seed
-        found.append((cell, result(cell, accuracy, accuracy - 0.1, size)))
-    return found
+def finished(cells):
+    return cells[1]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +102,7 @@ def test_validation_alone_chooses(study, finished):
     for cell, values in finished:  # the best on validation is now the worst on the test set
         accuracy = values["results"]["rows"][0]["accuracy"]
         size = values["results"]["rows"][0]["bytes"]
-        turned.append((cell, result(cell, accuracy, 1 - accuracy, size)))
+        turned.append((cell, invented_result(cell, accuracy, 1 - accuracy, size)))
     groups = summarise(study, turned)["sections"][0]["groups"]
     assert [group["best"] for group in groups] == [True, False, False]
     assert [group["front"]["bytes"] for group in groups] == [True, False, False]
@@ -171,30 +129,10 @@ def test_tables_have_a_cell_for_each_column(report):
     assert "| 81.0 (1.0) | 71.0 (1.0) | -5.0 [-5.0, -5.0] | 0.100x | 400 | 0.1000x |" in line
 
 
-@pytest.fixture(scope="module")
-def written(report, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    path = folder / "report.html"
-    path.write_text(page(report, draw_study(report, folder / "report")))
-    return path
-
-
-def test_the_page_is_one_file_that_asks_for_nothing(written, report):
-    text = written.read_text()
-    assert "<title>Is &lt;cwps&gt; any good?</title>" in text and "1 x &lt;none&gt;" in text
-    links = re.findall(r'(?:src|href)="([^"]*)"', text)
-    assert all(link.startswith(("#section", "data:image/png;base64,")) for link in links)
-    assert len(re.findall('<img alt="[^"]{30,}"', text)) == 5
-    assert "default-src 'none'" in text and "url(" not in text and "<script" not in text
-    assert text.count("<img") == len(list(written.parent.glob("report/*.png"))) == 5
-    for section in report["sections"]:
-        assert html.escape(section["title"]) in text
-
-
-def test_the_pictures_depend_on_the_report_alone(report, tmp_path):
-    folders = [tmp_path / "a", tmp_path / "b"]
-    (first, *_), (second, *_) = (draw_study(report, folder)[0] for folder in folders)
-    assert first[0].read_bytes() == second[0].read_bytes()
+def test_a_picture_depends_on_the_report_alone(report, tmp_path):
+    section = report["sections"][0]
+    drawn = [draw_cost(section, section["groups"], "bytes").save(tmp_path / name) for name in "ab"]
+    assert drawn[0].read_bytes() == drawn[1].read_bytes()
 
 
 def test_points_of_different_groups_are_not_joined(report):
@@ -203,64 +141,6 @@ def test_points_of_different_groups_are_not_joined(report):
     axes = page.axes.figure.axes[1]
     assert len(axes.containers) == len(section["groups"]) and axes.get_xscale() == "log"
     assert all(len(line.get_xdata()) == 1 for line in axes.lines)
-
-
-def browse(*flags: str) -> str:
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
-PROBE = """<script>addEventListener("load", () => {
-  const cut = [...document.querySelectorAll("body *")].filter(one => !one.closest(".scroll")
-    && one.getBoundingClientRect().right > innerWidth + 1).length;
-  const place = document.querySelector(".scroll");
-  place.focus();
-  parent.postMessage(JSON.stringify({
-    width: innerWidth, wide: document.documentElement.scrollWidth, cut: cut,
-    images: [...document.images].every(one => one.complete && one.naturalWidth > 0),
-    outline: getComputedStyle(place).outlineStyle,
-    pictures: getComputedStyle(document.images[0]).filter,
-    paper: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
-  }), "*");
-});</script>"""
-# A window of Chromium's is at least 500 pixels wide; a frame is as narrow as a phone.
-FRAME = """<!doctype html><script>addEventListener("message", told => document.title = told.data)</script>
-<iframe src="probed.html" style="border: 0; width: {}px; height: 900px"></iframe>"""
-
-
-def probed(written: pathlib.Path, width: int, *flags: str) -> dict:
-    """Returns what a browser measured on the page, which forbids scripts and so is copied with one."""
-    free = re.sub(r"<meta http-equiv[^>]*>", "", written.read_text())
-    written.with_name("probed.html").write_text(free.replace("</body>", PROBE + "</body>"))
-    frame = written.with_name("frame.html")
-    frame.write_text(FRAME.format(width))
-    dumped = browse("--dump-dom", "--virtual-time-budget=5000", *flags, frame.as_uri())
-    return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dumped)[1]))
-
-
-@pytest.mark.skipif(not BROWSER, reason="needs Chromium on the PATH")
-@pytest.mark.parametrize("width", [360, 1280])
-def test_a_real_browser_shows_the_whole_page(written, width):
-    found = probed(written, width, "--window-size=1400,1000")
-    assert found["images"] and found["outline"] == "solid"
-    assert found["wide"] <= found["width"] == width and found["cut"] == 0
-
-
-@pytest.mark.skipif(not BROWSER, reason="needs Chromium on the PATH")
-def test_the_page_is_light_or_dark_as_its_reader_is(written):
-    light, dark = (probed(written, 800, f"--blink-settings=preferredColorScheme={one}") for one in (1, 0))
-    assert (light["paper"], dark["paper"]) == ("rgb(255, 255, 255)", "rgb(22, 22, 22)")
-    assert light["ink"] != dark["ink"]
-    assert light["pictures"] == "none" and dark["pictures"].startswith("invert(")
-
-
-@pytest.mark.skipif(not BROWSER, reason="needs Chromium on the PATH")
-def test_the_page_prints(written):
-    printed = written.with_name("printed.pdf")
-    browse(f"--print-to-pdf={printed}", "--no-pdf-header-footer", written.as_uri())
-    content = printed.read_bytes()
-    assert content.startswith(b"%PDF") and 2 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 6
-    assert len(re.findall(rb"/Subtype\s*/Image", content)) >= 5
 
 
 def test_orders_and_depths_are_groups_of_one_problem(tmp_path):
@@ -273,7 +153,7 @@ def test_orders_and_depths_are_groups_of_one_problem(tmp_path):
     study = small_study(
         tmp_path, grids=grids, baseline={"method": "cwps", "cwps": {"granularity": "channel"}}
     )
-    report = summarise(study, [(cell, result(cell, 0.5)) for cell in study.cells])
+    report = summarise(study, [(cell, invented_result(cell, 0.5)) for cell in study.cells])
     together, fewer = report["sections"]
     assert together["title"] == "loops, negative; cwps; shots 16"
     assert fewer["title"] == "loops, negative; backbone resnet8; finetune; shots 8"

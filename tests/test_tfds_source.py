@@ -280,10 +280,9 @@ def test_a_broken_file_is_named_when_it_is_read(copied, how):
         source[0]
 
 
-@pytest.mark.parametrize("package", ["tensorflow_datasets", "array_record"])
-def test_without_the_package(monkeypatch, prepared, package):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(CwpsError, match="pip install tensorflow-datasets array_record"):
+def test_without_the_package(monkeypatch, prepared):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(CwpsError, match=r"'tfds' needs tensorflow_datasets.*pip install 'cwps_jax\[tfds\]'"):
         split_names(settings(prepared), "birds")
 
 

@@ -13,8 +13,6 @@ import pathlib
 
 from cwps_jax.study import base_config
 
-SEEDS = (0, 1, 2)
-
 
 def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
@@ -26,24 +24,8 @@ def get_config():
     config.budget = 1.0
     config.byte_budget = 0.05
     config.row_bits = 4  # about 0.4 of the channels are a task's own; the others come from its parent
-    config.study = {
-        "title": "The search question: where closed channels come from, at 0.05x of a backbone's bytes",
-        # A seed after the other: what is finished is paired.
-        "grids": tuple(
-            {"seed": (seed,), **ways}
-            for seed in SEEDS
-            for ways in (
-                {"cwps.search_distance": ("change", "l2", "cosine")},
-                {"cwps.search_candidates": ("random", "pretrained")},
-                {"cwps.search_granularity": ("model",)},
-            )
-        ),
-        "baseline": {
-            "cwps": {
-                "search_distance": "change",
-                "search_candidates": "random",
-                "search_granularity": "channel",
-            }
-        },
-    }
+    config.study = base_config(pathlib.Path(__file__).with_name("digits_search.py")).study  # the same ways
+    config.study.title = (
+        "The search question: where closed channels come from, at 0.05x of a backbone's bytes"
+    )
     return config

@@ -170,7 +170,8 @@ class Mirror:
                 if made is None:
                     raise CwpsError(
                         f"{self.bucket.address}: another process writes there since this one began, and "
-                        "goes on from the last copy; end one of the two"
+                        "goes on from the last copy; end one of the two, or give each a --workdir of its own "
+                        "and merge their pools by cwps-pool"
                     )
                 self._commit = made
             if self._commit is before:

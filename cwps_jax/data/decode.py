@@ -19,6 +19,7 @@ from PIL import (
 )
 from PIL.ImageFile import ImageFile
 
+from cwps_jax.extras import check_extra
 from cwps_jax.files import LFS_POINTER
 
 MAX_PIXELS = 50_000_000
@@ -171,6 +172,7 @@ def values(image: Image.Image, picture: Image.Image) -> tuple[int, int, int]:
 @functools.cache
 def opencv() -> Any:
     """Returns OpenCV, which is not imported where no image is decoded or resized."""
+    check_extra("photos", "config.flip, config.crop = 'random_resized' or an image of 16-bit colours")
     import cv2
 
     cv2.setNumThreads(1)  # each batch has a thread of its own

@@ -24,6 +24,7 @@ import numpy as np
 
 from cwps_jax.data.source import ArraySource
 from cwps_jax.errors import CwpsError
+from cwps_jax.extras import check_extra
 from cwps_jax.settings import DataConfig
 
 SIZE = 12
@@ -35,11 +36,9 @@ LOOPS = {0: 1, 1: 0, 2: 0, 3: 0, 5: 0, 6: 1, 7: 0, 8: 2, 9: 1}
 @functools.cache
 def _scans() -> tuple[np.ndarray, np.ndarray, list[bytes]]:
     """Returns images (n, 12, 12) float32 in [0, 1], labels (n,) and an identity for each scan."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise CwpsError("the digits need scikit-learn: pip install 'cwps_jax[demo]'") from error
+    check_extra("demo", "config.data = 'digits'")
     from scipy import ndimage
+    from sklearn.datasets import load_digits
 
     scans, labels = load_digits(return_X_y=True)
     scans = scans.reshape(-1, 8, 8)

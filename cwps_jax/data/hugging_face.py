@@ -9,6 +9,7 @@ from typing import Any
 from cwps_jax.data.classes import not_from_zero
 from cwps_jax.data.source import Record
 from cwps_jax.errors import CwpsError
+from cwps_jax.extras import check_extra
 from cwps_jax.settings import DataConfig
 
 ALONE = "train"  # what a data set without named splits is called
@@ -96,12 +97,9 @@ def split_names(settings: DataConfig, task: str) -> tuple[str, ...]:
 
 def _splits(settings: DataConfig, task: str) -> tuple[str, Mapping[str, Any]]:
     """Returns what the data set is called, and {name: split}."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise CwpsError(
-            "config.data = 'huggingface' needs the datasets package: pip install 'cwps_jax[huggingface]'"
-        ) from error
+    check_extra("huggingface", "config.data = 'huggingface'")
+    import datasets
+
     name = settings.dataset.replace("{task}", task)
     if not name:
         raise CwpsError("config.dataset is empty: name a folder, or a data set of the hub such as owner/name")

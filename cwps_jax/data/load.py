@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cwps_jax.data import decode
 from cwps_jax.data.arrays_check import check_labels
 from cwps_jax.data.cache import PixelCache
 from cwps_jax.data.classes import by_name
@@ -40,6 +41,8 @@ def load_task(
         CwpsError: a split is not there, is empty or cannot be read, a label is no class, the splits have
             different classes, an image cannot be decoded, or a class has fewer than `shots` images.
     """
+    if settings.flip or settings.crop == "random_resized":
+        decode.opencv()  # where it is missing, before the images are looked through
     train_name, validation_name, test_name = split_roles(settings, opener.split_names(settings, task))
     read = functools.partial(_read, opener, settings, task, cache)
     train = read(train_name)

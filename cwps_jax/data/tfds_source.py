@@ -10,6 +10,7 @@ import numpy as np
 
 from cwps_jax.data.source import Record
 from cwps_jax.errors import CwpsError
+from cwps_jax.extras import check_extra
 from cwps_jax.settings import DataConfig
 
 BOX = "bbox"
@@ -119,13 +120,9 @@ def split_names(settings: DataConfig, task: str) -> tuple[str, ...]:
 
 def _builder(settings: DataConfig, task: str) -> Any:
     """Returns TFDS's builder of a prepared data set."""
-    try:
-        import array_record  # noqa: F401
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise CwpsError(
-            "config.data = 'tfds' needs TensorFlow Datasets: pip install tensorflow-datasets array_record"
-        ) from error
+    check_extra("tfds", "config.data = 'tfds'")
+    import tensorflow_datasets as tfds
+
     name = settings.dataset.replace("{task}", task)
     where = f"config.dataset = {name!r}"
     data_dir = os.path.expanduser(settings.data_dir) or None

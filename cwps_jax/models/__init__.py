@@ -39,7 +39,7 @@ def list_models(filter: str = "*") -> list[str]:
     return sorted(fnmatch.filter(BACKBONES, filter))
 
 
-def create(name: str, num_classes: int, **options: Any) -> nn.Module:
+def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     """Returns the backbone of that name with a head of `num_classes`: a Linen module without variables.
 
     Args:
@@ -51,3 +51,6 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
         CwpsError: no backbone of that name, or an option that it does not have.
     """
     return find(name).create(num_classes, **options)
+
+
+create = create_model  # as `models.create`

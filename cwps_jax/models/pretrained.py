@@ -12,6 +12,7 @@ import numpy as np
 
 from cwps_jax.core.trees import flatten, select, unflatten
 from cwps_jax.errors import CwpsError
+from cwps_jax.extras import check_extra
 from cwps_jax.files import replacing
 from cwps_jax.models import find
 from cwps_jax.models.conversion import Conversion, Table
@@ -160,10 +161,9 @@ def local_weights(weights: str | pathlib.Path) -> pathlib.Path:
     parts = str(weights).removeprefix("hf://").split("/", 2)
     if len(parts) < 3 or not all(parts):
         raise CwpsError(f"{weights}: give the file as hf://owner/repo/file")
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise CwpsError(f"{weights}: needs huggingface_hub; pip install 'cwps_jax[hub]'") from error
+    check_extra("hub", str(weights))
+    from huggingface_hub import hf_hub_download
+
     try:
         return pathlib.Path(hf_hub_download("/".join(parts[:2]), parts[2]))
     except (OSError, ValueError) as error:  # the bases of all that the hub's client raises

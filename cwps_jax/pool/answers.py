@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cwps_jax.config import RunConfig
 from cwps_jax.errors import CwpsError
+from cwps_jax.extras import check_extra
 from cwps_jax.pool.output import print_json, print_line, print_table
 from cwps_jax.serve import evaluate, export, given_images, learned_with, predict
 from cwps_jax.serve.images import image_files
@@ -115,6 +116,8 @@ def _check_picture(file: pathlib.Path | None) -> None:
     """Raises CwpsError, before the work, for a picture that could not be written after it."""
     if file and file.suffix != ".png":
         raise CwpsError(f"{file}: pictures are PNG files; name it *.png")
+    if file:
+        check_extra("report", f"{file}, a picture,")
     if file and not file.absolute().parent.is_dir():
         raise CwpsError(f"{file}: no such folder: {file.parent}; make it first")
 

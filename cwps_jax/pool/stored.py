@@ -12,7 +12,7 @@ from cwps_jax.core.trees import flatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.pool.output import print_json, print_line, print_table
 from cwps_jax.report.owners import channel_owners, layers_in_order
-from cwps_jax.report.table import borrowed_from
+from cwps_jax.report.run_tables import borrowed_from
 from cwps_jax.search.models import model_rows
 from cwps_jax.store.pool import Pool
 from cwps_jax.store.trees import OWN, PRETRAINED, TASKS

@@ -1,11 +1,10 @@
 """The places where a run writes the numbers of its epochs, by their names in config.metrics."""
 
-import importlib.util
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cwps_jax.errors import CwpsError
+from cwps_jax.extras import EXTRAS, check_extra
 from cwps_jax.report.metric_writer import JsonLines, MetricWriter, TensorBoard
 from cwps_jax.report.mlflow_writer import MlFlow
 from cwps_jax.report.wandb_writer import WeightsAndBiases
@@ -17,17 +16,13 @@ WRITERS: dict[str, Callable[[pathlib.Path, Mapping[str, Any]], MetricWriter]] = 
     "wandb": WeightsAndBiases,
     "mlflow": MlFlow,
 }
-TRACKERS = ("wandb", "mlflow")  # extras of the package, called like the module that each imports
 
 
 def check_packages(names: Sequence[str]) -> None:
     """Raises CwpsError for the first of the names whose package is not installed."""
     for name in names:
-        if name in TRACKERS and importlib.util.find_spec(name) is None:
-            raise CwpsError(
-                f"config.metrics names {name!r}, whose package is not installed: pip install "
-                f"'cwps_jax[{name}]', or take the name out"
-            )
+        if name in EXTRAS:
+            check_extra(name, f"{name!r} in config.metrics")
 
 
 def open_writers(names: Sequence[str], workdir: pathlib.Path, told: Mapping[str, Any]) -> list[MetricWriter]:

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -16,7 +15,7 @@ from cwps_jax.report.costs import short
 from cwps_jax.report.owners import on_white, owner_colours, series_colours
 from cwps_jax.report.page import INK, MARGIN, SHAPES, Page, dressed, rgb, shortened, text_width
 from cwps_jax.report.relation_picture import draw_relation
-from cwps_jax.report.rows import Rows, names, spread
+from cwps_jax.report.rows import Rows, names, spread, stored_bytes
 from cwps_jax.report.total_picture import draw_total
 from cwps_jax.store.pool import Pool
 
@@ -55,11 +54,8 @@ def draw_comparison(results: Mapping[str, Any], folder: pathlib.Path) -> list[pa
         method do.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    relations, known, totals = (
-        _relations(results),
-        [row for row in results["rows"] if row["bytes"]],
-        _totals(results),
-    )
+    relations, totals = _relations(results), stored_bytes(results)
+    known = [row for row in results["rows"] if row["bytes"]]
     paths = []
     if relations:
         paths.append(draw_relation(relations, owner_colours(relations)).save(folder / "relation.png"))
@@ -77,22 +73,6 @@ def _relations(results: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     if len(names(rows, "draw")) > 1:
         return {}
     return {row["task"]: row["relation"] for row in rows if row["relation"]}
-
-
-def _totals(results: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns what each method has stored after each task, in their order, mean over the draws.
-
-    A method that lacks a task or its bytes has none.
-    """
-    rows, found = results["rows"], {}
-    tasks, draws = names(rows, "task"), names(rows, "draw")
-    for method in names(rows, "method"):
-        sizes = {(row["draw"], row["task"]): row["bytes"] for row in rows if row["method"] == method}
-        grid = [[sizes.get((draw, task)) for task in tasks] for draw in draws]
-        if not any(size is None for line in grid for size in line):
-            each = np.mean(np.array(grid, np.float64), axis=0)
-            found[method] = 4 * results["backbone_parameters"] + np.cumsum([0, *each])
-    return found
 
 
 def draw_accuracy(backbone: str, rows: Rows) -> Page:

@@ -4,9 +4,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cwps_jax.report.html_page import Table
 from cwps_jax.store.pool import PRETRAINED, Pool
 
 ROUND = "round"  # in a version's record; one without is of the first
+HEADER = (
+    *("round", "accuracy", "validation", "new", "kept", "bytes", "older"),
+    *("own", "pre-trained", "others"),
+)
 
 
 def measure_rounds(pool: Pool, tasks: Sequence[str], rounds: int, draw: int) -> list[dict[str, Any]]:
@@ -46,7 +51,7 @@ def measure_rounds(pool: Pool, tasks: Sequence[str], rounds: int, draw: int) -> 
     return found
 
 
-def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
     """Returns a row of texts a round: means over tasks and draws, and where channels came from.
 
     Args:
@@ -76,10 +81,4 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 share(lambda one: 1 - sum(one["relation"].get(it, 0.0) for it in (one["task"], PRETRAINED))),
             )
         )
-    return rows
-
-
-HEADER = (
-    *("round", "accuracy", "validation", "new", "kept", "bytes", "older"),
-    *("own", "pre-trained", "others"),
-)
+    return HEADER, rows

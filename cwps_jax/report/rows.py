@@ -1,6 +1,7 @@
 """The rows of results.json: read, checked and averaged. docs/results.md is their contract."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import statistics
@@ -92,6 +93,30 @@ def changed(results: Mapping[str, Any]) -> int:
     return sum(
         one["logits_sha256_when_learned"] != one["logits_sha256_at_end"] for one in comparable(results)
     )
+
+
+def backward_transfers(results: Mapping[str, Any]) -> list[float]:
+    """Returns the accuracy at the end less that when learned, of each stored model that was measured."""
+    return [one["accuracy_at_end"] - one["accuracy_when_learned"] for one in results["forgetting"]]
+
+
+def forgotten(backward: Sequence[float]) -> float | None:
+    """Returns the mean of what was lost of the accuracies when learned; None where nothing was measured."""
+    return statistics.mean(max(0.0, -one) for one in backward) if backward else None
+
+
+def stored_bytes(results: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Returns all bytes that each method has stored after 0, 1, 2, ... tasks, mean over the draws.
+
+    The pre-trained backbone in float32 is included. A method that lacks a task or its bytes has none.
+    """
+    rows, found = results["rows"], {}
+    for method in names(rows, "method"):
+        sizes = [spread(rows, method, "bytes", task) for task in names(rows, "task")]
+        known = [size.mean for size in sizes if size]
+        if len(known) == len(sizes):
+            found[method] = [*itertools.accumulate(known, initial=4.0 * results["backbone_parameters"])]
+    return found
 
 
 def comparable(results: Mapping[str, Any]) -> Rows:

@@ -10,16 +10,22 @@ import numpy as np
 
 from cwps_jax.search.child import Child, Found, formed
 from cwps_jax.search.models import StoredModels
+from cwps_jax.search.nearest import by_path, decided
+from cwps_jax.search.slots import runs
 
 EPS, EPS64 = (float(np.finfo(dtype).eps) for dtype in (np.float32, np.float64))
 
 
 def of_any(child: Child, models: StoredModels) -> Found:
     """Returns for every channel the nearest channel of the same layer, whichever its index."""
-    slots, found = models.slots, {}
+    slots = models.mine
     read = functools.cache(models.read)
+    near = [np.empty((4, 0), int)], [np.empty((2, 0))]
     for number, layer in enumerate(child.layers):
+        network = np.flatnonzero(child.layer == number)
         mine = np.flatnonzero(child.layer[slots.channel] == number)
+        if not len(mine):
+            continue
         place = slots.model[mine] * layer.channels + child.channel[slots.channel[mine]]
         # Each stored row once, at the oldest model's lowest channel that has it.
         key = slots.owner[mine] * (slots.row[mine].max() + 1) + slots.row[mine]
@@ -27,28 +33,19 @@ def of_any(child: Child, models: StoredModels) -> Found:
         order = order[np.flatnonzero(np.diff(key[order], prepend=-1))]
         owner, row, place = slots.owner[mine][order], slots.row[mine][order], place[order]
         best = np.full(layer.channels, np.inf)
-        pairs = []
-        for block in np.split(np.arange(len(owner)), np.flatnonzero(np.diff(owner)) + 1):
+        for block in (np.arange(*each) for each in runs(owner)):
             stored = {leaf: read(int(owner[block[0]]))[leaf][row[block]] for leaf in layer.leaves}
             unmoved = (owner[block] == 0) & (row[block] == np.arange(layer.channels)[:, None])
             low, high = _bounds(child, number, formed(layer, stored, child.distance), unmoved)
             best = np.minimum(best, high.min(axis=1))
             channel, which = np.nonzero(low <= best[:, None])
-            pairs.append((channel, block[which], low[channel, which]))
-        channel, which, lowest = (np.concatenate(each) for each in zip(*pairs, strict=True))
-        near = np.flatnonzero(lowest <= best[channel])
-        near = near[np.lexsort((place[which[near]], channel[near]))]
-        channel, which = channel[near], which[near]
-        network = channel + np.flatnonzero(child.layer == number)[0]
-        cost, squared = child.weighed(models, network, owner[which], row[which])
-        if child.distance == "change":
-            cost = child.disagreement(cost, squared, child.length[network], layer.channel_parameters)
-        lowest = np.minimum.reduceat(cost, np.flatnonzero(np.diff(channel, prepend=-1)))
-        first = np.flatnonzero(cost == lowest[channel])
-        first = first[np.searchsorted(channel[first], np.arange(layer.channels))]
-        model, other = np.divmod(place[which[first]], layer.channels)
-        found[layer.path] = model, other
-    return found
+            left = block[which]
+            near[0].append(np.stack([network[channel], place[left], owner[left], row[left]]))
+            near[1].append(np.stack([low[channel, which], high[channel, which]]))
+    places = decided(child, models, *np.concatenate(near[0], axis=1), *np.concatenate(near[1], axis=1))
+    channels = np.array([layer.channels for layer in child.layers])
+    model, channel = np.divmod(places, channels[child.layer])
+    return by_path(child, model, channel)
 
 
 def _bounds(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cwps_jax.core.channels import Layer, Layout
+from cwps_jax.search import shares
 from cwps_jax.search.models import Rows, StoredModels, joined, layer_rows, looked_up
 from cwps_jax.search.sketch import direction
 from cwps_jax.search.slots import in_threads
@@ -77,6 +78,8 @@ class Child:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Compares channels with stored rows weight by weight, as they are stored.
 
+        Of many processes each compares the rows of its owners; all ask for the same.
+
         Args:
             models: the pool's models.
             channel: int (pairs,), counted through all layers, ascending in its layer.
@@ -89,14 +92,16 @@ class Child:
         """
         found = np.zeros((2, len(channel)))
         read = functools.cache(models.read)
+        mine = np.flatnonzero(shares.mine(owner))
+        number = self.layer[channel[mine]]
 
         def weigh(layer: int) -> None:
-            mine = np.flatnonzero(self.layer[channel] == layer)
-            mine = mine[np.argsort(owner[mine], kind="stable")]
+            pairs = mine[number == layer]
+            pairs = pairs[np.argsort(owner[pairs], kind="stable")]
             one = self.layers[layer]
             step = max(1, EXACT_BYTES // (4 * one.channel_parameters))
-            for first in range(0, len(mine), step):
-                some = mine[first : first + step]
+            for first in range(0, len(pairs), step):
+                some = pairs[first : first + step]
                 ours, start = (each[layer][self.channel[channel[some]]] for each in (self.own, self.start))
                 stored = {leaf: looked_up(leaf, owner[some], row[some], read) for leaf in one.leaves}
                 theirs = formed(one, stored, self.distance) - start
@@ -106,8 +111,9 @@ class Child:
                 # In float64 without a cast inside the sum: equal rows cost the same to the bit.
                 found[0, some] = np.multiply(ours, theirs, dtype=np.float64).sum(axis=1)
 
-        in_threads(weigh, np.unique(self.layer[channel]))
-        return found[0], found[1]
+        in_threads(weigh, np.unique(number))
+        product, squared = shares.completed(found, owner)
+        return product, squared
 
     def disagreement(
         self, product: np.ndarray, squared: np.ndarray, length: Any, parameters: Any

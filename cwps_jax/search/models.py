@@ -42,10 +42,15 @@ class StoredModels:
         return Slots.of(*(np.concatenate([*each.values()], axis=1) for each in (self.owner, self.row)))
 
     @functools.cached_property
+    def mine(self) -> Slots:
+        """Those of the slots whose rows this process compares: all, unless there are other processes."""
+        return self.slots.mine()
+
+    @functools.cached_property
     def sketched(self) -> Sketched | None:
-        """The sketches of the slots; None where there is none."""
+        """The sketches of this process's slots; None where there is none."""
         channels = [owner.shape[1] for owner in self.owner.values()]
-        return Sketched.of(self.slots, channels, self.sketch)
+        return Sketched.of(self.mine, channels, self.sketch)
 
 
 def model_rows(layout: Layout, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from cwps_jax.search import shares
 from cwps_jax.search.child import Child, Found
 from cwps_jax.search.models import StoredModels, joined
 
@@ -10,25 +11,61 @@ EPS = float(np.finfo(np.float32).eps)
 
 def of_same(child: Child, models: StoredModels) -> Found:
     """Returns for every channel the model whose channel of the same index is nearest."""
-    slots = models.slots
-    length, fan = child.length[slots.channel], child.fan[slots.channel]
-    first = np.flatnonzero(np.diff(slots.channel, prepend=-1))
-    low, high = _bounds(child, models)
-    near = low <= np.minimum.reduceat(high, first)[slots.channel]
-    unclear = np.flatnonzero(near & (np.add.reduceat(near, first, dtype=int) > 1)[slots.channel])
-    cost = np.where(near, 0.0, np.inf)
-    value, squared = child.weighed(models, slots.channel[unclear], slots.owner[unclear], slots.row[unclear])
+    slots = models.mine
+    places = decided(
+        child, models, slots.channel, slots.model, slots.owner, slots.row, *_bounds(child, models)
+    )
+    return by_path(child, places, child.channel)
+
+
+def decided(
+    child: Child,
+    models: StoredModels,
+    channel: np.ndarray,
+    place: np.ndarray,
+    owner: np.ndarray,
+    row: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> np.ndarray:
+    """Returns the place of each channel's nearest row, the lowest of equally near ones, (all channels,).
+
+    Args:
+        child: the child.
+        models: the pool's models.
+        channel: int (rows,), whose candidate each row is that this process has looked at.
+        place: int (rows,), in which order equally near ones are taken.
+        owner, row: int (rows,), where they are stored.
+        low, high: float64 (rows,), the least and the most that they can cost.
+    """
+    left = _left([channel, place, owner, row, low, high])  # by this process's own rows; then by those of all
+    channel, place, owner, row, low, high = _left(shares.joined(*left))
+    first = np.flatnonzero(np.diff(channel, prepend=-1))
+    several = np.diff(first, append=len(channel)) > 1
+    unclear = np.flatnonzero(several[channel])
+    where = channel[unclear]
+    value, squared = child.weighed(models, where, owner[unclear], row[unclear])
     if child.distance == "change":
-        value = child.disagreement(value, squared, length[unclear], fan[unclear])
+        value = child.disagreement(value, squared, child.length[where], child.fan[where])
+    cost = np.zeros(len(channel))
     cost[unclear] = value
-    nearest = cost == np.minimum.reduceat(cost, first)[slots.channel]
-    model = np.minimum.reduceat(np.where(nearest, slots.model, slots.model.max()), first)
-    return _by_path(child, model, child.channel)
+    nearest = cost == np.minimum.reduceat(cost, first)[channel]
+    return np.minimum.reduceat(np.where(nearest, place, place.max()), first)
+
+
+def _left(found: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns the rows that can be the nearest to their channel, by channel; each as in `decided`."""
+    channel, low, high = found[0], found[4], found[5]
+    order = np.argsort(channel, kind="stable")
+    first = np.flatnonzero(np.diff(channel[order], prepend=-1))
+    best = np.repeat(np.minimum.reduceat(high[order], first), np.diff(first, append=len(order)))
+    near = order[low[order] <= best]
+    return [each[near] for each in found]
 
 
 def _bounds(child: Child, models: StoredModels) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the least and the most that each slot can cost, by the sketches, float64 (slots,)."""
-    slots = models.slots
+    """Returns the least and the most that each of this process's slots can cost, float64 (slots,)."""
+    slots = models.mine
     unmoved = (slots.owner == 0) & (slots.row == child.channel[slots.channel])  # all of it is zero
     known = unmoved.copy()
     product, squared, error, norm = np.zeros((4, len(slots.channel)))
@@ -65,7 +102,7 @@ def _turned(
     lean = [np.einsum("cs,cs->c", own, start, dtype=np.float64) for own, start in pairs]
     rows = [joined(layer, models.read(0)) for layer in child.layers]
     length = [np.sqrt(np.einsum("cs,cs->c", each, each, dtype=np.float64)) for each in rows]
-    lean, length = (np.concatenate(each)[models.slots.channel] for each in (lean, length))
+    lean, length = (np.concatenate(each)[models.mine.channel] for each in (lean, length))
     scale = 1 / np.where(norm > 0, norm, np.inf)
     # What float32 takes from directions is far from the norms' own rounding, which grows with the fan-in.
     return product * scale + np.where(norm > 0, length * scale - 1, -1) * lean, error * scale + 32 * EPS
@@ -98,7 +135,7 @@ def of_layers(child: Child, models: StoredModels, as_one: bool = False) -> Found
     return found
 
 
-def _by_path(child: Child, model: np.ndarray, channel: np.ndarray) -> Found:
+def by_path(child: Child, model: np.ndarray, channel: np.ndarray) -> Found:
     """Returns what was found for all channels, layer by layer."""
     first = np.cumsum([layer.channels for layer in child.layers])[:-1]
     pairs = zip(np.split(model, first), np.split(channel, first), strict=True)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from cwps_jax.search import shares
+
 WORKERS = min(8, os.cpu_count() or 1)  # threads: NumPy computes, and files are hashed, without Python's lock
 PIECE = 1 << 17  # weights that are float32 at a time: what a core's own cache holds
 BLOCK_BYTES = 1 << 26  # of 8-bit rows that a thread arranges at a time
@@ -44,6 +46,13 @@ class Slots:
         return cls(
             np.repeat(np.arange(len(key)), new.sum(axis=1)), key[new] % models, *np.divmod(stored[new], rows)
         )
+
+    def mine(self) -> "Slots":
+        """Returns those whose rows this process compares."""
+        mine = shares.mine(self.owner)
+        if mine.all():
+            return self
+        return Slots(self.channel[mine], self.model[mine], self.owner[mine], self.row[mine])
 
 
 @dataclasses.dataclass(frozen=True)

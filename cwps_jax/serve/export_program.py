@@ -11,7 +11,6 @@
 A zip archive keeps the two together, is replaced as one file, and notices a flipped bit when it is read.
 """
 
-import importlib.util
 import json
 import pathlib
 import zipfile
@@ -22,6 +21,7 @@ import jax
 from jax import export as jax_export
 
 from cwps_jax.errors import CwpsError
+from cwps_jax.extras import check_extra
 from cwps_jax.files import replacing
 from cwps_jax.inputs import Inputs
 from cwps_jax.serve.answers import predictor_of
@@ -88,8 +88,7 @@ def write_program(pool: Pool, task: str, path: pathlib.Path, model: nn.Module | 
         CwpsError: see `exported_program`; or the package flatbuffers, by which JAX writes a program, is not
             installed.
     """
-    if importlib.util.find_spec("flatbuffers") is None:
-        raise CwpsError(f"{path}: JAX writes programs by flatbuffers; pip install 'cwps_jax[export]'")
+    check_extra("export", f"{path}, a program,")
     program = exported_program(pool, task, model)
     about = json.dumps(_described(pool, learned_with(pool, task, classified=False)), ensure_ascii=False)
     with replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cwps_jax.errors import CwpsError
+from cwps_jax.extras import check_extra
 from cwps_jax.serve.shared_folder import save_pretrained
 from cwps_jax.store.pool import Pool
 
@@ -91,11 +92,10 @@ def from_hub(repo_id: str, folder: str | os.PathLike[str], *, revision: str | No
 
 
 def _hub(repo_id: str) -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-    except ImportError as error:
-        raise CwpsError(f"{repo_id}: needs huggingface_hub; pip install 'cwps_jax[hub]'") from error
+    check_extra("hub", repo_id)
+    import huggingface_hub
+    import huggingface_hub.errors
+
     return huggingface_hub
 
 

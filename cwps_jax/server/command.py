@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import pathlib
 import sys
@@ -11,8 +10,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cwps_jax.errors import CwpsError
+from cwps_jax.extras import check_extra
 
-NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 TOKEN = "CWPS_TOKEN"
 
 
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         CwpsError: whatever is wrong in them or in the pool, or the extra `serve` is not installed.
     """
-    check_installed()
+    check_extra("serve", "the server")
     # Not before: they import what may be missing, and JAX, which takes seconds.
     from cwps_jax.server.app import make_app
     from cwps_jax.server.limits import Limits
@@ -61,15 +60,6 @@ def main(arguments: Sequence[str]) -> None:
 
     bank = TaskBank(pool, given.tasks or None, device_bytes=given.device_bytes, host_bytes=given.host_bytes)
     serve(make_app(bank, pool, limits, token), given.host, given.port, limits)
-
-
-def check_installed(needed: Sequence[str] = NEEDED) -> None:
-    """Raises CwpsError where a package of the extra `serve` is missing."""
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise CwpsError(
-            f"the server needs {', '.join(missing)}, not installed here: pip install 'cwps_jax[serve]'"
-        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """Pools that are read from a bucket, through a copy on this machine that is brought up to date when asked."""
 
+import os
 import pathlib
 
 from cwps_jax.buckets import Bucket, Mirror, is_address, local_folder, mirrored_from
@@ -38,7 +39,9 @@ def fetched(folder: str | pathlib.Path) -> pathlib.Path:
 
 
 def check_writable(folder: pathlib.Path) -> None:
-    """Raises CwpsError for the copy of a pool in a bucket: what were written to it would be lost.
+    """Raises CwpsError for a pool that is only read: in a folder that cannot be written to, or in a bucket.
+
+    What were written to the copy of one in a bucket would be lost.
 
     Args:
         folder: the pool's, on this machine.
@@ -47,6 +50,11 @@ def check_writable(folder: pathlib.Path) -> None:
         raise CwpsError(
             f"{mark['address']}/{mark['below']}: a pool in a bucket is only read here; runs write to it, by "
             "--workdir, or copy its folder and upload what you make of it"
+        )
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        raise CwpsError(
+            f"{folder}: cannot be written to, so this pool is only read; mend the folder's rights or its "
+            "mount, or add tasks to a copy of it"
         )
 
 

@@ -28,6 +28,8 @@ from cwps_jax.store.lock import locked
 from cwps_jax.store.trees import OWN, ROWS, SKETCH, TASKS, Trees
 
 PARTIAL = ".partial-"  # begins the names of folders that are being written
+SYSTEM = "os_error_code="
+SHOWN = 200  # characters of an error, whose end says why
 
 
 class Writable(Contents):
@@ -112,10 +114,10 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
     """Waits for the turn to write a pool's folder, and holds it while its block runs.
 
     Raises:
-        CwpsError: another process has its turn for too long, or the folder cannot be locked.
+        CwpsError: another process has its turn for too long, or the folder cannot be locked or written.
     """
     check_writable(folder)
-    with locked(folder / ".lock", "this pool is being written"):
+    with _readable_errors(folder), locked(folder / ".lock", "this pool is being written"):
         # Whoever wrote these is dead: it had this lock.
         for place, name in ((folder, f"{PARTIAL}*"), (folder / TASKS, f"{PARTIAL}*")):
             for left in place.glob(name):
@@ -123,6 +125,21 @@ def writing(folder: pathlib.Path) -> Iterator[None]:
         for file in folder.glob(".index.json.*"):
             file.unlink()
         yield
+
+
+@contextlib.contextmanager
+def _readable_errors(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        # What Orbax raises for a full disk is TensorStore's, with the system's error in its text.
+        if not isinstance(error, OSError) and SYSTEM not in str(error):
+            raise
+        line = " ".join(str(error).split())[-SHOWN:]
+        raise CwpsError(
+            f"{folder}: cannot be written ({line}); make room there, or let it be written to: what the pool "
+            "holds is whole"
+        ) from error
 
 
 @contextlib.contextmanager

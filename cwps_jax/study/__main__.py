@@ -11,6 +11,7 @@ from absl import flags
 
 from cwps_jax import command_line
 from cwps_jax.compilation_cache import start_jax
+from cwps_jax.extras import check_extra
 from cwps_jax.study.grid import Study, read_study
 from cwps_jax.workdir import check_folder
 
@@ -25,6 +26,7 @@ def main(study: Study) -> None:
     """Runs a study, and writes its report."""
     given = _WORKDIR.value or pathlib.Path("runs", "studies", command_line.config_name())
     check_folder("workdir", given)
+    check_extra("report", "the report of a study")
     workdir = pathlib.Path(given)
 
     from cwps_jax.study.running import check_size, run_study

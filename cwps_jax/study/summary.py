@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from cwps_jax import methods
 from cwps_jax.config import DataConfig
-from cwps_jax.report.rows import Rows, Spread, changed, spread
+from cwps_jax.report.rows import Rows, Spread, backward_transfers, changed, forgotten, spread, stored_bytes
 from cwps_jax.study.cells import Finished
 from cwps_jax.study.grid import Study
 
@@ -175,30 +175,24 @@ def _continual(cells: Sequence[Finished], alone: Mapping[Any, float]) -> dict[st
         for task in cell.config.tasks[1:]:
             if (key, task) in alone:
                 forward.append(reached[task] - alone[key, task])
-        forgetting = values["results"]["forgetting"]
-        backward += [one["accuracy_at_end"] - one["accuracy_when_learned"] for one in forgetting]
+        backward += backward_transfers(values["results"])
         bits += changed(values["results"])
     return {
         "forward_transfer": statistics.mean(forward) if forward else None,
         "forward_pairs": len(forward),
         "backward_transfer": statistics.mean(backward) if backward else None,
-        "forgetting": statistics.mean(max(0.0, -one) for one in backward) if backward else None,
+        "forgetting": forgotten(backward),
         "changed_tasks": bits,
     }
 
 
 def _total_bytes(cells: Sequence[Finished]) -> list[float] | None:
     """Returns what all is stored after 0, 1, 2, ... tasks, the pre-trained backbone in float32 included."""
-    curves = []
-    for cell, values in cells:
-        sizes = {row["task"]: row["bytes"] for row in values["results"]["rows"]}
-        if None in sizes.values():
-            return None
-        curve = [4.0 * values["results"]["backbone_parameters"]]
-        for task in cell.config.tasks:
-            curve.append(curve[-1] + sizes[task])
-        curves.append(curve)
-    return [statistics.mean(one) for one in zip(*curves, strict=True)]
+    curves = [stored_bytes(values["results"]).get(cell.config.method) for cell, values in cells]
+    known = [curve for curve in curves if curve]
+    if len(known) < len(curves):
+        return None
+    return [statistics.mean(one) for one in zip(*known, strict=True)]
 
 
 def _mark(groups: Sequence[dict[str, Any]]) -> None:

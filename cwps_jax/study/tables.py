@@ -1,11 +1,11 @@
 """The tables of a study's report: as rows of texts, and as Markdown for documentation pages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cwps_jax.report.costs import short
-
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # its header, and its rows
+from cwps_jax.report.html_page import Table
+from cwps_jax.report.run_tables import points
 
 
 def groups_table(section: Mapping[str, Any]) -> Table:
@@ -57,9 +57,9 @@ def continual_table(section: Mapping[str, Any]) -> Table:
             if group["total_bytes"]
             else ["-" for _ in counts]
         )
-        points = (_points(known[key]) for key in ("forward_transfer", "backward_transfer"))
+        moved = (_points(known[key]) for key in ("forward_transfer", "backward_transfer"))
         lost = "-" if known["forgetting"] is None else f"{100 * known['forgetting']:.1f}"
-        rows.append((group["label"], *points, lost, str(known["changed_tasks"]), *total))
+        rows.append((group["label"], *moved, lost, str(known["changed_tasks"]), *total))
     return header, rows
 
 
@@ -98,12 +98,12 @@ def _percent(value: Mapping[str, Any] | None) -> str:
 def _difference(value: Mapping[str, Any] | None) -> str:
     if value is None or value["mean"] is None:
         return "-"
-    interval = "" if value["low"] is None else f" [{_points(value['low'])}, {_points(value['high'])}]"
-    return f"{_points(value['mean'])}{interval}"
+    interval = "" if value["low"] is None else f" [{points(value['low'])}, {points(value['high'])}]"
+    return f"{points(value['mean'])}{interval}"
 
 
 def _points(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:+.1f}".replace("-0.0", "+0.0")
+    return "-" if value is None else points(value)
 
 
 def _short(value: Mapping[str, Any] | None) -> str:
