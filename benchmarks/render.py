@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from runs import by_round_table, demo_table, methods_table, numbers_table, run_table, summary_table
-from targets import pool_line, ratios_table, targets_table
+from targets import many_tasks_line, pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
 from cwps_jax.report.rows import read_results
@@ -25,6 +25,7 @@ PAGES = (
     "docs/get_started.md",
     "docs/methods.md",
     "docs/performance.md",
+    "docs/serving.md",
     "docs/studies.md",
 )
 # Those of docs/experiments.md, configs/studies/<name>.py.
@@ -181,6 +182,9 @@ def tables_of(path: str) -> dict[str, str]:
             "pool": pool_line(results["pool_cpu.json"]),
             "ratios": ratios_table(results),
         }
+    if path == "docs/serving.md":
+        (result,) = _read("benchmarks/results/many_tasks_cpu.json")
+        return {"many_tasks": many_tasks_line(result)}
     if path == "docs/studies.md":
         return {"digits_small": markdown(_read("docs/results/study_digits_small.json")[0])}
     return {

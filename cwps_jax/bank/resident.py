@@ -58,7 +58,7 @@ class Resident:
         self.loaded: collections.OrderedDict[Loaded, None] = collections.OrderedDict()
         self._owners: dict[int, Owner] = {}
         self._host: collections.OrderedDict[int, StoredRows] = collections.OrderedDict()
-        self._own_tables: dict[tuple[OwnLeaf, ...], str] = {}
+        self._own_tables: dict[tuple[OwnLeaf, ...], tuple[str, tuple[OwnLeaf, ...]]] = {}
         self._known: list[Mapping[str, int]] = []  # capacities of programs
         self._fan_in = {layer.path: float(layer.channel_parameters) for layer in self.layout.layers}
         if device_bytes and self.device_bytes > device_bytes:
@@ -123,8 +123,9 @@ class Resident:
     def note(self, task: Loaded) -> StoredOwn:
         """Reads what a task is made of, notes it, and returns what is its own beside rows."""
         own = stored_own(task.trees, task.version, task.classes)
-        task.owners, task.leaves = own.owners, own.leaves
-        task.table = self._own_tables.setdefault(task.leaves, f"{OWN}{len(self._own_tables)}")
+        task.owners = own.owners
+        first = f"{OWN}{len(self._own_tables)}", own.leaves
+        task.table, task.leaves = self._own_tables.setdefault(own.leaves, first)  # one tuple for all alike
         return own
 
     def unload(self, task: Loaded) -> None:
