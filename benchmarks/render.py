@@ -10,7 +10,8 @@ import sys
 from typing import Any
 
 from runs import by_round_table, demo_table, methods_table, numbers_table, run_table, summary_table
-from targets import many_tasks_line, pool_line, ratios_table, targets_table
+from serving import costs_table, curves_table, draw_serving, many_tasks_line, storm_table
+from targets import NOT_YET, pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
 from cwps_jax.report.rows import read_results
@@ -28,6 +29,7 @@ PAGES = (
     "docs/serving.md",
     "docs/studies.md",
 )
+CURVES = "benchmarks/results/serve_curves_cpu.json"
 # Those of docs/experiments.md, configs/studies/<name>.py.
 STUDIES = ("pacs_bits", "pacs_bytes", "pacs_few_images", "pacs_search", "pacs_grains", "digits_search")
 
@@ -183,8 +185,12 @@ def tables_of(path: str) -> dict[str, str]:
             "ratios": ratios_table(results),
         }
     if path == "docs/serving.md":
-        (result,) = _read("benchmarks/results/many_tasks_cpu.json")
-        return {"many_tasks": many_tasks_line(result)}
+        return {
+            "costs": costs_table(_read("benchmarks/results/serve_cpu.json")[0]),
+            "curves": "\n".join(map(curves_table, _read(CURVES))) or NOT_YET,
+            "many_tasks": many_tasks_line(_read("benchmarks/results/many_tasks_cpu.json")[0]),
+            "storm": storm_table(_read("benchmarks/results/storm_server.json")[0]),
+        }
     if path == "docs/studies.md":
         return {"digits_small": markdown(_read("docs/results/study_digits_small.json")[0])}
     return {
@@ -207,6 +213,8 @@ def main() -> None:
         if arguments.check and new != text:
             sys.exit(f"{path} is not current: run python benchmarks/render.py")
         (ROOT / path).write_text(new)
+    for result in () if arguments.check else _read(CURVES):
+        draw_serving(result, ROOT / "docs" / "images")
 
 
 if __name__ == "__main__":
