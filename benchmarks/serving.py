@@ -172,7 +172,7 @@ def many_tasks_line(result: Mapping[str, Any]) -> str:
         f"opening {processor['open']:.0f} s (it took {wall['open']:.0f} s there), the first answer "
         f"{took('first_answer')} and the first task added again {took('first_add')}, with what they compile; "
         f"medians of {settings['repeats']} random tasks: a swap {took('swap')}, an answer for one picture of "
-        f"{settings['size']} px after it {took('answer')}, dropping a task {took('drop')}, adding one {took('add')}, "
-        f"with {result['compilations']} compilations. {settings['checked']} random tasks were equal to "
+        f"{settings['size']} px after it {took('answer')}, dropping a task {took('drop')}, adding one "
+        f"{took('add')}, with {result['compilations']} compilations. {settings['checked']} random tasks were equal to "
         f"`pool.effective` to the bit. {result['device']}, commit {result['commit']}."
     )
