@@ -173,6 +173,7 @@ def many_tasks_line(result: Mapping[str, Any]) -> str:
         f"{took('first_answer')} and the first task added again {took('first_add')}, with what they compile; "
         f"medians of {settings['repeats']} random tasks: a swap {took('swap')}, an answer for one picture of "
         f"{settings['size']} px after it {took('answer')}, dropping a task {took('drop')}, adding one "
-        f"{took('add')}, with {result['compilations']} compilations. {settings['checked']} random tasks were equal to "
-        f"`pool.effective` to the bit. {result['device']}, commit {result['commit']}."
+        f"{took('add')}, with {result['compilations']} compilations. "
+        f"{settings['checked']} random tasks were equal to `pool.effective` to the bit. "
+        f"{result['device']}, commit {result['commit']}."
     )
