@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class Trees:
 
     def pretrained(self) -> dict[str, Any]:
         """Returns the pre-trained model's leaves, a flat dict."""
-        return flatten(self.shared()["params"])
+        return self._once("params", lambda: flatten(self.shared()["params"]))
 
     def needs(self, version: Version) -> set[int]:
         """Returns the numbers of the other versions that one needs to be restored."""
@@ -151,6 +151,11 @@ class Trees:
             raise CwpsError(
                 f"{self.folder}: {version.name} was removed after this pool was opened; open it again"
             ) from error
+
+    def forget(self, identities: Iterable[int]) -> None:
+        """Lets go of versions' files, each of which is an open one as long as it is mapped."""
+        for key in [(identity, tree) for identity in identities for tree in (ROWS, OWN, SKETCH)]:
+            self._loaded.pop(key, None)
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         """Returns the first result of `make` for this key; two threads at once may both call it."""
