@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PARITY ?= .venv-parity
 
-.PHONY: demo demo-methods demo-docs test test-slow test-trackers torture docs lint lint-docs format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build clean
+.PHONY: demo demo-methods demo-docs test test-slow test-trackers torture docs notebooks lint lint-docs format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build clean
 
 # Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
@@ -47,13 +47,18 @@ torture: $(VENV)/test
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
+# Runs the notebooks of examples/notebooks/ and keeps their outputs; Jupyter's kernel is asked for by nothing else.
+notebooks: $(VENV)/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check nbclient==0.11.0 ipykernel==7.4.0
+	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python scripts/notebooks.py $(ARGS)
+
 lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/prose.py
 
-# The English of README.md, docs/ and their like, in the style of scripts/prose.toml: seconds.
+# The English of pages and docstrings, in the style of scripts/prose.toml: seconds.
 lint-docs: $(VENV)/test
 	$(BIN)/python scripts/prose.py
 

@@ -64,6 +64,7 @@ RUNS = {
         Run("serve"),
         Run("serve_curves"),
         Run("serve_curves", "--backbone resnet20_cifar --size 32", "small"),
+        Run("many_tasks"),
         Run("bits"),
         Run("compile"),
         Run("input"),

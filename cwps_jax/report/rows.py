@@ -18,10 +18,10 @@ KEYS = (
 )
 # What files of format 2 may lack, and their rows.
 ADDED: dict[str, Any] = {"class_names": {}, "not_measured": [], "rounds": [], "curves": []}
-ADDED_TO_ROWS = ("byte_ratio", "row_bits")
+ADDED_TO_ROWS = ("byte_ratio", "row_bits", "metric")
 ROW = (
     *("task", "method", "draw", "seed", "stored", "version"),
-    *("accuracy", "validation_accuracy", "params_ratio", "parameters", "head_parameters"),
+    *("metric", "accuracy", "validation_accuracy", "params_ratio", "parameters", "head_parameters"),
     *(
         "bits",
         "bytes",
@@ -69,6 +69,11 @@ def names(rows: Rows, key: str) -> list[Any]:
     return list(dict.fromkeys(row[key] for row in rows))
 
 
+def metric_of(rows: Rows) -> str:
+    """Returns the name of the metric in the rows' `accuracy`; several names if the tasks have several."""
+    return " or ".join(dict.fromkeys(row["metric"] or "accuracy" for row in rows))
+
+
 def spread(rows: Rows, method: str, key: str, task: str | None = None) -> Spread | None:
     """Returns the mean of a method's values over the draws, for one task or averaged over all of them.
 
@@ -96,12 +101,12 @@ def changed(results: Mapping[str, Any]) -> int:
 
 
 def backward_transfers(results: Mapping[str, Any]) -> list[float]:
-    """Returns the accuracy at the end less that when learned, of each stored model that was measured."""
+    """Returns the accuracy at the end minus that when learned, for each measured stored model."""
     return [one["accuracy_at_end"] - one["accuracy_when_learned"] for one in results["forgetting"]]
 
 
 def forgotten(backward: Sequence[float]) -> float | None:
-    """Returns the mean of what was lost of the accuracies when learned; None where nothing was measured."""
+    """Returns the mean loss of accuracy since learning; None if nothing was measured."""
     return statistics.mean(max(0.0, -one) for one in backward) if backward else None
 
 

@@ -13,6 +13,7 @@ from cwps_jax.report.rows import (
     changed,
     comparable,
     forgotten,
+    metric_of,
     names,
     spread,
     stored_bytes,
@@ -24,19 +25,20 @@ TAKEN_FROM = "channels taken from"
 
 
 def run_title(results: Mapping[str, Any]) -> str:
-    """Returns what was run: the method, the backbone, and how many tasks in how many draws."""
+    """Returns the title of a run: method, backbone, numbers of tasks and draws, metric unless accuracy."""
     tasks, draws = (names(results["rows"], key) for key in ("task", "draw"))
-    title = f"{results['method']} on {results['backbone']}, {len(tasks)} tasks"
+    named = "" if metric_of(results["rows"]) == "accuracy" else f", {metric_of(results['rows'])}"
+    title = f"{results['method']} on {results['backbone']}, {_tasks(len(tasks))}{named}"
     return f"{title}, {len(draws)} draws: mean (deviation)" if len(draws) > 1 else title
 
 
 def run_lines(results: Mapping[str, Any]) -> list[str]:
-    """Returns what all tasks cost together, what was forgotten, and what was not measured."""
+    """Returns lines about the size of all tasks together, forgetting, and tasks that were not measured."""
     tasks = len(names(results["rows"], "task"))
+    which, times = "The" if tasks == 1 else "All", _times(total(results, results["method"]), 2)
     return [
-        f"All {tasks} tasks and the pre-trained model: {_times(total(results, results['method']), 2)} the "
-        f"backbone's {results['backbone_parameters']:,} parameters; a whole network per task is "
-        f"{1 + tasks}x.",
+        f"{which} {_tasks(tasks)} and the pre-trained model: {times} the backbone's "
+        f"{results['backbone_parameters']:,} parameters; a whole network per task is {1 + tasks}x.",
         f"Forgetting: {changed(results)} of {len(comparable(results))} stored tasks changed any bit of "
         "their test logits since they were learned.",
         *_older(results),
@@ -44,8 +46,12 @@ def run_lines(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _tasks(count: int) -> str:
+    return f"{count} task{'' if count == 1 else 's'}"
+
+
 def tasks_table(results: Mapping[str, Any]) -> Table:
-    """Returns a row a task with each method's accuracy, and what the run's own method keeps of it."""
+    """Returns a row per task with each method's accuracy, and the size that the run's own method stores."""
     rows, own, methods = results["rows"], results["method"], names(results["rows"], "method")
     methods = methods if len(methods) <= BESIDE else [own]
     borrowed = {row["task"]: row["relation"] for row in rows if row["method"] == own and row["relation"]}
@@ -70,7 +76,7 @@ def tasks_table(results: Mapping[str, Any]) -> Table:
 
 
 def accuracies_table(results: Mapping[str, Any], tasks: Sequence[str]) -> Table:
-    """Returns a row a method with its accuracy on each of these tasks."""
+    """Returns a row per method with its accuracy on each of these tasks."""
     rows = results["rows"]
     found = [
         (method, *(_percent(spread(rows, method, "accuracy", task)) for task in tasks))
@@ -80,7 +86,7 @@ def accuracies_table(results: Mapping[str, Any], tasks: Sequence[str]) -> Table:
 
 
 def methods_table(results: Mapping[str, Any]) -> Table:
-    """Returns a row a method with its means over the tasks."""
+    """Returns a row per method with its means over the tasks."""
     costs = ("trained", "peak_memory_bytes", "flops_per_step", "seconds")
     found = []
     for method in names(results["rows"], "method"):
@@ -96,12 +102,12 @@ def methods_table(results: Mapping[str, Any]) -> Table:
                 *(_short(means[key]) for key in costs),
             )
         )
-    header = ("accuracy", "kept", "in bytes", "all tasks", "trained", "memory", "FLOPs", "seconds")
-    return ("method", *header), found
+    header = ("kept", "in bytes", "all tasks", "trained", "memory", "FLOPs", "seconds")
+    return ("method", metric_of(results["rows"]), *header), found
 
 
 def storing_table(results: Mapping[str, Any]) -> Table:
-    """Returns a row a task with what the run's own method stores of it, and what learning it took."""
+    """Returns a row per task with the stored size by the run's own method, and the cost of learning."""
     method = results["method"]
     own = [
         {**row, "own": row["relation"] and row["relation"].get(row["task"], 0.0)}
@@ -123,7 +129,7 @@ def storing_table(results: Mapping[str, Any]) -> Table:
             )
         )
     stored = ("own channels", "bits of a weight", "parameters", "of its head")
-    took = ("epochs", "numbers trained", "memory", "seconds", "validation accuracy")
+    took = ("epochs", "numbers trained", "memory", "seconds", f"validation {metric_of(results['rows'])}")
     return ("task", *stored, *took), found
 
 
@@ -154,21 +160,21 @@ def continual_lines(results: Mapping[str, Any]) -> list[str]:
     if lost is None:
         return []
     return [
-        f"Means in points of accuracy: backward transfer {points(statistics.mean(backward))}, forgetting "
-        f"{100 * lost:.1f}. Forward transfer is not known from one run: a study compares with tasks that are "
-        "learned alone."
+        f"Means in points of {metric_of(results['rows'])}: backward transfer "
+        f"{points(statistics.mean(backward))}, forgetting {100 * lost:.1f}. Forward "
+        "transfer is not known from one run: a study compares with tasks that are learned alone."
     ]
 
 
 def totals_table(results: Mapping[str, Any]) -> Table:
-    """Returns a row a method with all bytes stored after 0, 1, 2, ... tasks, the backbone included."""
+    """Returns a row per method with all bytes stored after 0, 1, 2, ... tasks, the backbone included."""
     found = [(method, *(f"{size:,.0f}" for size in sizes)) for method, sizes in stored_bytes(results).items()]
     counts = range(len(names(results["rows"], "task")) + 1)
     return ("method", *(f"bytes after {count}" for count in counts)), found
 
 
 def budgets_table(results: Mapping[str, Any]) -> Table:
-    """Returns a row for each task and budget, where the run hardened several."""
+    """Returns a row for each task and budget, if the run hardened several."""
     draws = len(names(results["rows"], "draw")) > 1
     found = [
         (
@@ -181,11 +187,12 @@ def budgets_table(results: Mapping[str, Any]) -> Table:
         )
         for one in results.get("curves", ())
     ]
-    return ("task", "byte budget", "in bytes", "bytes", "validation accuracy", "kept"), found
+    validation = f"validation {metric_of(results['rows'])}"
+    return ("task", "byte budget", "in bytes", "bytes", validation, "kept"), found
 
 
 def borrowed_from(task: str, relation: Mapping[str, float], most: int = 2) -> str:
-    """Returns from whom a task took its channels, the largest owners by name: "pretrained 60%, birds 5%"."""
+    """Returns the owners of a task's channels, the largest by name: "pretrained 60%, birds 5%"."""
     others = {owner: share for owner, share in relation.items() if owner != task}
     largest = sorted(others, key=lambda owner: -others[owner])
     named = ", ".join(f"{owner} {others[owner]:.0%}" for owner in largest[:most])
@@ -199,16 +206,17 @@ def points(value: float) -> str:
 
 
 def _older(results: Mapping[str, Any]) -> list[str]:
-    """Returns a line for the older versions that the newest ones still borrow rows of."""
+    """Returns a line for the older versions whose rows the newest ones still borrow."""
     rounds = results.get("rounds") or [{"round": 0, "older_bytes": 0}]
     last = [one["older_bytes"] for one in rounds if one["round"] == rounds[-1]["round"]]
     return [f"Older versions, whose rows these borrow: {sum(last):,} bytes more."] if sum(last) else []
 
 
 def _left_out(results: Mapping[str, Any]) -> list[str]:
-    """Returns a line for what was not measured, or not compared to the bit."""
+    """Returns a line for the tasks that were not measured, or not compared to the bit."""
     lines = [
-        f"{one['task']} was not measured: its accuracy is that of when it was learned ({one['why']})"
+        f"{one['task']} was not measured: its {metric_of(results['rows'])} is that of when it was learned "
+        f"({one['why']})"
         for one in results.get("not_measured", ())
     ]
     if others := len(results["forgetting"]) - len(comparable(results)):
