@@ -29,7 +29,7 @@ PAGES = (
     "docs/serving.md",
     "docs/studies.md",
 )
-CURVES = "benchmarks/results/serve_curves_cpu_small.json"
+CURVES = "benchmarks/results/serve_curves_cpu.json"
 # Those of docs/experiments.md, configs/studies/<name>.py.
 STUDIES = ("pacs_bits", "pacs_bytes", "pacs_few_images", "pacs_search", "pacs_grains", "digits_search")
 

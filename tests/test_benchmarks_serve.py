@@ -76,7 +76,7 @@ def test_curves_are_a_table_and_two_pictures(drawn_curves, tmp_path):
 
 
 def test_the_pictures_in_the_docs_are_of_the_committed_result():
-    committed = json.loads((FOLDER / "results" / "serve_curves_cpu_small.json").read_text())
+    committed = json.loads((FOLDER / "results" / "serve_curves_cpu.json").read_text())
     for name in ("serving_memory.png", "serving_throughput.png"):
         with Image.open(FOLDER.parent / "docs" / "images" / name) as shown:
             assert shown.text["Description"].endswith(committed["commit"])
