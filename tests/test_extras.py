@@ -66,6 +66,6 @@ def test_every_extra_that_a_message_names_can_be_installed():
 def test_all_is_every_extra_that_needs_no_accelerator_and_no_checkout():
     (everything,) = PROJECT["optional-dependencies"]["all"]
     parts = {"run", *everything.removeprefix("cwps_jax[").removesuffix("]").split(",")}
-    assert parts | {"photos", "report", "tensorboard"} | {"all", "cuda", "tpu", "test", "docs"} == set(
+    assert parts | {"photos", "report", "tensorboard"} | {"all", "cuda", "tpu", "build", "docs", "test"} == set(
         PROJECT["optional-dependencies"]
     )
