@@ -10,7 +10,8 @@ import sys
 from typing import Any
 
 from runs import by_round_table, demo_table, methods_table, numbers_table, run_table, summary_table
-from targets import pool_line, ratios_table, targets_table
+from serving import costs_table, curves_table, draw_serving, storm_table
+from targets import NOT_YET, pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
 from cwps_jax.report.rows import read_results
@@ -25,8 +26,10 @@ PAGES = (
     "docs/get_started.md",
     "docs/methods.md",
     "docs/performance.md",
+    "docs/serving.md",
     "docs/studies.md",
 )
+CURVES = "benchmarks/results/serve_curves_cpu.json"
 # Those of docs/experiments.md, configs/studies/<name>.py.
 STUDIES = ("pacs_bits", "pacs_bytes", "pacs_few_images", "pacs_search", "pacs_grains", "digits_search")
 
@@ -181,6 +184,12 @@ def tables_of(path: str) -> dict[str, str]:
             "pool": pool_line(results["pool_cpu.json"]),
             "ratios": ratios_table(results),
         }
+    if path == "docs/serving.md":
+        return {
+            "costs": costs_table(_read("benchmarks/results/serve_cpu.json")[0]),
+            "curves": "\n".join(map(curves_table, _read(CURVES))) or NOT_YET,
+            "storm": storm_table(_read("benchmarks/results/storm_server.json")[0]),
+        }
     if path == "docs/studies.md":
         return {"digits_small": markdown(_read("docs/results/study_digits_small.json")[0])}
     return {
@@ -203,6 +212,8 @@ def main() -> None:
         if arguments.check and new != text:
             sys.exit(f"{path} is not current: run python benchmarks/render.py")
         (ROOT / path).write_text(new)
+    for result in () if arguments.check else _read(CURVES):
+        draw_serving(result, ROOT / "docs" / "images")
 
 
 if __name__ == "__main__":

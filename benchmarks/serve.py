@@ -15,19 +15,16 @@ import argparse
 import collections
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from measurement import interleaved, medians, model_parser, parse, publish, ratios, seconds_of
-from synthetic import CountCompilations, stored_pool
-from turn import CLASSES, random_variables
+from synthetic import CountCompilations, Setting, stored_pool
 
 from cwps_jax.bank import Bank
-from cwps_jax.models import create
-from cwps_jax.modules import channel_layout
 from cwps_jax.store.pool import Pool
 
 QUICK = {"backbone": "resnet8", "size": 32, "tasks": 8, "repeats": 4, "switches": 50}
@@ -88,37 +85,31 @@ def turns_of(bank: Bank, pool: Pool, batch: int, images: np.ndarray) -> dict[str
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns ratios, seconds, and what was found on the way."""
-    model = create(arguments.backbone, CLASSES, dtype=jnp.dtype(arguments.dtype))
-    shape = (arguments.batch, arguments.size, arguments.size, 3)
-    example = jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32)
-    layout = channel_layout(model, example)
-    rng = np.random.default_rng(0)
-    variables = random_variables(model, example, rng)
-    images = rng.normal(size=shape).astype(np.float32)
+    made, rng = Setting.of(arguments), np.random.default_rng(0)
     resident: dict[str, float] = {}
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (bits, byte_budget) in STORED.items():
             pool = stored_pool(
-                pathlib.Path(folder) / name, variables, layout, arguments.tasks, arguments.active,
+                pathlib.Path(folder) / name, made.variables, made.layout, arguments.tasks, arguments.active,
                 bits=bits, byte_budget=byte_budget,
             )  # fmt: skip
-            bank = Bank(pool, model=model)
+            bank = Bank(pool, model=made.model)
             copies = arguments.tasks * whole_bytes(pool)
             resident[f"resident_{name}"] = bank.resident["device"] / copies
             if bits != 32:
                 continue
-            seconds = interleaved(turns_of(bank, pool, arguments.batch, images), arguments.repeats)
+            seconds = interleaved(turns_of(bank, pool, arguments.batch, made.images), arguments.repeats)
             pairs = {"swap_over_forward": ("swap", "forward"), "copy_over_swap": ("copy", "swap")}
             for mix in MIXES:
                 pairs[f"loop_over_mixed_{mix}"] = (f"loop_{mix}", f"mixed_{mix}")
                 pairs[f"swaps_over_mixed_{mix}"] = (f"swaps_{mix}", f"mixed_{mix}")
                 pairs[f"mixed_throughput_{mix}"] = ("model", f"mixed_{mix}")
             found = {**ratios(seconds, pairs), "seconds": medians(seconds)}
-            found["way"] = {mix: _way(bank, pool, mix, images) for mix in MIXES}
+            found["way"] = {mix: _way(bank, pool, mix, made.images) for mix in MIXES}
             with CountCompilations() as counted:
                 for task in rng.choice(pool.tasks, arguments.switches):
-                    bank.answer(images[:1], str(task), "swapped")
+                    bank.answer(made.images[:1], str(task), "swapped")
             found["compilations_of_switches"] = counted.count
     found["ratios"] |= resident
     return found
@@ -129,12 +120,12 @@ def _way(bank: Bank, pool: Pool, mix: str, images: np.ndarray) -> str:
     return bank._way(collections.Counter(map(bank.served, tasks)), images[:1])
 
 
-def main() -> None:
+def main(flags: Sequence[str] | None = None) -> None:
     made = model_parser(__doc__, backbone="resnet18", size=96, batch=8)
     made.add_argument("--tasks", type=int, default=100, help="that the bank serves")
     made.add_argument("--active", type=float, default=0.1, help="share of a task's own channels")
     made.add_argument("--switches", type=int, default=1000, help="random ones that must compile nothing")
-    arguments = parse(made, QUICK)
+    arguments = parse(made, QUICK, flags)
     publish("serve", measure(arguments), arguments)
 
 

@@ -7,6 +7,7 @@ process is held to a core of its own, as hosts are: one process has one core, tw
 compiled programs in a folder, as a run does that goes on; "cold" compiles. It counts until the last process
 is there. `seconds` tells the parts, each of which begins where the one before it ends: importing, connecting,
 and what comes then until the first step is done (data, shapes, compilation; two also compare what they have).
+`of_its_core` is what the last process computed all the while, in seconds of its core.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def start(arguments: argparse.Namespace) -> None:
 
     def stepped() -> bool:
         """Is asked after each step."""
-        print(json.dumps([*done, time.time()]), flush=True)
+        print(json.dumps([time.process_time(), *done, time.time()]), flush=True)
         distributed.stop()  # the others are there, too, before the first one ends
         os._exit(0)
 
@@ -88,6 +89,8 @@ def started(backbone: str, processes: int, cache: str, parts: dict[str, list[flo
         told = [one.communicate()[0].splitlines() for one in running]
     # Gloo, which carries the arrays, prints lines of its own.
     ends = max((json.loads(lines[-1]) for lines in told), key=lambda done: done[-1])
+    computed, *ends = ends
+    parts["of_its_core"].append(computed)
     for name, first, last in zip(PARTS, [began, *ends], ends, strict=False):
         parts[name].append(last - first)
     return ends[-1] - began

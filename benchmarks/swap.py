@@ -17,15 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from measurement import interleaved, medians, model_parser, parse, publish, ratios, seconds_of
-from synthetic import stored_pool
-from turn import ACTIVE, CLASSES, random_variables
+from synthetic import Setting, stored_pool
+from turn import ACTIVE
 
 from cwps_jax.core.channels import Layout, to_columns
 from cwps_jax.core.compact import pack, placements, unpack
 from cwps_jax.core.trees import flatten, select, unflatten
-from cwps_jax.models import create
-from cwps_jax.modules import channel_layout
-from cwps_jax.train.step import apply_model
 
 QUICK = {"size": 32, "batch": 8, "repeats": 8}
 
@@ -77,29 +74,19 @@ def differing(layout: Layout, first: Any, second: Any) -> dict[str, Any]:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns both ratios and what was found on the way."""
-    model = create(arguments.backbone, CLASSES, dtype=jnp.dtype(arguments.dtype))
-    shape = (arguments.batch, arguments.size, arguments.size, 3)
-    example = jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32)
-    layout = channel_layout(model, example)
-    rng = np.random.default_rng(0)
-    plain = random_variables(model, example, rng)
+    made = Setting.of(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        pool = stored_pool(pathlib.Path(folder) / "pool", plain, layout, 2, arguments.active)
+        pool = stored_pool(pathlib.Path(folder) / "pool", made.variables, made.layout, 2, arguments.active)
         merged = [pool.effective(task) for task in pool.tasks]
-    images = jax.device_put(rng.normal(size=shape).astype(np.float32))
-
-    def forward(variables: Any, images: jax.Array) -> jax.Array:
-        other = {name: tree for name, tree in variables.items() if name != "params"}
-        return apply_model(model, variables["params"], other, images, train=False)
-
-    placed = {"backbone": jax.device_put(plain), "merged": jax.device_put(merged[0])}
-    lowered = {name: jax.jit(forward).lower(variables, images) for name, variables in placed.items()}
+    images = jax.device_put(made.images)
+    placed = {"backbone": jax.device_put(made.variables), "merged": jax.device_put(merged[0])}
+    lowered = {name: jax.jit(made.forward).lower(variables, images) for name, variables in placed.items()}
     programs = {name: one.compile() for name, one in lowered.items()}
 
     def infer(name: str) -> None:
         jax.block_until_ready(programs[name](placed[name], images))
 
-    swap = Swap(layout, *(variables["params"] for variables in merged))
+    swap = Swap(made.layout, *(variables["params"] for variables in merged))
     swap.swap()
     swap.check()
     calls = {

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, Self
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +21,46 @@ from cwps_jax.data.task import TaskData
 from cwps_jax.learn import learn_task, make_trainer, train_task
 from cwps_jax.methods import Cwps, channels
 from cwps_jax.models import create
+from cwps_jax.modules import channel_layout
 from cwps_jax.settings import TrainConfig
 from cwps_jax.store.pool import PRETRAINED, Pool
+from cwps_jax.train.step import apply_model
 
 BUDGET = 0.4  # of a task that is learned
 FAMILY_SEED = 10_000  # the first of the families', beyond all tasks'
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A backbone with random weights and a batch of random images, as the flags of `model_parser` ask.
+
+    Attributes:
+        model: the backbone, with a head of `CLASSES` outputs.
+        layout: its channels.
+        variables: its weights, on the host.
+        images: float32 (batch, size, size, 3), on the host.
+    """
+
+    model: nn.Module
+    layout: Layout
+    variables: dict[str, Any]
+    images: np.ndarray
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Self:
+        """Returns the setting of `arguments`: its `backbone`, `dtype`, `size` and `batch`."""
+        model = create(arguments.backbone, CLASSES, dtype=jnp.dtype(arguments.dtype))
+        shape = (arguments.size, arguments.size, 3)
+        example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        rng = np.random.default_rng(0)
+        variables = random_variables(model, example, rng)
+        images = rng.normal(size=(arguments.batch, *shape)).astype(np.float32)
+        return cls(model, channel_layout(model, example), variables, images)
+
+    def forward(self, variables: Any, images: Any) -> jax.Array:
+        """Returns logits; traced."""
+        other = {name: tree for name, tree in variables.items() if name != "params"}
+        return apply_model(self.model, variables["params"], other, images, train=False)
 
 
 def stored_pool(

@@ -1,7 +1,7 @@
 """Weight gradients of active channels alone, in the layers of any Linen model.
 
-A weight gradient is a third of a layer's work in training, and each output channel's is its own: one
-that takes only the active channels of the output's gradient does their share of the work.
+A weight gradient is a third of a layer's work in training. The gradient of one output channel does not depend
+on the others, so if only some channels are active, only their share of the work is needed.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ _OPERATIONS: dict[type[nn.Module], tuple[str, Callable[..., jax.Array]]] = {
 def active_gradients(
     effective: Tree, packed: Tree, parent: Tree, gates: Tree, placed: Mapping[str, Placement]
 ) -> Iterator[None]:
-    """Within it, Dense and Conv layers compute the weight gradient of their open channels alone.
+    """A context in which Dense and Conv layers compute the weight gradient of their open channels only.
 
-    It goes straight to the packed kernels; values are the plain layer's. Kernels are not kept for the
-    backward pass but merged anew. What is not a plain layer with a kernel of `effective` itself (grouped and
-    transposed convolutions, scanned or rematerialised blocks, a user's own layers) computes the whole
-    kernel's gradient, which `unpack` takes the open channels of.
+    The gradient goes straight to the packed kernels; its values are those of the plain layer. Kernels are not
+    kept for the backward pass but merged again. Grouped and transposed convolutions, scanned or
+    rematerialised blocks, and a user's own layers compute the gradient of the whole kernel, from which
+    `unpack` takes the open channels.
 
     Args:
         effective: the parameters that the model is applied to, see `core.compact.unpack`.
@@ -78,7 +78,7 @@ def gradient_work(model: nn.Module, example: jax.ShapeDtypeStruct, layout: Layou
         example: shape and type of a batch of one image.
         layout: its layout.
 
-    Layers that `active_gradients` leaves alone are not in it.
+    Layers that `active_gradients` does not change are left out.
     """
     found: dict[str, float] = {}
     gate_shapes = {layer.path: layer.gate_shape for layer in layout.layers}
@@ -200,8 +200,8 @@ def _turned(
 ) -> jax.Array:
     """Returns a kernel's gradient as a convolution of the outputs' gradient by the inputs.
 
-    The usual one is of the inputs by that gradient, whose few channels then are the vectors that a CPU
-    multiplies by, and fill them badly.
+    The usual convolution is that of the inputs by the outputs' gradient. Its few channels would not fill the
+    vector registers of a CPU.
 
     Args:
         of: parameters of the convolution, without strides.
@@ -242,8 +242,8 @@ def _turned(
 def _after(first: jax.Array, value: jax.Array) -> jax.Array:
     """Returns an integer array as it is, in a way that the compiler can only compute after another one.
 
-    XLA drops its own optimization barriers before it orders a CPU program, and then merges all kernels for
-    the backward pass, as many bytes as the model, in the forward pass.
+    XLA drops its own optimization barriers before it orders a CPU program. It would then merge all kernels
+    for the backward pass, which have as many bytes as the model, in the forward pass.
     """
     bits = jax.lax.bitcast_convert_type(first.ravel()[0].astype(jnp.float32), jnp.uint32)
     return value + ((bits & 1) >> 1).astype(value.dtype)

@@ -1,4 +1,4 @@
-"""What every program of the package takes: a config file, flags over its keys, errors told in one line.
+"""The arguments of every program of the package: a config file, flags over its keys, errors in one line.
 
 The config is the first argument, or ``--config=FILE``; ``FILE:VARIANT`` chooses a variant of it, and
 ``--config.key=value`` sets a key. Importing this module defines the flags.
@@ -37,11 +37,11 @@ _CONFIG_FILE = re.compile(r"(--?config=)?(?P<file>[^-].*\.py(:.*)?)")
 
 
 def run(program: Callable[[Any], int | None], read: Callable[[Any], Any] | None = None) -> None:
-    """Calls a program with the config that was given and ends with its exit status.
+    """Calls a program with the given config, and ends the process with its exit status.
 
-    Whatever is wrong in what was given is one line on stderr and exit status 2; a program that was asked to
-    end, and did where the same command goes on, has exit status 42, and one that lost another process 134. A
-    fault of the program has its traceback and exit status 1.
+    A mistake in the given config or data is one line on stderr and exit status 2. Status 42 means that a
+    signal asked the program to end, and the same command resumes it; status 134, that another process was
+    lost. A fault of the program has its traceback and exit status 1.
 
     Args:
         program: from the checked config to the exit status; None is 0.
@@ -81,7 +81,7 @@ def _is_told(record: Any) -> bool:
 
 
 def _as_lost(error: Exception) -> Exception:
-    """Returns an error as `ProcessLost` where it tells that another process does not answer in a step."""
+    """Returns an error as `ProcessLost` if it means that another process does not answer in a step."""
     if distributed.many() and isinstance(error, RuntimeError) and NO_ANSWER.search(str(error)):
         text = " ".join(str(error).split())[:300]
         return ProcessLost(
@@ -92,7 +92,7 @@ def _as_lost(error: Exception) -> Exception:
 
 
 def _line(error: Exception) -> str:
-    """Returns what to tell of an error in one line, "" of one that is a fault of the program."""
+    """Returns the line that reports an error, or "" for a fault of the program."""
     text = " ".join(str(error).split())
     if isinstance(error, CwpsError | FloatingPointError):
         return text
@@ -110,7 +110,7 @@ def _line(error: Exception) -> str:
 
 
 def config_name() -> str:
-    """Returns what the config that was given is called: "domainnet_resnet34" of domainnet.py:resnet34."""
+    """Returns the name of the given config: "domainnet_resnet34" for domainnet.py:resnet34."""
     file, *variant = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")
     return "_".join([pathlib.Path(file).stem, *(re.sub(r"\W+", "_", part) for part in variant)])
 
@@ -129,7 +129,7 @@ def _read_config(read: Callable[[Any], Any]) -> Any:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses the flags; everything that can be wrong in them or in the config file is one line."""
+    """Parses the flags; every mistake in them or in the config file is reported in one line."""
     program, *given = argv
     if HELP.intersection(given):
         print(_help(program))
@@ -186,7 +186,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _unknown(given: Sequence[str]) -> str:
-    """Returns the line that refuses a flag of a key that is not there, or "" where all are."""
+    """Returns the line that refuses a flag of an unknown key, or "" if all keys are known."""
     known = known_keys()
     keys = [part.split("=")[0][9:] for part in given if part.startswith("--config.")]
     for key in keys:

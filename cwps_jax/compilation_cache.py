@@ -10,20 +10,28 @@ from cwps_jax.config import RunConfig
 
 def start_jax(config: RunConfig) -> None:
     """Imports JAX, with the config's folder of compiled programs where it can be written to."""
+    keep_programs(config.compilation_cache, "config.compilation_cache = ")
+
+
+def keep_programs(folder: str, setting: str) -> None:
+    """Imports JAX, which keeps compiled programs in a folder where it can be written to.
+
+    Args:
+        folder: "" for none; "~" is the user's own.
+        setting: that names it, for the warning that it cannot be written to.
+    """
     import jax
 
-    if config.compilation_cache:
-        folder = os.path.expanduser(config.compilation_cache)
+    if folder:
+        place = os.path.expanduser(folder)
         try:
-            os.makedirs(folder, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
+            os.makedirs(place, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place):
                 pass
         except OSError as error:
             logging.warning(
-                "config.compilation_cache = %r: cannot be written to (%s); going on without it",
-                config.compilation_cache,
-                error.strerror,
+                "%s%r: cannot be written to (%s); continuing without it", setting, folder, error.strerror
             )
             return
-        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_compilation_cache_dir", place)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

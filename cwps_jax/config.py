@@ -1,4 +1,4 @@
-"""`RunConfig`: a run of main, its tasks in their order, and what is different for one of them."""
+"""`RunConfig`: a run of main, its tasks in their order, and the settings of single tasks."""
 
 import dataclasses
 import typing
@@ -41,7 +41,7 @@ class RunConfig(TrainConfig, DataConfig):
             of `TrainConfig` or `DataConfig` except those that all tasks share (see `SHARED`), and settings
             of methods, as in
             ``{"birds": {"cwps": {"lambda_": 0.3}}}``.
-        source: task on which the pre-trained model is trained, where there is no `weights`.
+        source: task on which the pre-trained model is trained, if `weights` is empty.
         source_epochs: epochs for training the pre-trained model on `source`.
         weights: a file with the pre-trained model's weights, instead of `source`; see `load_backbone`.
         stochastic_depth: share of images that skip the last block's branch in training.
@@ -49,18 +49,18 @@ class RunConfig(TrainConfig, DataConfig):
         settings: {name of a method: the method}; the keys ``config.<method>.<setting>`` of main's config.
         compare: names of methods that every task is trained by as well, for comparison.
         keep_compared: whether the compared models are stored in the pool too, as "<task>+<method>".
-        relearn: names of tasks that are learned anew although the pool has them, each as its next version.
-        rounds: how often the run goes through the tasks. From the second time on each is learned again with
-            the others' newest models in its pool, and is stored as its next version where that is better on
-            its validation set.
+        relearn: names of stored tasks that are learned again, each as its next version.
+        rounds: how many times the run learns every task. From the second time on, each task is learned again
+            with the others' newest models in its pool. The new model is stored as the next version if it is
+            better on the validation set.
         draws: number of independent runs, with the seeds from `seed` on. Each has a folder of its own in the
             workdir, and results.json has the rows of all of them.
-        least_steps: fewest training steps of a task; epochs are added where its data give fewer.
-        metrics: where the numbers of every epoch are written: any of tensorboard, jsonl, wandb, mlflow. See
+        least_steps: fewest training steps of a task; epochs are added if its data give fewer.
+        metrics: places for the numbers of every epoch: tensorboard, jsonl, wandb, mlflow. See
             docs/metrics.md.
         save_minutes: minutes from one save of a task's training to the next; 0 means no saves. Saves are in
-            saves/ in the workdir, and the same command goes on from the newest. At the default a kill costs 5
-            minutes on average. What saving costs: docs/performance.md.
+            saves/ in the workdir, and the same command resumes from the newest. At the default a kill costs 5
+            minutes on average. The time for saving is in docs/performance.md.
         compilation_cache: folder of compiled programs that later runs reuse; "" for none.
         profile: whether a few steps of each stage are traced and their cost is written to profile/. The
             folder is in the workdir, and each stage is traced the first time that it is trained.
@@ -120,32 +120,32 @@ class RunConfig(TrainConfig, DataConfig):
             )
         if self.rounds > 1 and self.relearn:
             raise CwpsError(
-                f"config.rounds = {self.rounds} and config.relearn: a round is not begun anew; learn the "
-                "tasks anew first, with config.rounds=1"
+                f"config.rounds = {self.rounds} and config.relearn: a round cannot be started again; learn "
+                "the tasks again first, with config.rounds=1"
             )
         for name in self.overrides:
             self.for_task(name)
 
     @property
     def train(self) -> TrainConfig:
-        """The part of it that `learn_task` takes, with the settings of its method."""
+        """The `TrainConfig` for `learn_task`, with the settings of the run's method."""
         return self.train_by(self.method)
 
     def train_by(self, method: str) -> TrainConfig:
-        """Returns the part of it that `learn_task` takes, for one of its methods."""
+        """Returns the `TrainConfig` for `learn_task`, for one of the run's methods."""
         chosen = self.settings.get(method) or methods.find(method)()
         return TrainConfig(**{**self._part(TrainConfig), "method": chosen})
 
     @property
     def images(self) -> DataConfig:
-        """The part of it that says where a task's images come from."""
+        """The `DataConfig` of a task."""
         return DataConfig(**self._part(DataConfig))
 
     def for_task(self, task: str) -> "RunConfig":
-        """Returns the config with what is different for a task.
+        """Returns the config with the settings of one task.
 
         Raises:
-            CwpsError: what is given for it is no config of a task.
+            CwpsError: its settings in `overrides` are not those of a task.
         """
         given = self.overrides.get(task, {})
         where = f"overrides.{task}"
@@ -194,7 +194,7 @@ class RunConfig(TrainConfig, DataConfig):
 def default_config() -> Any:
     """Returns an `ml_collections.ConfigDict` with every key of `RunConfig` and of each method at its default.
 
-    A config file sets what it wants in it; a key that is not known is refused by `run_config`.
+    A config file changes the values of keys; `run_config` refuses a key that is not known.
     """
     from ml_collections import config_dict
 

@@ -1,4 +1,4 @@
-"""What ``--help`` says of a config: every key in its group, with its default and one line."""
+"""The text of ``--help`` for a config: every key in its group, with its default and one line."""
 
 import dataclasses
 import inspect
@@ -42,7 +42,7 @@ def config_help() -> str:
 
 
 def meanings(part: type) -> dict[str, str]:
-    """Returns the first sentence of what a dataclass's docstring, or its bases', says of each field.
+    """Returns, for each field, the first sentence about it in the docstring of a dataclass or of its bases.
 
     Args:
         part: a dataclass whose docstring has ``Attributes:`` in the Google style.

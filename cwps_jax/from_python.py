@@ -19,17 +19,17 @@ def learn_tasks(
     """Learns every task of a config that is not in the workdir's pool yet, and measures all of them.
 
     This does what ``python -m cwps_jax.main`` does with the same config, and leaves the same workdir. It
-    measures in this process, because a notebook that holds a TPU cannot share it with a second process; what
-    it measures is nevertheless read anew from the disk. After an interruption the same call goes on from what
-    was saved last (`config.save_minutes`).
+    measures in this process, because a notebook that holds a TPU cannot share it with a second process; the
+    measured models are nevertheless read from the disk again. After an interruption the same call resumes
+    from the last save (`config.save_minutes`).
 
     Args:
-        config: a `RunConfig`, or a `ConfigDict` as `default_config` gives it, or such a mapping.
+        config: a `RunConfig`, or a `ConfigDict` such as `default_config` returns, or a mapping with its keys.
         workdir: the folder of the run's results, or a gs:// or s3:// address.
         quiet: whether nothing is shown; by default progress and the tables are.
 
     Returns:
-        What results.json has, see docs/results.md. The tasks are in ``Pool.open(f"{workdir}/pool")``.
+        The content of results.json, see docs/results.md. The tasks are in ``Pool.open(f"{workdir}/pool")``.
 
     Raises:
         CwpsError: the config, the data or the workdir does not fit, or cannot be written to; nothing has been

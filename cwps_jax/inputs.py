@@ -1,4 +1,4 @@
-"""`Inputs`: what of a batch a model is called with, where that is not its image alone."""
+"""`Inputs`: a model that is called with other arrays of a batch than its image alone."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,14 +14,14 @@ from cwps_jax.tracing import mode
 class Inputs(nn.Module):
     """A Linen model that takes several arrays of a batch, nested ones, or arguments by name.
 
-    It is given wherever a model is. Its parameters are the plain model's, under the plain model's paths, so
-    that `Pool.effective` gives what the plain model is applied with.
+    Use it wherever a model is expected. Its parameters have the paths of the plain model, so `Pool.effective`
+    returns variables with which the plain model can be applied.
 
     Attributes:
         model: the plain model.
-        arguments: a tuple for arguments by place, or a dict for arguments by name. Each argument is the name
-            of a batch's array, or a nest (dicts, tuples) of such names that the model gets as a nest of
-            arrays. One of the names is "image".
+        arguments: a tuple for positional arguments, or a dict for keyword arguments. Each argument is the
+            name of an array of the batch, or a nest (dicts, tuples) of such names, for which the model gets
+            the same nest of arrays. One of the names is "image".
 
     Examples:
         >>> import jax.numpy as jnp
@@ -43,7 +43,7 @@ class Inputs(nn.Module):
 
         Args:
             batch: the arrays that `arguments` names, each (batch, ...).
-            train: whether the model is trained, told by the name that it has for it.
+            train: whether the model is in training; passed under the name that its `__call__` uses.
 
         Returns:
             What the plain model returns.
@@ -67,24 +67,24 @@ class Inputs(nn.Module):
 
 
 def input_names(model: nn.Module) -> tuple[str, ...]:
-    """Returns the names of a batch's arrays that a model is called with: "image" alone but for `Inputs`."""
+    """Returns the names of the arrays that a model takes: only "image" except for `Inputs`."""
     return tuple(jax.tree.leaves(unfreeze(model.arguments))) if isinstance(model, Inputs) else ("image",)
 
 
 def inputs_of(model: nn.Module, batch: Mapping[str, Any]) -> Any:
-    """Returns what of a batch a model is called with: its image, or a dict of arrays for `Inputs`."""
+    """Returns what a model takes from a batch: its image, or a dict of arrays for `Inputs`."""
     if not isinstance(model, Inputs):
         return batch["image"]
     return {name: batch[name] for name in input_names(model)}
 
 
 def check_inputs(model: nn.Module, names: Collection[str], where: str) -> None:
-    """Raises CwpsError unless a batch has all arrays that a model is called with, and its image is one.
+    """Raises CwpsError unless a batch has all arrays that a model takes, and one of them is the image.
 
     Args:
         model: the model.
         names: of the batch's arrays.
-        where: whose they are, for the message.
+        where: the owner of the batch, for the message.
     """
     wanted = input_names(model)
     if isinstance(model, Inputs) and (isinstance(model.arguments, str) or set(map(type, wanted)) != {str}):

@@ -1,4 +1,4 @@
-"""`learn_task`: learn one task by a sharing method and store it. main is a thin caller."""
+"""`learn_task` learns one task by a sharing method and stores it; main is a thin caller of it."""
 
 import contextlib
 import dataclasses
@@ -41,15 +41,17 @@ class LearnedTask:
 
     Attributes:
         name: "birds@1", as the pool knows it.
-        variables: the plain model's variables.
-        metric: on the test set (accuracy by default).
-        validation_metric: on the validation set.
-        reached: what has been trained now on the validation set; another where a better version was kept.
-        params_ratio: what the task keeps, without its head, over the backbone's parameters.
+        variables: the plain model's variables, {collection: nested dict of float32 arrays}.
+        metric: the metric on the test set (by default the accuracy, in [0, 1]).
+        validation_metric: the metric of the stored version on the validation set.
+        reached: the metric of the model that was trained now on the validation set; it differs from
+            `validation_metric` if an older version was better and was kept.
+        params_ratio: number of parameters that the task keeps, without its head, over the backbone's
+            parameters.
         relation: {owner: share of the task's channels}, weighted by parameters; empty for a task that is not
             stored as channels.
-        record: all that was measured, as it stands in the pool's index.
-        stored: what the pool stores of it, counted.
+        record: all measurements, as in the pool's index; plain JSON.
+        stored: counts of the parameters, bits and bytes that the pool stores of it.
     """
 
     name: str
@@ -63,7 +65,7 @@ class LearnedTask:
     stored: Count
 
     def _repr_html_(self) -> str:
-        """A table of what was reached and what is kept, as a notebook shows it."""
+        """Returns the table of the results and of the stored parameters that a notebook shows."""
         shares = ", ".join(f"{owner} {share:.1%}" for owner, share in self.relation.items())
         row = (f"{self.metric:.3f}", f"{self.validation_metric:.3f}", f"{self.params_ratio:.1%}", shares)
         titles = ("test metric", "validation metric", "kept", "channels stored by")
@@ -88,34 +90,37 @@ def learn_task(
     """Learns a task in all its stages, measures it, and adds it to the pool.
 
     Args:
-        pool: the stored models. What is stored of earlier tasks is read and never changed.
+        pool: the stored models. Earlier tasks are read and never changed.
         name: the task's name.
-        model: a Linen model whose backbone is the pool's, with the task's own head, in `Inputs` where it does
-            not take an image alone; see `Pool.model` for what a method may make of it.
+        model: a Linen model with the backbone of the pool and the task's own head; in `Inputs` if it takes
+            more than an image. A method may wrap it, see `Pool.model`.
         data: the task's data. Choices are made on validation data; the test data is read at the end.
-        loss: (outputs, batch) to one loss per item, (batch,); cross-entropy by default.
-        metric: the same, better when larger, or one of a `whole_split`; accuracy by default.
-        config: how to learn.
-        trainer: shares compiled steps with other tasks, and brings its own loss and metric; its model may
-            have a larger head, of which the leading outputs are used. By default one is made.
-        observe: called once an epoch with a `Progress`; by default a bar shows it on a terminal or in a
-            notebook, and nothing is shown in a pipe or a log.
+        loss: a function of (outputs, batch) that returns one loss per item, (batch,); by default the
+            cross-entropy.
+        metric: a function like `loss` whose values are better when larger, or a metric of `whole_split`; by
+            default the accuracy.
+        config: the settings of training.
+        trainer: a trainer that other tasks use too, so that they share compiled steps. It has its own loss
+            and metric. Its model may have a larger head, of which the first outputs are used. By default a
+            new trainer is made.
+        observe: called once per epoch with a `Progress`. By default a terminal or a notebook shows a bar, and
+            a pipe or a log shows nothing.
         notes: plain JSON that is stored with the record.
-        relearn: whether a task that is there is learned anew, as its next version; nothing is taken from its
-            earlier ones, which stay as they are. "better" stores it only where it is better on the validation
-            set than its newest version is.
-        checkpoints: a folder, or a `Saving`: the training is saved there every few minutes, goes on from
-            there when the same is called again, and is removed when the task is stored.
+        relearn: whether a task that is already stored is learned again, as its next version. Its earlier
+            versions stay as they are, and no channels are taken from them. "better" stores the new version
+            only if it is better on the validation set than the newest one.
+        checkpoints: a folder, or a `Saving`. The training is saved there every few minutes and resumes from
+            there when the same call is made again. The saves are removed when the task is stored.
 
     Returns:
-        The task as it is now in the pool; `pool.effective(name)` gives the same variables in any later
+        The task as it is now in the pool; `pool.effective(name)` returns the same variables in any later
         process.
 
     Raises:
-        CwpsError: the name is taken, impossible or being learned by another process, the model's backbone is
-            not the pool's, the budget cannot be met, or the data does not fit.
-        FloatingPointError: training diverged.
-        Preempted: `Saving.stopping` said so, and the training has been saved.
+        CwpsError: the name is taken, is not allowed, or is being learned by another process; the model's
+            backbone is not the pool's; the budget cannot be met; or the data do not fit.
+        FloatingPointError: a loss or a parameter is not finite.
+        Preempted: `Saving.stopping` asked the training to stop, and it has been saved.
     """
     check_given(data, config)
     check_task_name(name)
@@ -170,15 +175,15 @@ def train_task(
 
     Args:
         pool, model, data, config, trainer, observe: see `learn_task`.
-        without: a task of the pool of which nothing is taken.
+        without: a task of the pool from which no channels are taken.
         saves: the saved points of this training.
 
     Returns:
-        What the trainer found, what there is to store of it, and the variables that these give, with the head
-        in the model's own size.
+        What the trainer found, what is to be stored of it, and the variables that are restored from this,
+        with the head in the model's own size.
     """
     if trainer.parallel.shard != config.shard:
-        raise CwpsError(f"config.shard = {config.shard!r}: the trainer was made for another; make one anew")
+        raise CwpsError(f"config.shard = {config.shard!r}: the trainer was made for another; make a new one")
     if trainer.parallel.mode != config.parallel:
         raise CwpsError(
             f"config.parallel = {config.parallel!r}: the trainer was made for {trainer.parallel.mode!r}"
@@ -213,15 +218,15 @@ def make_trainer(
     config: TrainConfig = TrainConfig(),
     profiler: Profiler | None = None,
 ) -> Trainer:
-    """Returns a trainer for a model, made to the shape of the data's images.
+    """Returns a trainer for a model and images of the data's shape.
 
     Args:
         model: a Linen model with its head.
-        data: of any of its tasks.
+        data: the data of any of its tasks.
         loss: see `learn_task`.
         metric: see `learn_task`.
-        config: of any of its tasks; `head`, `private` and `parallel` matter.
-        profiler: looks at a few steps of every stage.
+        config: the config of any of its tasks; only `head`, `private` and `parallel` matter.
+        profiler: traces and times a few steps of every stage.
 
     Raises:
         CwpsError: the model has no channels to share, or no head.
@@ -239,7 +244,7 @@ def make_trainer(
 
 
 def _example(model: nn.Module, data: TaskData) -> Any:
-    """Returns shape and type of what a model is called with for a batch of one item."""
+    """Returns the shapes and types with which a model is called for a batch of one item."""
     check_inputs(model, {*data.train.fields, "image"}, "train data")
     return inputs_of(model, batch_shapes(data.train, 1))
 
@@ -247,16 +252,16 @@ def _example(model: nn.Module, data: TaskData) -> Any:
 def composite_parent(
     child: Tree, pool: Pool, search: Search = Search()
 ) -> tuple[dict[str, Any], dict[str, Source]]:
-    """Returns the composite parent of a child, and where each of its channels came from (CPMS).
+    """Returns the composite parent of a child, and the source of each of its channels (CPMS, METHOD stage 2).
 
     Args:
-        child: nested dict, the (briefly trained) child's parameters.
+        child: nested dict of float arrays, the parameters of the (briefly trained) child.
         pool: the stored models.
-        search: how to compare.
+        search: the settings of the search.
 
     Returns:
-        The parent, a nested dict of the layers' leaves, and {path of a kernel: `Source`}, whose `model`
-        counts ``pool.pooled().names``.
+        The parent, a nested dict of the layers' leaves (float32, NumPy), and {path of a kernel: `Source`},
+        whose `model` is an index into ``pool.pooled().names``.
     """
     check_params(child, "composite_parent(child, pool): the child")
     return composite(pool.layout, child, pool.pooled().models, search)

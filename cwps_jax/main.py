@@ -1,8 +1,8 @@
 """Command line: ``python -m cwps_jax.main --config configs/digits.py --workdir runs/digits``.
 
-Parses flags and config, starts JAX, dispatches. After the last task is learned the process replaces itself
-with a fresh one, which measures what the pool really holds. Many processes do so together: each is replaced,
-and the fresh ones connect anew, since a host of a pod cannot compute alone.
+Parses flags and config, starts JAX, and dispatches. After the last task is learned, the process replaces
+itself by a fresh one, which measures the models that the pool really holds. If there are several processes,
+each is replaced, and the fresh ones connect again, because a host of a pod cannot compute alone.
 """
 
 import os
@@ -25,7 +25,7 @@ _WORKDIR = flags.DEFINE_string(
     "Folder of the run's results, or a gs:// or s3:// address; by default runs/ and the config file's name.",
 )
 _FINISH = flags.DEFINE_bool(
-    "finish", False, "Learn nothing: measure the workdir's pool and write results.json and report/ anew."
+    "finish", False, "Learn nothing: measure the workdir's pool and write results.json and report/ again."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Be one of many processes, which JAX finds on TPU, Slurm, Open MPI and Kubernetes."
@@ -71,7 +71,7 @@ def main(config: RunConfig) -> None:
 
 
 def _connect() -> None:
-    """Connects this process with the others that the flags tell of; alone it does nothing."""
+    """Connects this process with the others that the flags name; without such flags it does nothing."""
     given = (_COORDINATOR.value != "", _PROCESSES.value > 0, _PROCESS.value >= 0)
     if (_DISTRIBUTED.value and any(given)) or any(given) != all(given):
         raise CwpsError(

@@ -124,8 +124,8 @@ def channel_layout(
         **kwargs: further arguments of the model's `__call__`.
 
     Raises:
-        CwpsError: a leaf that no rule covers, with its path and the way to add a rule, a pattern that
-            matches nothing, or a head that is no module of the model (but a model may have no "head").
+        CwpsError: a leaf that no rule covers, with its path and the way to add a rule, a pattern that matches
+            nothing, or a head that is not a module of the model (but a model may have no "head").
     """
     shapes, owners = trace_parameters(model, *args, **kwargs)
     params = flatten(shapes)

@@ -119,7 +119,7 @@ class Parallel:
         """Raises CwpsError unless the devices divide the batch, with whole groups of items on each."""
         count = len(self.devices)
         if batch_size % (count * group):
-            wanted = f"the {count} devices" if group == 1 else f"{count * group}, {group} items a device"
+            wanted = f"the {count} devices" if group == 1 else f"{count * group}, {group} items per device"
             raise CwpsError(f"config.batch_size = {batch_size}: must be a multiple of {wanted}")
 
     def split(self, batch: Any) -> Any:

@@ -58,7 +58,7 @@ def stored_pool(config: RunConfig, workdir: pathlib.Path) -> Pool | None:
         if before.get(key) != value:
             raise CwpsError(
                 f"{workdir}: made with another pre-trained model ({key} was {before.get(key)!r}, is "
-                f"{value!r}); use another --workdir, or the former config"
+                f"{value!r}); use another --workdir, or the earlier config"
             )
     return pool
 

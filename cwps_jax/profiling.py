@@ -1,4 +1,4 @@
-"""`Profiler`: a trace of a few steps of every stage, and what each stage's compiled step costs."""
+"""`Profiler`: a trace of a few steps of every stage, and the cost of each stage's compiled step."""
 
 import contextlib
 import dataclasses
@@ -45,22 +45,23 @@ PEAKS = {
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-    """What one stage's step costs on one device.
+    """The cost of one stage's step on one device.
 
     Attributes:
-        method, stage: whose.
-        trace: name of the folder with its trace, beside steps.json.
-        flops: floating-point operations as XLA counts them in what is handed to the compiler: forward and
-            backward pass, mixing and update, on this device's share of the batch.
+        method, stage: names of the method and the stage.
+        trace: name of the folder with its trace; it is in the same folder as steps.json.
+        flops: floating-point operations by XLA's count, before compilation: forward and backward pass, mixing
+            and update, on this device's share of the batch.
         bytes_accessed: bytes that the compiled program reads and writes, by XLA's count; on a GPU without
             those of library calls.
-        peak_bytes: its arguments, results and temporaries at their peak, by XLA's analysis.
-        seconds: of one step with its batch on the device: the median of `steps` that were waited for one by
-            one, or the mean of the traced ones.
-        steps: from how many steps the seconds are.
-        seconds_of: "timed" or "traced" steps.
-        flops_per_second, bytes_per_second: what was achieved.
-        mfu: `flops` over what the device could do in that time at its peak; None where that is not known.
+        peak_bytes: bytes of its arguments, results and temporaries at their peak, by XLA's analysis.
+        seconds: seconds of one step with its batch on the device: the median of `steps` timed steps, or the
+            mean of the traced ones.
+        steps: number of steps from which `seconds` was computed.
+        seconds_of: "timed" or "traced", the kind of these steps.
+        flops_per_second, bytes_per_second: `flops` and `bytes_accessed` over `seconds`.
+        mfu: model FLOPs utilisation: `flops_per_second` over the device's peak; None if the peak is not
+            known.
     """
 
     method: str
@@ -78,20 +79,20 @@ class StepCost:
 
 
 class Profiler:
-    """Looks at each stage of each method once, the first time that it is trained.
+    """Traces and times each stage of each method once, the first time that it is trained.
 
     Args:
-        folder: where to leave a folder a stage with its trace, and steps.json.
-        dtype: in which the model computes. Peaks are known for "bfloat16" alone: what a device does to
+        folder: the folder for steps.json, and for one folder per stage with its trace.
+        dtype: the type in which the model computes. Peaks are known only for "bfloat16", because the peak in
             float32 depends on settings.
-        recomputes: whether the model computes activations again in the backward pass. XLA counts that as
-            well, so that there is no `mfu` then.
+        recomputes: whether the model computes activations again in the backward pass. XLA counts these
+            operations too, so there is no `mfu` then.
 
     Attributes:
-        folder: as given.
-        peak: operations a second of one device at its peak, or None.
-        no_peak: why there is no `mfu`, in a word or two; "" where there is one.
-        costs: of the stages so far.
+        folder: the given folder.
+        peak: operations per second of one device at its peak, or None.
+        no_peak: the reason why there is no `mfu`; "" if there is one.
+        costs: the costs of the stages so far.
     """
 
     def __init__(self, folder: pathlib.Path, *, dtype: str = "float32", recomputes: bool = False) -> None:
@@ -104,13 +105,13 @@ class Profiler:
 
     @contextlib.contextmanager
     def watched(self, step: Compiled, method: str, stage: str, steps: int) -> Iterator[Callable[..., Any]]:
-        """Gives what to call instead of a stage's step; it computes the same.
+        """Returns the function to call instead of a stage's step; it computes the same.
 
         Args:
             step: the compiled step.
-            method: the method that it belongs to.
-            stage: the stage that it belongs to.
-            steps: how many the stage has.
+            method: name of its method.
+            stage: name of its stage.
+            steps: number of steps of the stage.
         """
         if any((cost.method, cost.stage) == (method, stage) for cost in self.costs):
             yield step
@@ -153,11 +154,11 @@ class Profiler:
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """Returns a device's published peak of dense operations a second, or None where it is not known.
+    """Returns a device's published peak of dense operations per second, or None if it is not known.
 
     Args:
-        device_kind: as JAX names it.
-        dtype: of what is multiplied.
+        device_kind: the device's name in JAX.
+        dtype: the type of the multiplied numbers.
 
     Examples:
         >>> peak_flops("TPU v4", "bfloat16")
@@ -168,7 +169,7 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
 
 
 class _Watch:
-    """A stage's step with a look at what it does: some steps as they are, some in a trace, some timed."""
+    """A stage's step that runs some calls unchanged, traces some, and times some."""
 
     def __init__(self, step: Compiled, stage: str, folder: pathlib.Path, steps: int) -> None:
         self.step = step

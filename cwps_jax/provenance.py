@@ -1,7 +1,7 @@
-"""What a task was learned with, stored beside it, and what of that is different now.
+"""The settings and data with which a task was learned, and how they differ from the present ones.
 
-A stored model answers for its classes, its images and their preparation. Where these differ, its accuracy is
-another quantity and not a sign of forgetting.
+A stored model belongs to its classes, its images and their preparation. If these differ, its accuracy is
+another quantity, and its change is not a sign of forgetting.
 """
 
 import dataclasses
@@ -47,13 +47,13 @@ def code_sha256() -> str:
 
 
 def learned_with(task: str, data: TaskData, config: TrainConfig, dtype: str = "float32") -> dict[str, Any]:
-    """Returns what a task is learned with: plain JSON.
+    """Returns the settings and data with which a task is learned, as plain JSON.
 
     Args:
-        task: its name, by which its data are found; the pool may call it otherwise later.
-        data: the task's.
-        config: how it is learned.
-        dtype: that the model computes in.
+        task: its name, by which its data are found; it may have another name in the pool later.
+        data: the task's data.
+        config: the settings of its training.
+        dtype: the type in which the model computes.
 
     Returns:
         "task"; "config": the `TrainConfig`; "images": the `DataConfig` that loaded the data, None for arrays;
@@ -94,12 +94,12 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def different_task(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Returns in what a stored model would be asked something else than it learned; "" for nothing.
+    """Returns the differences that make a stored model's accuracy another quantity; "" if there are none.
 
-    That is another preparation of its images, other classes, or other test data.
+    These are another preparation of its images, other classes, or other test data.
 
     Args:
-        before, now: see `learned_with`; what either does not tell is not compared.
+        before, now: see `learned_with`; keys that one of them lacks are not compared.
     """
     keys = ("class_names", "input", "preparation", "dtype")
     found = _differences(_only(before, keys), _only(now, keys))
@@ -109,9 +109,9 @@ def different_task(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def different_training(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Returns in what a stored task was learned otherwise than it would be now; "" for nothing.
+    """Returns how a stored task's training differs from the present settings; "" if it does not.
 
-    An optimizer that is given from Python, then and now, cannot be compared, and is named as that.
+    Optimizers that are given from Python cannot be compared, and are named as such.
     """
     keys = ("config",)
     found = _differences(_only(before, keys), _only(now, keys))
@@ -124,12 +124,12 @@ def different_training(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Returns in which values of keys that both have two mappings of plain JSON differ; "" for none."""
+    """Returns how two mappings of plain JSON differ in the keys that both have; "" if they do not."""
     return _line(_differences(before, now))
 
 
 def same_program(before: Mapping[str, Any], parallel: str) -> bool:
-    """Whether outputs of now have to equal those of then to the bit: same versions, device and spreading.
+    """Returns whether outputs have to be the same to the bit as then: same versions, device and spreading.
 
     Args:
         before: see `learned_with`.
@@ -139,12 +139,12 @@ def same_program(before: Mapping[str, Any], parallel: str) -> bool:
 
 
 def check_task(name: str, record: Mapping[str, Any], data: TaskData, now: Mapping[str, Any]) -> None:
-    """Raises CwpsError where a stored task is another than the data's.
+    """Raises CwpsError if a stored task does not belong to the data.
 
     Args:
-        name: of the task.
-        record: of its version.
-        data: of the task now.
+        name: the task's name.
+        record: the record of its version.
+        data: the present data of the task.
         now: see `learned_with`.
     """
     found = ""
@@ -154,8 +154,8 @@ def check_task(name: str, record: Mapping[str, Any], data: TaskData, now: Mappin
         found = different_task(record[KEY], now)
     if found:
         raise CwpsError(
-            f"task {name!r} is stored, and was learned with something else: {found}; give it what it was "
-            "learned with, leave it out of config.tasks, or learn it anew: config.relearn=({name!r},)"
+            f"task {name!r} is stored, and was learned with other settings or data: {found}; use these, "
+            "leave the task out of config.tasks, or learn it again: config.relearn=({name!r},)"
         )
 
 
@@ -164,7 +164,7 @@ def _only(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    """Returns a text for each value that both have and that is different."""
+    """Returns a text for each key that both have with different values."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return [
             text

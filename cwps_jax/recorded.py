@@ -1,4 +1,4 @@
-"""What is recorded of a task: how its model does on held-out data, what it took, and what it costs."""
+"""The record of a task: its metrics on held-out data, the cost of its training, and its stored size."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def measured(
     config: TrainConfig,
     trainer: Trainer,
 ) -> dict[str, Any]:
-    """Returns what is recorded of a task: how its model does on held-out data, and what it took."""
+    """Returns the record of a task: its metrics on held-out data, and the cost of its training."""
     predictor = trainer.predictor(trainer.model_of(trained.method, model))
     # A head that has more outputs than the task's moves no other numbers than the task's.
     own_head = sum(flatten(variables["params"])[path].size for path in trainer.layout.head_paths)
@@ -54,7 +54,7 @@ def measured(
 
 
 def counted(layout: Layout, stored: Stored) -> dict[str, Any]:
-    """Returns what there is to store of a task, counted: parameters, bits and bytes."""
+    """Returns the counts of parameters, bits and bytes that are to be stored of a task."""
     count = count_stored(layout, flatten(stored.own), stored.rows)
     return {
         "params_ratio": count.ratio,
@@ -73,7 +73,7 @@ def smallest_good(
     config: TrainConfig,
     trainer: Trainer,
 ) -> tuple[Trained, Stored, Any]:
-    """Returns what a task keeps of several budgets, with the curve of all of them.
+    """Returns which of several budgets a task keeps, with the curve of all of them.
 
     Args:
         found: for each of `config.by_budget()` what was trained, what there is to store, and the variables.

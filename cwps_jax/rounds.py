@@ -1,8 +1,7 @@
 """Later rounds over the tasks: each is learned again with the others' newest models in its pool.
 
-A better model is stored as the task's next version; versions refer to older ones alone, whatever the round.
-What a round has done is remembered in the workdir, a file a task, ``rounds/<round>/<task>.json``, so that a
-run that was stopped goes on with the round that it was in.
+A better model is stored as the task's next version; versions refer only to older ones. Each finished task of
+a round has a file in the workdir, ``rounds/<round>/<task>.json``, so a stopped run resumes in the same round.
 """
 
 import dataclasses
@@ -32,14 +31,14 @@ def learn_again(
     workdir: pathlib.Path,
     saving: Saving | None = None,
 ) -> bool:
-    """Learns a stored task again unless this round has done it already; returns whether.
+    """Learns a stored task again, unless this round has done so already; returns whether it did.
 
     Args:
         prepared: the run.
         name: of the task.
         pool: the stored models.
-        progress: shows it.
-        number: of the round, from 2.
+        progress: shows the progress.
+        number: number of the round, from 2.
         workdir: the run's.
         saving: where and when the run saves its trainings; this one is saved beside the round's notes.
     """
@@ -86,7 +85,7 @@ def settled(pool: Pool, tasks: Iterable[str], number: int) -> bool:
     Args:
         pool: the stored models.
         tasks: that are learned in rounds.
-        number: of the round, from 2.
+        number: number of the round, from 2.
     """
     return all(pool.version(name).record.get(ROUND, 1) < number for name in tasks)
 

@@ -1,6 +1,6 @@
-"""The first half of a run of main: `learn` fills the pool; `finish.py` measures what the pool really holds.
+"""The first half of a run of main: `learn` fills the pool; `finish.py` measures the models that it holds.
 
-It may be many processes that do the same together; the first one of them writes.
+Several processes may do the same together; only the first one of them writes.
 """
 
 import contextlib
@@ -53,14 +53,14 @@ def learn(
     """Learns every task of the config that is not in the workdir's pool yet, in each of the draws.
 
     Args:
-        config: the run's.
-        workdir: its folder.
-        console: where it tells.
-        stopping: asked after every step; once it says so, the training is saved and the run ends.
+        config: the config of the run.
+        workdir: the folder of the run.
+        console: the console for its messages.
+        stopping: called after every step; when it returns True, the training is saved and the run ends.
 
     Raises:
-        CwpsError: the config, the data or the workdir does not fit; nothing has been written then.
-        Preempted: it has been asked to stop, and the same call goes on.
+        CwpsError: the config, the data or the workdir does not fit; nothing has been written in this case.
+        Preempted: it has been asked to stop; the same call resumes.
     """
     check_packages(config.metrics)
     check_extra("report", "the report of a run")
@@ -125,7 +125,7 @@ def _learn_draw(
             progress.skip(source_epochs)
         for name in tasks:
             if distributed.largest(stopping()):
-                raise Preempted(f"stopped before {name} began; the same command goes on with it")
+                raise Preempted(f"stopped before {name} began; the same command resumes with it")
             if not _learn_unless_stored(prepared, name, pool, progress, saving):
                 _know_capacities(prepared.trainer, pool.version(name).record)
                 forget(saving, name)  # a run that was killed has left it
@@ -142,7 +142,7 @@ def _learn_draw(
             for name in tasks:
                 if distributed.largest(stopping()):
                     raise Preempted(
-                        f"stopped before round {number} of {name}; the same command goes on with it"
+                        f"stopped before round {number} of {name}; the same command resumes with it"
                     )
                 if not learn_again(prepared, name, pool, progress, number, workdir, saving):
                     _know_capacities(prepared.trainer, pool.version(name).record)
@@ -158,7 +158,7 @@ def _learn_draw(
 def _saving(
     config: RunConfig, workdir: pathlib.Path, stopping: Callable[[], bool], progress: RunProgress
 ) -> Saving | None:
-    """Returns where and when the run saves its trainings; None where it never does."""
+    """Returns the folder and the times of saving; None if the run never saves."""
     if not config.save_minutes:
         return None
 
@@ -170,7 +170,7 @@ def _saving(
 
 
 def _know_capacities(trainer: Trainer, record: Mapping[str, Any]) -> None:
-    """Reminds of the rooms that a stored task's trainings had: what comes is as if they had been here."""
+    """Restores the array sizes of stored trainings, so that later tasks compile as if these had run here."""
     for one in (*record.get("compared", {}).values(), record):
         if one.get("capacity"):
             trainer.network.know_capacity(one["capacity"])
@@ -179,7 +179,7 @@ def _know_capacities(trainer: Trainer, record: Mapping[str, Any]) -> None:
 def _learn_unless_stored(
     prepared: Prepared, name: str, pool: Pool, progress: RunProgress, saving: Saving | None
 ) -> bool:
-    """Learns a task unless the pool has it, by what another run has stored meanwhile; returns whether."""
+    """Learns a task unless the pool has it by now; returns whether it has been learned."""
 
     def wanted() -> bool:
         return name not in pool.tasks or name in prepared.config.relearn
@@ -247,7 +247,7 @@ def _learned_with(prepared: Prepared, name: str, method: str) -> dict[str, Any]:
 
 
 def _agree(prepared: Prepared, told: Mapping[str, Any], workdir: pathlib.Path) -> None:
-    """Raises CwpsError where processes differ in what a run depends on."""
+    """Raises CwpsError if processes differ in anything on which a run depends."""
     if not distributed.many():
         return
     source = prepared.source
@@ -266,7 +266,7 @@ def _agree(prepared: Prepared, told: Mapping[str, Any], workdir: pathlib.Path) -
 
 
 def _write_config(config: RunConfig, pool: Pool | None, workdir: pathlib.Path) -> None:
-    """Writes what this run was asked for, and what each task in the pool was learned with."""
+    """Writes the config of this run, and the settings and data of each task in the pool."""
     if not distributed.first():
         return
     stored = {name: pool.version(name).record.get(KEY) for name in pool.tasks} if pool else {}
@@ -275,7 +275,7 @@ def _write_config(config: RunConfig, pool: Pool | None, workdir: pathlib.Path) -
 
 
 def _tell(prepared: Prepared, name: str, progress: RunProgress) -> None:
-    """Says what a task's data are, and what was fitted to them."""
+    """Logs a task's data, and the settings that were fitted to them."""
     config, task = prepared.config, prepared.tasks[name]
     progress.say(f"{name}: {task.note}")
     given, used = config.for_task(name), prepared.settings[name][config.method]

@@ -1,4 +1,4 @@
-"""What a saved training belongs to, so that no other goes on from it, and where it lies."""
+"""The settings and data to which a saved training belongs, and its folder."""
 
 import dataclasses
 import os
@@ -22,7 +22,7 @@ Checkpoints = Saving | str | os.PathLike[str]
 
 
 def as_saving(checkpoints: Checkpoints) -> Saving:
-    """Returns how a training is saved, from that itself or from a folder."""
+    """Returns the `Saving` itself, or one for a folder."""
     return checkpoints if isinstance(checkpoints, Saving) else Saving(checkpoints)
 
 
@@ -32,7 +32,7 @@ def saves_of_task(
     """Returns the saved points of a task's training by one method.
 
     Args:
-        checkpoints: where and when; None saves nothing.
+        checkpoints: the folder and the times of saving; None saves nothing.
         pool: from which the task is learned.
         name: of the task.
         model: that is trained.
@@ -56,7 +56,7 @@ def saves_of_pretraining(
     """Returns the saved points of the pre-trained model's training.
 
     Args:
-        checkpoints: where and when; None saves nothing.
+        checkpoints: the folder and the times of saving; None saves nothing.
         model: that is trained.
         told: what it is trained with, see `provenance.learned_with`.
     """

@@ -14,11 +14,11 @@ SPLIT, WHOLE = "split", "whole"
 
 
 def check_rules(rules: Rules, paths: Collection[str] | None = None) -> None:
-    """Raises CwpsError for what is no list of (pattern, rule), or a pattern that matches nothing.
+    """Raises CwpsError if it is not a list of (pattern, rule), or if a pattern matches nothing.
 
     Args:
-        rules: as given.
-        paths: of all parameters; None where they are not known yet.
+        rules: the given rules.
+        paths: the paths of all parameters; None if they are not known yet.
     """
     for one in rules:
         if len(one) != 2 or one[1] not in (SPLIT, WHOLE):
@@ -31,17 +31,19 @@ def check_rules(rules: Rules, paths: Collection[str] | None = None) -> None:
 
 
 def spec_of(rules: Rules, path: str, shape: tuple[int, ...], devices: int, axis: str) -> PartitionSpec:
-    """Returns how an array is spread: by the first rule for it, and whole without one.
+    """Returns how an array is spread: by the first rule that matches it; without one it is whole.
 
     Args:
         rules: see `Rules`.
-        path: the array's; what an optimizer, an average or a parent holds of a parameter ends with its path.
-        shape: the array's.
-        devices: how many there are.
-        axis: the mesh's.
+        path: path of the array; arrays of an optimizer, an average or a parent end with the path of their
+            parameter.
+        shape: shape of the array.
+        devices: number of devices.
+        axis: name of the mesh's axis.
 
     Returns:
-        Where it is to be split, that is its longest axis that the devices divide; whole where there is none.
+        The partition: along its longest axis whose size the number of devices divides, or whole if there is
+        none.
     """
     found = (rule for pattern, rule in rules if matches(path, (pattern, f"*/{pattern}")))
     divided = [number for number, size in enumerate(shape) if size % devices == 0 and size > 0]

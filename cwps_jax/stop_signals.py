@@ -1,7 +1,7 @@
 """Signals that ask a program to end: SIGTERM, SIGINT, and SIGUSR1, with which Slurm may announce one.
 
-The first asks it to save and leave; what has not left after `GRACE` seconds is ended where it is, which loses
-no more than a kill does: what was saved before is whole. A second one ends it at once.
+The first signal asks the program to save and end. If it has not ended after `GRACE` seconds, it is ended at
+once, which loses no more than a kill does: earlier saves are complete. A second signal ends it at once.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ GRACE = 25.0  # of the 30 seconds that clouds give
 
 @contextlib.contextmanager
 def stop_signals(exit_status: int, grace: float = GRACE) -> Iterator[Callable[[], bool]]:
-    """Handles these signals while its block runs, and gives a function that says whether one has come.
+    """Handles these signals while its block runs, and gives a function that returns whether one has come.
 
-    A thread waits for them, so that they are seen while the program compiles, too. For a program's main
-    thread.
+    A thread waits for them, so that they are also noticed while the program compiles. Use it in a program's
+    main thread.
 
     Args:
-        exit_status: with which a program ends that has not left in time.
-        grace: seconds that it has; 0 where it has nothing to save.
+        exit_status: the exit status of a program that has not ended in time.
+        grace: seconds until then; 0 if there is nothing to save.
     """
     asked, timers = threading.Event(), list[threading.Timer]()
     reader, writer = os.pipe()
@@ -38,11 +38,11 @@ def stop_signals(exit_status: int, grace: float = GRACE) -> Iterator[Callable[[]
                     continue
                 name = signal.Signals(number).name
                 if asked.is_set():
-                    _say(f"cwps: {name} again: ended at once")
+                    _say(f"cwps: {name} again: ends at once")
                     os._exit(128 + number)
                 asked.set()
                 if grace:
-                    _say(f"cwps: {name}: saves what is being trained, and ends; another ends it at once")
+                    _say(f"cwps: {name}: saves the training and ends; a second signal ends it at once")
                 timers.append(threading.Timer(grace, _leave, (exit_status,)))
                 timers[0].daemon = True
                 timers[0].start()
@@ -66,7 +66,7 @@ def stop_signals(exit_status: int, grace: float = GRACE) -> Iterator[Callable[[]
 
 
 def _leave(exit_status: int) -> None:
-    _say("cwps: stopped where it was: the same command goes on from what was saved last")
+    _say("cwps: stopped without a save: the same command resumes from the last save")
     os._exit(exit_status)
 
 

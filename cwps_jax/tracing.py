@@ -1,4 +1,4 @@
-"""What a Linen model's `init` would do, without computing it: which leaves, whose, and in which order."""
+"""The leaves that a Linen model's `init` would make, with their modules and order, and no computation."""
 
 import dataclasses
 import inspect
@@ -31,7 +31,7 @@ class Owner:
 
 
 def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
-    """Returns the arguments that tell a model's `__call__` whether it is training, by the names in use.
+    """Returns the keyword arguments by which a model's `__call__` learns whether it is in training.
 
     Examples:
         >>> mode(nn.Dropout(0.5), train=True)

@@ -1,4 +1,4 @@
-"""Where a run writes: a folder, or a folder here whose copy in a bucket is what counts."""
+"""The folder to which a run writes: on the disk, or on the disk with a copy in a bucket that counts."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ from cwps_jax.store.lock import locked
 
 
 def check_folder(flag: str, folder: str | pathlib.Path) -> None:
-    """Raises CwpsError where a folder is not there and cannot be made, or is a file, or cannot be written to.
+    """Raises CwpsError if a folder does not exist and cannot be made, is a file, or cannot be written to.
 
     Args:
-        flag: that names it.
-        folder: where a program will write; nothing is written now.
+        flag: the flag that names it.
+        folder: the folder to which a program will write; nothing is written now.
     """
     if is_address(folder):
         raise CwpsError(f"--{flag}={folder}: a bucket cannot hold it; name a folder that has flock")
@@ -29,7 +29,7 @@ def check_folder(flag: str, folder: str | pathlib.Path) -> None:
 
 
 def check_workdir(given: str | pathlib.Path) -> None:
-    """Raises CwpsError where a run cannot write to what --workdir names; nothing is written, no bucket asked.
+    """Raises CwpsError if a run cannot write to --workdir; nothing is written, and no bucket is contacted.
 
     Args:
         given: a path, or the address of a folder in a bucket.
@@ -44,11 +44,11 @@ def check_workdir(given: str | pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def opened_workdir(given: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives the folder that a run writes to, and brings what it writes to the bucket that was named.
+    """Gives the folder to which a run writes, and copies it to the bucket if one was named.
 
-    Each of many processes has a folder of its own then. The first writes its, and sends what it has written
-    wherever `distributed.by_first` is used, after each save, and at the end; the others fetch it. A run that
-    is ended by an error sends nothing more: it goes on from what was sent before.
+    With a bucket, each of several processes has a folder of its own. The first process writes, and sends its
+    files wherever `distributed.by_first` is used, after each save, and at the end; the others fetch them. A
+    run that is ended by an error sends nothing further, and resumes from the files that were sent before.
 
     Args:
         given: a path, or the address of a folder in a bucket.

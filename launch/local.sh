@@ -30,7 +30,8 @@ trap pass_on TERM INT HUP
 
 set -m # each child in a process group of its own: a Ctrl-C reaches it once, through pass_on
 for ((process = 0; process < processes; process++)); do
-  command=(env JAX_PLATFORMS=cpu "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices"
+  # NPROC: XLA's threads, by which it splits some sums; so `1 8` and `2 4` end with the same bits.
+  command=(env JAX_PLATFORMS=cpu "NPROC=$((processes * devices))" "XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices"
     "$python" -m cwps_jax.main "--config=$config" "--coordinator=127.0.0.1:$port" "--processes=$processes"
     "--process=$process" "$@")
   if [[ ${DRY_RUN:-0} == 1 ]]; then

@@ -14,6 +14,7 @@ import asyncio
 import collections
 import dataclasses
 import json
+import os
 import pathlib
 import platform
 import random
@@ -51,6 +52,7 @@ class Seen:
     wrong: list[str] = dataclasses.field(default_factory=list)
     refused: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     def told(self) -> dict[str, Any]:
         """Returns it as JSON has it."""
@@ -58,6 +60,7 @@ class Seen:
         return {
             "answers": len(self.latencies),
             "answers_per_second": len(self.latencies) / self.seconds,
+            "server_cpu_ms_per_answer": 1000 * self.cpu_seconds / len(self.latencies),
             "p50_ms": float(p50),
             "p99_ms": float(p99),
             "wrong": len(self.wrong),
@@ -71,12 +74,16 @@ class Storm:
 
     Args:
         port: of it, on loopback.
+        process: of it.
         pool: that it serves.
         files: pictures.
     """
 
-    def __init__(self, port: int, pool: cwps.Pool, tasks: Sequence[str], files: Sequence[str]) -> None:
-        self.port, self.contents = port, [pathlib.Path(file).read_bytes() for file in files]
+    def __init__(
+        self, port: int, process: int, pool: cwps.Pool, tasks: Sequence[str], files: Sequence[str]
+    ) -> None:
+        self.port, self.process = port, process
+        self.contents = [pathlib.Path(file).read_bytes() for file in files]
         self.expected = {task: cwps.predict(pool, task, files).top(1) for task in tasks}
         self.random = random.Random(0)
 
@@ -98,9 +105,9 @@ class Storm:
                 await self._good(streams, seen)
             streams[1].close()
 
-        begun = time.monotonic()
+        begun, cpu = time.monotonic(), cpu_seconds(self.process)
         await asyncio.gather(*(client() for _ in range(clients)))
-        seen.seconds = time.monotonic() - begun
+        seen.seconds, seen.cpu_seconds = time.monotonic() - begun, cpu_seconds(self.process) - cpu
         await asyncio.gather(*slow)
         return seen
 
@@ -165,7 +172,13 @@ def resident_bytes(process: int) -> int:
     return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1])
 
 
-async def storm(storm: Storm, process: int, clients: Sequence[int], requests: int) -> dict[str, Any]:
+def cpu_seconds(process: int) -> float:
+    """Returns the seconds that a process has had of processors."""
+    fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def storm(storm: Storm, clients: Sequence[int], requests: int) -> dict[str, Any]:
     """Returns what every phase saw, and what the server's memory became."""
     calm = {}
     for count in clients:
@@ -173,9 +186,9 @@ async def storm(storm: Storm, process: int, clients: Sequence[int], requests: in
         calm[str(count)] = (await storm.phase(count, max(20, requests // 10))).told()
     first = min(WARM_UP, requests // 2)
     early = await storm.phase(16, first, SHARE)
-    before = resident_bytes(process)
+    before = resident_bytes(storm.process)
     late = await storm.phase(16, requests - first, SHARE)
-    after = resident_bytes(process)
+    after = resident_bytes(storm.process)
     return {
         "calm": calm,
         "storm": {"first": early.told(), "rest": late.told()},
@@ -183,7 +196,9 @@ async def storm(storm: Storm, process: int, clients: Sequence[int], requests: in
     }
 
 
-def bare(pool: cwps.Pool, tasks: Sequence[str], files: Sequence[str], batch: int, seconds: float) -> float:
+def bare(
+    pool: cwps.Pool, tasks: Sequence[str], files: Sequence[str], batch: int, seconds: float
+) -> dict[str, float]:
     """Returns the answers a second of the bank alone, in batches of prepared pictures of random tasks."""
     bank, drawn = cwps.TaskBank(pool, tasks), random.Random(0)
     contents = [pathlib.Path(file).read_bytes() for file in files]
@@ -197,11 +212,15 @@ def bare(pool: cwps.Pool, tasks: Sequence[str], files: Sequence[str], batch: int
 
     for _ in range(20):
         turn()
-    begun, turns = time.monotonic(), 0
+    begun, cpu, turns = time.monotonic(), time.process_time(), 0
     while time.monotonic() < begun + seconds:
         turn()
         turns += 1
-    return turns * batch / (time.monotonic() - begun)
+    count = turns * batch
+    return {
+        "bare_answers_per_second": count / (time.monotonic() - begun),
+        "bare_cpu_ms_per_answer": 1000 * (time.process_time() - cpu) / count,
+    }
 
 
 def main() -> None:
@@ -227,10 +246,10 @@ def main() -> None:
             port = int(re.findall(r"running on http://.*:(\d+)", line)[0]) if "running on" in line else 0
         if not port:
             raise SystemExit("".join(told))
-        found = asyncio.run(storm(Storm(port, pool, tasks, files), server.pid, given.clients, given.requests))
+        found = asyncio.run(storm(Storm(port, server.pid, pool, tasks, files), given.clients, given.requests))
         server.terminate()
         found["exit_status"] = server.wait(60)
-    found["bare_answers_per_second"] = bare(pool, tasks, files, 16, 5)
+    found |= bare(pool, tasks, files, 16, 5)
     if "16" in found["calm"]:
         served = found["calm"]["16"]["answers_per_second"]
         found["over_bare"] = served / found["bare_answers_per_second"]

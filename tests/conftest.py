@@ -87,6 +87,13 @@ def served_pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     return served.make_pool(tmp_path_factory.mktemp("served"))
 
 
+@pytest.fixture(scope="session")
+def served_files(served_pool: Pool) -> list[str]:
+    """Paths of the test pictures of a task of `served_pool`, sorted: first the scans of a class."""
+    folder = served_pool.folder.parent / "DATA" / "negative" / "test"
+    return sorted(str(file) for file in folder.glob("*/[!.]*"))
+
+
 @pytest.fixture
 def own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """Channel rules that a test registers are forgotten after it."""

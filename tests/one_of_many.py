@@ -1,6 +1,7 @@
 """One of two processes with four devices each: several checks in one, so that the start is paid once.
 
 ``python tests/one_of_many.py PORT PROCESS FOLDER`` leaves arrays and the errors' lines of each process there.
+With "alone" for a process it is the only one, of eight devices and with a coordinator, and leaves less.
 """
 
 import itertools
@@ -12,7 +13,8 @@ import sys
 import conftest  # the environment, before JAX touches a device
 
 if __name__ == "__main__":  # not where it is only looked through for doctests
-    os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=4"  # the last one counts
+    DEVICES = 8 if sys.argv[2] == "alone" else 4
+    os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={DEVICES}"  # the last one counts
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +41,7 @@ def line_of(action):
     return ""
 
 
-def check(process: int, folder: pathlib.Path) -> None:
+def check(process: int | str, folder: pathlib.Path) -> None:
     model = conftest.TinyModel()
     layout = modules.channel_layout(model, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
     variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
@@ -56,6 +58,8 @@ def check(process: int, folder: pathlib.Path) -> None:
     for name, tree in found.items():
         np.savez(folder / f"{name}-{process}.npz", *jax.tree.leaves(tree))
 
+    if process == "alone":
+        return
     spread = Parallel(shard=(("*", "split"),))
     _, recording = stages.run_stages(model, layout, variables, spread)
     np.savez(folder / f"spread-{process}.npz", *jax.tree.leaves(recording.fetched))
@@ -108,6 +112,10 @@ def check(process: int, folder: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    port, process, folder = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
-    distributed.start(f"localhost:{port}", 2, process, seconds=120)
-    check(process, folder)
+    port, folder = int(sys.argv[1]), pathlib.Path(sys.argv[3])
+    if sys.argv[2] == "alone":
+        distributed.start(f"localhost:{port}", 1, 0, seconds=120)
+        check("alone", folder)
+    else:
+        distributed.start(f"localhost:{port}", 2, int(sys.argv[2]), seconds=120)
+        check(int(sys.argv[2]), folder)

@@ -100,8 +100,11 @@ def check_unharmed(client, files) -> None:
 
 
 @contextlib.contextmanager
-def running(bank, pool, limits=None, token="", **known):
-    """Gives a client of a server that serves a bank; `client.server` is what its endpoints work with."""
+def running(bank, pool, limits=None, token="", *, warm=True, **known):
+    """Gives a client of a server that serves a bank; `client.server` is what its endpoints work with.
+
+    It is given once all batches are compiled, which only `warm=False` does not wait for.
+    """
     limits = limits or Limits(batch_size=4)
     app = make_app(bank, pool, limits, token)
     server = uvicorn.Server(configured(app, "127.0.0.1", 0, limits))
@@ -114,6 +117,8 @@ def running(bank, pool, limits=None, token="", **known):
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, **known) as client:
             client.server = app.state.server
+            while warm and client.server.batcher.compiled < limits.batch_size:
+                time.sleep(0.01)
             yield client
     finally:
         server.should_exit = True

@@ -87,7 +87,7 @@ def test_partners_stay_in_one_part():
 
 
 def test_parts_that_the_devices_do_not_divide_are_one_line():
-    with pytest.raises(CwpsError, match="batch_size = 16: must be a multiple of 24, 12 items a device"):
+    with pytest.raises(CwpsError, match="batch_size = 16: must be a multiple of 24, 12 items per device"):
         run(Plain(), 12)
     with pytest.raises(CwpsError, match="config.accumulate = 0: must be at least 1"):
         dataclasses.replace(CONFIG, accumulate=0)

@@ -5,12 +5,14 @@ One process imports the programs once and forks for each case, which would else 
 
 import dataclasses
 import errno
+import functools
 import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -27,6 +29,7 @@ from cwps_jax.data.source import ArraySource
 ROOT = pathlib.Path(__file__).parent.parent
 FORKED = """
 import json, os, sys, traceback
+import grain, scipy.ndimage, sklearn.datasets  # what the digits need, once and not in each child
 import cwps_jax.run
 import cwps_jax.data.__main__ as check
 from cwps_jax import command_line, main
@@ -153,7 +156,7 @@ DIGITS = [
     Case(("--config.budget=2.0",), "config.budget = 2.0"),
     Case(("--config.head=haed",), "haed"),
     Case(("--config.batch_size=4096",), "batch_size = 4096"),
-    Case(("--config.image_size=20",), "the digits have 12 pixels a side"),
+    Case(("--config.image_size=20",), "the digits have 12 pixels per side"),
     Case(("--config.image_bits=99",), "config.image_bits = 99: must be from 8 to 31"),
     Case(("--config.crop_area=(2.0,1.0)",), "config.crop_area"),
     Case(("--config.data=folder",), "config.data = 'folder' is not known; choose one of"),
@@ -192,6 +195,15 @@ ZOO = [
 ]  # fmt: skip
 
 
+@functools.cache
+def weights() -> bytes:
+    """A file of weights of a resnet8."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder, "w.safetensors")
+        save_backbone(file, "resnet8", load_backbone("resnet8")[1])
+        return file.read_bytes()
+
+
 def contents(root: pathlib.Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
 
@@ -207,8 +219,8 @@ def run_all(folder: pathlib.Path, cases: list[tuple[str, str, Case]]) -> list[tu
         (root / "w.pth").write_bytes(b"x")
         (root / "lfs.safetensors").write_bytes(LFS)
         if "weights" in str(case.flags):
-            save_backbone(root / "w.safetensors", "resnet8", load_backbone("resnet8")[1])
-            (root / "cut.safetensors").write_bytes((root / "w.safetensors").read_bytes()[:500])
+            (root / "w.safetensors").write_bytes(weights())
+            (root / "cut.safetensors").write_bytes(weights()[:500])
         if case.change:
             case.change(task)
         flags = [config.format(root=root), f"--config.cache_dir={root}-cache", "--config.compilation_cache="]
@@ -278,8 +290,8 @@ def test_caches_that_cannot_be_written_to_are_none_and_this_is_said(tmp_path, ca
     start_jax(SimpleNamespace(compilation_cache=str(tmp_path / "a_file" / "cache")))
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 3 and not any("\n" in line for line in told)
-    assert "going on without a cache" in told[0] and "name another config.cache_dir" in told[1]
-    assert "config.compilation_cache = " in told[2] and "going on without it" in told[2]
+    assert "continuing without a cache" in told[0] and "name another config.cache_dir" in told[1]
+    assert "config.compilation_cache = " in told[2] and "continuing without it" in told[2]
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_the_limit_keeps_the_first_images_and_says_so_once(kind, tmp_path, caplo
     assert cache.bytes_held == 7 * 300
     assert [record.message for record in caplog.records if "is full" in record.message] == [
         f"the image cache ({'memory' if kind == 'memory' else tmp_path}) is full with 0.00 GB "
-        "(config.cache_gigabytes): what is not in it is decoded in every epoch"
+        "(config.cache_gigabytes): images that are not in it are decoded in every epoch"
     ]
     if kind == "disk":
         cache.clear()

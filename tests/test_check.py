@@ -266,7 +266,7 @@ def test_too_few_for_a_batch_or_for_the_shots(splits):
     assert told(checked(splits, shots, batch_size=55)) == []
     splits["train"].records.pop(0)
     (found,) = told(checked(splits, shots, batch_size=55))
-    assert found[0] == "problem" and found[1].endswith("fewer images beside those for validation: cat (17)")
+    assert found[0] == "problem" and found[1].endswith("fewer images besides those for validation: cat (17)")
 
 
 def test_its_own_validation_split_leaves_all_of_train_to_train_on(splits):

@@ -187,7 +187,7 @@ def test_too_few_epochs_are_refused_by_the_method_that_needs_more(tiny_model, ti
     network = Network(tiny_model, tiny_layout, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
     methods.Finetune().check(network, TrainConfig(epochs=1))
     methods.Cwps().check(network, TrainConfig(epochs=3))
-    with pytest.raises(CwpsError, match="^config.epochs = 2: cwps needs at least 3, one a stage$"):
+    with pytest.raises(CwpsError, match="^config.epochs = 2: cwps needs at least 3, one per stage$"):
         methods.Cwps().check(network, TrainConfig(epochs=2))
 
 

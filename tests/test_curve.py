@@ -97,7 +97,7 @@ def test_the_smallest_that_is_good_enough_is_kept(reached, tolerance, kept):
     [
         ({"budgets": (0.1, 0.1)}, r"config.budgets = \(0.1, 0.1\): names 0.1 twice; give each once"),
         ({"budgets": (0.1, 1.5)}, "config.byte_budget = 1.5: must be in"),
-        ({"byte_budget": 0.2}, "stands instead of config.byte_budget"),
+        ({"byte_budget": 0.2}, "replaces config.byte_budget"),
         ({"tolerance": -0.1}, "config.tolerance = -0.1: must be at least 0"),
     ],
 )

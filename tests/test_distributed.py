@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import searched
 from stages import run_stages
 
-from cwps_jax import command_line, distributed
+from cwps_jax import command_line, distributed, main
 from cwps_jax.errors import CwpsError, ProcessLost
 from cwps_jax.parallel import Parallel
 from cwps_jax.store import Pool
@@ -53,13 +54,19 @@ def two_processes(command, environment=ENVIRONMENT):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """The folder in which two processes left what they found."""
+    """The folder in which two processes left what they found, and one of eight devices what it trained."""
     folder = tmp_path_factory.mktemp("pair")
-    done = two_processes(
-        lambda port, process: [str(HERE / "one_of_many.py"), str(port), str(process), str(folder)]
+    command = lambda port, process: [str(HERE / "one_of_many.py"), str(port), str(process), str(folder)]
+    alone = subprocess.Popen(
+        [sys.executable, *command(free_port(), "alone")], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
-    for status, _, errors in done:
-        assert status == 0, errors
+    try:
+        done = two_processes(command)
+        _, errors = alone.communicate(timeout=400)
+    finally:
+        alone.kill()
+    for status, _, told in (*done, (alone.returncode, "", errors)):
+        assert status == 0, told
     return folder
 
 
@@ -87,6 +94,13 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(pair, alone, proces
     for name, exact in (("fetched", False), ("trained", False), ("gates", True), ("sources", True)):
         for found, wanted in zip(leaves(pair, name, process), alone[name], strict=True):
             np.testing.assert_allclose(found, wanted, rtol=0, atol=0 if exact else 1e-5)
+
+
+@pytest.mark.parametrize("name", ["fetched", "trained", "gates", "sources"])
+def test_one_process_that_has_a_coordinator_trains_as_two_do_to_the_bit(pair, name):
+    """Both sum by Gloo, device by device; without a coordinator XLA adds in another order."""
+    for found, wanted in zip(leaves(pair, name, 0), leaves(pair, name, "alone"), strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("process", [0, 1])
@@ -163,29 +177,31 @@ def test_a_coordinator_that_does_not_answer_is_one_line():
     assert "not all processes came within 2 s" in done.stderr
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_process_that_is_killed_ends_the_other_which_says_so(killed):
+def test_a_process_that_is_killed_ends_the_other_which_says_so():
+    """Process 0, which has the coordinator, in one pair; process 1 in another, at the same time."""
     program = (
         "import time; from cwps_jax import distributed; distributed.HEARTBEAT_SECONDS = 4; "
         "distributed.start('localhost:%d', 2, %d, seconds=60); distributed.agree('at the start', {}); "
         "print('started', flush=True); time.sleep(%d); distributed.agree('later', {})"
     )
-    port = free_port()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
-    victim, survivor = (
-        subprocess.Popen([sys.executable, "-c", program % (port, process, sleeps)], **pipes)
-        for process, sleeps in ((killed, 60), (1 - killed, 0))
-    )
+    pairs = []
+    for killed in (0, 1):
+        port = free_port()
+        commands = [program % (port, process, sleeps) for process, sleeps in ((killed, 60), (1 - killed, 0))]
+        pairs.append([subprocess.Popen([sys.executable, "-c", one], **pipes) for one in commands])
     try:
-        assert victim.stdout.readline() == survivor.stdout.readline() == "started\n"
-        victim.kill()
-        _, errors = survivor.communicate(timeout=30)
+        for victim, survivor in pairs:
+            assert victim.stdout.readline() == survivor.stdout.readline() == "started\n"
+            victim.kill()
+        for _, survivor in pairs:
+            _, errors = survivor.communicate(timeout=60)
+            assert survivor.returncode not in (0, 42)
+            assert any(words in errors for words in ("another task died", "process 0 is lost"))
     finally:
-        victim.kill()
-        survivor.kill()
-        victim.communicate()
-    assert survivor.returncode not in (0, 42)
-    assert any(words in errors for words in ("another task died", "process 0 is lost"))
+        for one in (one for pair in pairs for one in pair):
+            one.kill()
+            one.communicate()
 
 
 def test_processes_of_other_configs_stop_before_anything_is_written(tmp_path):
@@ -193,8 +209,8 @@ def test_processes_of_other_configs_stop_before_anything_is_written(tmp_path):
         where = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={process}"]
         flags = ["--config.epochs=3", "--config.batch_size=64", f"--config.seed={process}"]
         cache = f"--config.cache_dir={tmp_path / 'cache'}"
-        main = ["-m", "cwps_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path / 'w'}"]
-        return [*main, cache, "--config.tasks=('negative',)", *flags, *where]
+        flags_of_main = ["-m", "cwps_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path / 'w'}"]
+        return [*flags_of_main, cache, "--config.tasks=('negative',)", *flags, *where]
 
     for status, _, errors in two_processes(command):
         assert status == 2, errors
@@ -204,50 +220,73 @@ def test_processes_of_other_configs_stop_before_anything_is_written(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
-@pytest.mark.parametrize("flags", [["--coordinator=localhost:1"], ["--distributed", "--process=1"]])
-def test_flags_of_distribution_belong_together(tmp_path, flags):
-    main = ["-m", "cwps_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path / 'w'}"]
-    done = subprocess.run([sys.executable, *main, *flags], capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 2 and done.stderr.startswith("cwps: --coordinator=HOST:PORT, --processes=N and")
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"_COORDINATOR": "localhost:1"}, "--coordinator=HOST:PORT, --processes=N and --process=I belong"),
+        (
+            {"_DISTRIBUTED": True, "_PROCESS": 1},
+            "--coordinator=HOST:PORT, --processes=N and --process=I belong",
+        ),
+        (
+            {"_COORDINATOR": "localhost:1", "_PROCESSES": 2, "_PROCESS": 2},
+            "--process=2: must be below --processes=2; they count from 0",
+        ),
+    ],
+)
+def test_flags_of_distribution_belong_together(monkeypatch, given, line):
+    alone = {"_COORDINATOR": "", "_PROCESSES": 0, "_PROCESS": -1, "_DISTRIBUTED": False}
+    for flag, value in {**alone, **given}.items():
+        monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
+    with pytest.raises(CwpsError) as told:
+        main._connect()
+    assert str(told.value).startswith(line)
 
 
 @pytest.mark.slow
-def test_a_whole_run_of_two_processes_leaves_the_pool_of_one(tmp_path):
-    """Of two devices: two numbers have one sum, while more are summed in another order."""
+def test_a_whole_run_of_two_processes_of_four_devices_leaves_the_pool_of_one_of_eight(tmp_path):
+    """To the bit, where the one has a coordinator, too: both sum by Gloo, in the order of the devices."""
 
     def command(workdir, *flags):
-        small = [
-            "--config.epochs=3",
-            "--config.source_epochs=1",
-            "--config.shots=32",
-            "--config.batch_size=64",
-        ]
+        small = ["epochs=3", "source_epochs=1", "shots=32", "batch_size=64", "metrics=('jsonl',)"]
         caches = [
             f"--config.cache_dir={tmp_path}",
             f"--config.compilation_cache={ENVIRONMENT['CWPS_TEST_CACHE']}",
         ]
-        main = ["-m", "cwps_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path / workdir}"]
-        return [*main, "--config.tasks=('negative','loops')", "--config.compare=()", *small, *caches, *flags]
+        flags_of_main = [
+            "-m",
+            "cwps_jax.main",
+            "--config=configs/digits.py",
+            f"--workdir={tmp_path / workdir}",
+        ]
+        return [
+            *flags_of_main,
+            "--config.tasks=('negative','loops')",
+            "--config.compare=()",
+            *(f"--config.{one}" for one in small),
+            *caches,
+            *flags,
+        ]
 
     def devices(count):
-        # Little optimisation, for both: other programs would round otherwise.
+        # Little optimisation, and as many threads, for both: they would round otherwise.
         flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={count}"
-        return {**ENVIRONMENT, "XLA_FLAGS": flags}
+        return {**ENVIRONMENT, "XLA_FLAGS": flags, "NPROC": "8"}
 
-    done = subprocess.run([sys.executable, *command("one")], env=devices(2), capture_output=True, text=True)
+    def where(port, process, processes=2):
+        return f"--coordinator=localhost:{port}", f"--processes={processes}", f"--process={process}"
+
+    alone = [sys.executable, *command("one", *where(free_port(), 0, 1))]
+    done = subprocess.run(alone, env=devices(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    where = lambda port, process: (f"--coordinator=localhost:{port}", "--processes=2", f"--process={process}")
-    pair = two_processes(lambda *given: command("two", *where(*given)), devices(1))
+    pair = two_processes(lambda *given: command("two", *where(*given)), devices(4))
     assert [status for status, *_ in pair] == [0, 0], pair
-    hashes = [
-        [
-            (one.name, one.own_sha256, one.rows_sha256)
-            for one in Pool.open(tmp_path / run / "pool").index.versions
-        ]
-        for run in ("one", "two")
-    ]
-    assert hashes[0] == hashes[1] and len(hashes[0]) == 2
+    pools = [Pool.open(tmp_path / run / "pool") for run in ("one", "two")]
+    one, two = (
+        [(each.name, each.own_sha256, each.rows_sha256) for each in pool.index.versions] for pool in pools
+    )
+    assert one == two and len(one) == 2
+    assert pools[0].index.pretrained_sha256 == pools[1].index.pretrained_sha256
     results = [json.loads((tmp_path / run / "results.json").read_text()) for run in ("one", "two")]
     for one, two in zip(*(each["forgetting"] for each in results), strict=True):
         assert one["logits_sha256_at_end"] == two["logits_sha256_at_end"]

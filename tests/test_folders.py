@@ -71,7 +71,7 @@ def test_a_class_is_the_same_in_both_spellings_of_its_accent(tmp_path):
     assert train.classes == test.classes == ("cab", "caf\u00e9")
     assert [test[index] for index in range(2)] == [(b"x", 0, None, None), (b"x", 1, None, None)]
     write(tmp_path, {"t/test/caf\u00e9/0.png": b"x"})
-    with pytest.raises(CwpsError, match="is there twice, in both Unicode spellings"):
+    with pytest.raises(CwpsError, match="exists twice, in both Unicode spellings"):
         folders.open_split(settings, "t", "test")
 
 

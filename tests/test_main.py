@@ -205,7 +205,7 @@ def test_a_longer_list_learns_only_what_is_new(finished):
         (["--config.lambda_=0.3"], "config.lambda_ is not known; did you mean config.cwps.lambda_?"),
         (["--config.cwps.lamda_=0.3"], "config.cwps.lamda_ is not known; did you mean config.cwps.lambda_?"),
         (["--config.cwps.lambda_=1.1"], "config.cwps.lambda_ = 1.1: must be in [0, 1]"),
-        (["--config.epochs=2"], "config.epochs = 2: cwps needs at least 3, one a stage"),
+        (["--config.epochs=2"], "config.epochs = 2: cwps needs at least 3, one per stage"),
         (["--config.epochs=many"], "--config.epochs=many"),
         (["--config.learning_rate=-1"], "config.learning_rate = -1.0: must be at least 0"),
         (["--config.tasks=('negative','birds')"], "the digits have no task 'birds'"),

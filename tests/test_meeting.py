@@ -114,7 +114,7 @@ class Pooled(TinyModel):
 
 def test_outputs_that_the_default_loss_or_no_loss_can_take_are_refused(refused):
     refused(task(), r"outputs \(256, 4, 4, 1\) for 256 images: the default loss", model=PerPixel())
-    refused(task(), r"outputs \(3,\) for images \(256, 8, 8, 1\): must be one an image", model=Pooled())
+    refused(task(), r"outputs \(3,\) for images \(256, 8, 8, 1\): must be one per image", model=Pooled())
 
 
 def test_a_trainer_that_was_made_for_another_model_is_refused(refused):

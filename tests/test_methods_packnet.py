@@ -92,7 +92,9 @@ def test_where_nothing_is_free_any_more_one_line_says_so_and_nothing_is_stored(t
     pool = tiny().new_pool(tmp_path / "pool")
     learn(pool, "all", PackNet(FREE, prune_share=0.0))
     before = files_hash(pool.folder)
-    with pytest.raises(cwps.CwpsError, match=r"^packnet: no weight .* is free any more; begin another pool$"):
+    with pytest.raises(
+        cwps.CwpsError, match=r"^packnet: no weight .* is free any longer; begin another pool$"
+    ):
         learn(pool, "none")
     assert files_hash(pool.folder) == before
     assert pool.tasks == ("all",) == cwps.Pool.open(pool.folder).tasks

@@ -142,7 +142,7 @@ def test_a_cache_is_keyed_by_content_and_size(tmp_path):
 def test_a_file_that_is_gone_in_mid_training_is_named():
     task = load()
     task.train.source.contents[int(task.train.items[4])] = b"gone"
-    with pytest.raises(CwpsError, match=rf"train/{task.train.items[4]}\.png: not a readable image any more"):
+    with pytest.raises(CwpsError, match=rf"train/{task.train.items[4]}\.png: no longer a readable image"):
         list(training_batches(task.train, 8, 3, 0, 6))
 
 

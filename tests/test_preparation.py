@@ -216,6 +216,6 @@ def test_the_loss_of_a_mixed_batch_by_hand():
 def test_what_cannot_be_mixed_is_refused():
     with pytest.raises(CwpsError, match="normalise them before"):
         MIXUP.blend({"image": np.zeros((2, 4, 4, 3), np.uint8)}, jax.random.key(0))
-    with pytest.raises(CwpsError, match="3 items a device must be an even number"):
+    with pytest.raises(CwpsError, match="3 items per device must be an even number"):
         blend(MIXUP, batch_of(3), jax.random.key(0))
     np.testing.assert_array_equal(swap_pairs(np.arange(6)), [1, 0, 3, 2, 5, 4])

@@ -49,7 +49,7 @@ def test_a_workdir_made_with_another_source_is_refused(workdir, changes):
         stored_pool(dataclasses.replace(CONFIG, **changes), workdir)
     assert str(error.value) == (
         f"{workdir}: made with another pre-trained model ({key} was {told(getattr(CONFIG, key))}, is "
-        f"{told(value)}); use another --workdir, or the former config"
+        f"{told(value)}); use another --workdir, or the earlier config"
     )
 
 

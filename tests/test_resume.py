@@ -48,7 +48,7 @@ def task(**changes) -> cwps.TaskData:
 
 
 class StopAfter:
-    """Says so after that many questions, one a step and one a stage."""
+    """Says so after that many questions, one a step and one per stage."""
 
     def __init__(self, count: int) -> None:
         self.left = count
@@ -188,7 +188,7 @@ def test_a_task_that_others_have_stored_meanwhile_lets_it_begin_anew(single):
     seen = []
     learned = single.learn(pool, PLAIN, seen.append, say=lambda line, epochs: said.append(line))
     assert said == [
-        "birds/finetune: begins anew, since the pool has other tasks now than when it was interrupted"
+        "birds/finetune: starts again, because the pool has other tasks now than when it was interrupted"
     ]
     assert learned.name == "birds@1" and [one.epoch for one in seen] == [1, 2, 3, 4, 5, 6]
 

@@ -211,7 +211,7 @@ def test_versions_refer_to_earlier_ones_and_never_to_their_own_task(
     ("changes", "line"),
     [
         ({"method": "finetune"}, "config.rounds = 2: finetune takes no channels of other tasks"),
-        ({"relearn": ("loops",)}, "config.rounds = 2 and config.relearn: a round is not begun anew"),
+        ({"relearn": ("loops",)}, "config.rounds = 2 and config.relearn: a round cannot be started again"),
         ({"rounds": 0}, "config.rounds = 0: must be at least 1"),
     ],
 )

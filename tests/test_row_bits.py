@@ -243,7 +243,7 @@ def test_prices_in_bytes_are_what_is_stored(pool):
     [
         ({"row_bits": 5}, r"config.row_bits = 5: choose one of 32, 16, 8, 4, 3, 2, 1 .* or 0"),
         ({"row_bits": 0}, r"config.row_bits = 0: needs config.byte_budget"),
-        ({"byte_budget": 0.5, "budget": 0.5}, r"stands instead of config.budget \(0.5"),
+        ({"byte_budget": 0.5, "budget": 0.5}, r"replaces config.budget \(0.5"),
         ({"byte_budget": -0.1, "budget": 1.0}, r"config.byte_budget = -0.1: must be in \[0, 1\]"),
     ],
 )

@@ -15,35 +15,25 @@ BIG = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def pool(served_pool) -> cwps.Pool:
-    return served_pool
+def bank(served_pool):
+    return cwps.TaskBank(served_pool, served.TASKS)
 
 
 @pytest.fixture(scope="module")
-def files(pool) -> list[str]:
-    return sorted(map(str, (pool.folder.parent / "DATA/negative/test").glob("*/[!.]*")))
-
-
-@pytest.fixture(scope="module")
-def bank(pool):
-    return cwps.TaskBank(pool, served.TASKS)
-
-
-@pytest.fixture(scope="module")
-def client(bank, pool):
+def client(bank, served_pool):
     limits = Limits(batch_size=8, request_bytes=BIG, pictures=40, seconds=20, held_requests=4)
-    with running(bank, pool, limits) as client:
+    with running(bank, served_pool, limits) as client:
         yield client
 
 
-def test_every_task_answers_as_predict_does(client, pool, files):
+def test_every_task_answers_as_predict_does(client, served_pool, served_files):
     """Turned, grey, CMYK and clear pictures of all classes, for one, several and all tasks."""
-    check(pool, files[:40], ask(client, files[:40], params={"task": "negative"}))
-    odd = [file for file in files if not file.endswith(("0.png", "1.png", "2.png"))][-9:]
+    check(served_pool, served_files[:40], ask(client, served_files[:40], params={"task": "negative"}))
+    odd = [file for file in served_files if not file.endswith(("0.png", "1.png", "2.png"))][-9:]
     answer = ask(client, odd, params={"task": ["negative", "digits"]})
     assert [one["task"] for one in answer.json()["predictions"][0]["answers"]] == ["negative", "digits"]
-    check(pool, odd, answer)
-    check(pool, odd, ask(client, odd))
+    check(served_pool, odd, answer)
+    check(served_pool, odd, ask(client, odd))
     named = ask(client, odd[:1], data={"task": "digits"}, params={"top": 2}).json()["predictions"][0]
     assert [one["task"] for one in named["answers"]] == ["digits"] and len(named["answers"][0]["top"]) == 2
     raw = client.post(
@@ -55,15 +45,15 @@ def test_every_task_answers_as_predict_does(client, pool, files):
     assert got["probability"] == pytest.approx(wanted["probability"], abs=1e-5)  # of a batch of another size
 
 
-def test_tasks_are_listed_with_bytes_version_and_owners(client, pool):
+def test_tasks_are_listed_with_bytes_version_and_owners(client, served_pool):
     told = client.get("/v1/tasks").json()
     listed = {one["task"]: one for one in told["tasks"]}
     assert set(listed) == {"digits", "negative", "earlier"}
     assert told["resident"] == client.server.bank.resident and told["resident"]["device"] > 0
     negative = listed["negative"]
-    assert negative["bytes"] == pool.version("negative").bytes and negative["loaded"]
+    assert negative["bytes"] == served_pool.version("negative").bytes and negative["loaded"]
     assert negative["version"] == "negative@1" and negative["classes"] == list(served.CLASSES)
-    assert negative["owners"] == pytest.approx(pool.relation("negative"))
+    assert negative["owners"] == pytest.approx(served_pool.relation("negative"))
     assert not listed["earlier"]["loaded"] and listed["earlier"]["classes"] == []
 
 
@@ -76,16 +66,16 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_no_picture_is_refused_by_name(client, files, case):
+def test_what_is_no_picture_is_refused_by_name(client, served_files, case):
     content, status, why = WRONG[case]
-    content = picture(files[0])[1][:60] if content is None else content
+    content = picture(served_files[0])[1][:60] if content is None else content
     begun = time.monotonic()
-    line = error(ask(client, [files[0], ("odd.png", content)]), status)
+    line = error(ask(client, [served_files[0], ("odd.png", content)]), status)
     assert why in line and "picture 'odd.png'" in line and time.monotonic() - begun < 5
 
 
-def test_pixels_are_counted_before_they_are_decoded(bank, pool):
-    with running(bank, pool, Limits(batch_size=4, pixels=100)) as client:
+def test_pixels_are_counted_before_they_are_decoded(bank, served_pool):
+    with running(bank, served_pool, Limits(batch_size=4, pixels=100)) as client:
         assert ask(client, [("a.png", png(np.zeros((10, 10), np.uint8)))]).status_code == 200
         line = error(ask(client, [("a.png", png_of_size(11, 10))]), 413)
         assert "11 x 10 pixels are more than 100" in line
@@ -100,7 +90,8 @@ def test_pixels_are_counted_before_they_are_decoded(bank, pool):
         ("/v1/predict?top=0", {}, 422, "query.top"),
         ("/v1/predict", {"files": [("x", ("a", b"x"))] * 41}, 413, "41 pictures are more than 40"),
         ("/v1/predict", {"files": {"task": (None, b"digits")}}, 400, "send files"),
-        ("/v1/predict", {"json": {}}, 415, "application/json is not what is read here"),
+        ("/v1/predict", {"headers": {"content-type": "text/plain"}}, 415, "text/plain is not what"),
+        ("/v1/predict", {"json": {}}, 404, "no task that takes arrays is loaded"),
         ("/v1/predict", {"headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
         ("/v1/load_task", {"json": {"task": "negatve"}}, 404, "did you mean 'negative'?"),
         ("/v1/unload_task", {"json": {"task": "digts"}}, 404, "did you mean 'digits'?"),
@@ -110,27 +101,27 @@ def test_pixels_are_counted_before_they_are_decoded(bank, pool):
         ("/ready", {}, 405, "/docs"),
     ],
 )  # fmt: skip
-def test_whatever_is_wrong_is_told_in_one_line(client, files, path, given, status, why):
-    given = given or {"files": {"images": picture(files[0])}}
+def test_whatever_is_wrong_is_told_in_one_line(client, served_files, path, given, status, why):
+    given = given or {"files": {"images": picture(served_files[0])}}
     assert why in error(client.post(path, **given), status)
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["by its length", "in chunks"])
-def test_a_long_body_is_refused_without_being_kept(client, files, told):
+def test_a_long_body_is_refused_without_being_kept(client, served_files, told):
     size = 100 * BIG
     chunks = (bytes(BIG) for _ in range(100))
     headers = {"content-type": "image/png"} | ({"content-length": str(size)} if told else {})
     line = error(client.post("/v1/predict", content=chunks, headers=headers), 413)
     assert f"more than {BIG} bytes" in line
-    check_unharmed(client, files)
+    check_unharmed(client, served_files)
     assert "cwps_held_bytes 0.0" in client.get("/metrics").text
 
 
 TOKEN = "a-long-enough-token"
 
 
-def test_a_token_is_asked_for_everything_of_the_pool(bank, pool, files):
-    with running(bank, pool, token=TOKEN) as client:
+def test_a_token_is_asked_for_everything_of_the_pool(bank, served_pool, served_files):
+    with running(bank, served_pool, token=TOKEN) as client:
         for path in ("/v1/tasks", "/metrics"):
             answer = client.get(path)
             assert "no token" in error(answer, 401) and answer.headers["www-authenticate"] == "Bearer"

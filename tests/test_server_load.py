@@ -16,22 +16,12 @@ from cwps_jax.server.limits import Limits
 
 
 @pytest.fixture(scope="module")
-def pool(served_pool) -> cwps.Pool:
-    return served_pool
+def bank(served_pool):
+    return PlainBank(served_pool)
 
 
-@pytest.fixture(scope="module")
-def files(pool) -> list[str]:
-    return sorted(map(str, (pool.folder.parent / "DATA/negative/test").glob("*/[!.]*")))
-
-
-@pytest.fixture(scope="module")
-def bank(pool):
-    return PlainBank(pool)
-
-
-def test_a_slow_client_is_cut_off_and_harms_no_other(bank, pool, files):
-    with running(bank, pool, Limits(batch_size=4, seconds=3)) as client:
+def test_a_slow_client_is_cut_off_and_harms_no_other(bank, served_pool, served_files):
+    with running(bank, served_pool, Limits(batch_size=4, seconds=3)) as client:
         place = client.base_url.host, client.base_url.port
         with socket.create_connection(place) as slow, socket.create_connection(place) as silent:
             slow.sendall(
@@ -40,7 +30,7 @@ def test_a_slow_client_is_cut_off_and_harms_no_other(bank, pool, files):
             )
             silent.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: local")
             begun = time.monotonic()
-            check_unharmed(client, files)
+            check_unharmed(client, served_files)
             assert time.monotonic() - begun < 3
             slow.settimeout(10)
             silent.settimeout(10)
@@ -50,8 +40,10 @@ def test_a_slow_client_is_cut_off_and_harms_no_other(bank, pool, files):
             assert time.monotonic() - begun < 12
 
 
-def test_bodies_in_memory_are_bounded_over_all_clients(bank, pool, files):
-    with running(bank, pool, Limits(batch_size=4, request_bytes=1000, held_requests=1, seconds=20)) as client:
+def test_bodies_in_memory_are_bounded_over_all_clients(bank, served_pool, served_files):
+    with running(
+        bank, served_pool, Limits(batch_size=4, request_bytes=1000, held_requests=1, seconds=20)
+    ) as client:
         place = client.base_url.host, client.base_url.port
         with socket.create_connection(place) as first:
             first.sendall(
@@ -64,29 +56,29 @@ def test_bodies_in_memory_are_bounded_over_all_clients(bank, pool, files):
             assert "too many bytes" in error(answer, 503) and answer.headers["retry-after"] == "1"
 
 
-def test_requests_of_many_clients_are_joined_across_tasks(pool, files):
-    bank, seen, let_go = PlainBank(pool), [], threading.Event()
+def test_requests_of_many_clients_are_joined_across_tasks(served_pool, served_files):
+    bank, seen, let_go = PlainBank(served_pool), [], threading.Event()
 
     def before(tasks):
         seen.append(sorted(tasks))
         if len(seen) == 1:
             let_go.wait(20)
 
-    with running(bank, pool, Limits(batch_size=8, wait_ms=1)) as client:
+    with running(bank, served_pool, Limits(batch_size=8, wait_ms=1)) as client:
         bank.before = before
         with concurrent.futures.ThreadPoolExecutor(9) as clients:
-            first = clients.submit(ask, client, files[:1], params={"task": "digits"})
+            first = clients.submit(ask, client, served_files[:1], params={"task": "digits"})
             while not seen:
                 time.sleep(0.01)
             others = [
-                clients.submit(ask, client, files[n : n + 1], params={"task": served.TASKS[n % 2]})
+                clients.submit(ask, client, served_files[n : n + 1], params={"task": served.TASKS[n % 2]})
                 for n in range(8)
             ]
             while client.server.batcher.waiting < 8:
                 time.sleep(0.01)
             let_go.set()
             for number, one in enumerate(others):
-                check(pool, files[number : number + 1], one.result())
+                check(served_pool, served_files[number : number + 1], one.result())
             assert first.result().status_code == 200
         assert seen[1:] == [["digits"] * 4 + ["negative"] * 4]
         text = client.get("/metrics").text
@@ -95,57 +87,79 @@ def test_requests_of_many_clients_are_joined_across_tasks(pool, files):
         assert 'cwps_resident_bytes{where="disk"} 7.0' in text and "cwps_tasks 3.0" in text
 
 
-def test_a_full_queue_and_too_much_at_once_are_refused(pool, files):
-    bank, let_go, seen = PlainBank(pool, ["digits"]), threading.Event(), []
-    with running(bank, pool, Limits(batch_size=1, queue=2)) as client:
+def test_a_full_queue_and_too_much_at_once_are_refused(served_pool, served_files):
+    bank, let_go, seen = PlainBank(served_pool, ["digits"]), threading.Event(), []
+    with running(bank, served_pool, Limits(batch_size=1, queue=2)) as client:
         bank.before = lambda tasks: (seen.append(tasks), let_go.wait(20))
         with concurrent.futures.ThreadPoolExecutor(3) as clients:
-            under_way = [clients.submit(ask, client, files[:1])]
+            under_way = [clients.submit(ask, client, served_files[:1])]
             while not seen:
                 time.sleep(0.01)
-            under_way.append(clients.submit(ask, client, files[:2]))
+            under_way.append(clients.submit(ask, client, served_files[:2]))
             while client.server.batcher.waiting < 2:
                 time.sleep(0.01)
-            answer = ask(client, files[:1])
+            answer = ask(client, served_files[:1])
             assert "2 answers wait already" in error(answer, 503) and answer.headers["retry-after"] == "1"
-            assert "3 answers are more than the 2" in error(ask(client, files[:3]), 413)
+            assert "3 answers are more than the 2" in error(ask(client, served_files[:3]), 413)
             let_go.set()
             assert [one.result().status_code for one in under_way] == [200, 200]
 
 
-def test_an_answer_that_takes_too_long_is_given_up(pool, files):
-    bank, let_go = PlainBank(pool, ["digits"]), threading.Event()
-    with running(bank, pool, Limits(batch_size=4, seconds=1)) as client:
-        bank.before = lambda tasks: let_go.wait(20)
-        assert "no answer within 1 seconds" in error(ask(client, files[:1]), 503)
+def test_a_bank_that_is_busy_with_a_task_holds_up_nobody(served_pool, served_files):
+    """Its bytes cannot be told meanwhile: what asks for them waits alone."""
+    bank, let_go, asked = Busy(served_pool, ["digits"]), threading.Event(), threading.Event()
+    with running(bank, served_pool) as client, concurrent.futures.ThreadPoolExecutor(2) as clients:
+        bank.before_bytes = lambda: (asked.set(), let_go.wait(20))
+        waiting = [clients.submit(client.get, path) for path in ("/metrics", "/v1/tasks")]
+        asked.wait(20)
+        check_unharmed(client, served_files)
+        assert not any(one.done() for one in waiting)
         let_go.set()
-        check_unharmed(client, files)
+        assert [one.result().status_code for one in waiting] == [200, 200]
 
 
-def test_a_task_in_use_is_not_dropped_under_a_request(pool, files):
-    bank, let_go, seen = PlainBank(pool), threading.Event(), []
-    with running(bank, pool) as client, concurrent.futures.ThreadPoolExecutor(3) as clients:
+class Busy(PlainBank):
+    before_bytes = staticmethod(lambda: None)
+
+    @property
+    def resident(self):
+        self.before_bytes()
+        return super().resident
+
+
+def test_an_answer_that_takes_too_long_is_given_up(served_pool, served_files):
+    bank, let_go = PlainBank(served_pool, ["digits"]), threading.Event()
+    with running(bank, served_pool, Limits(batch_size=4, seconds=1)) as client:
+        bank.before = lambda tasks: let_go.wait(20)
+        assert "no answer within 1 seconds" in error(ask(client, served_files[:1]), 503)
+        let_go.set()
+        check_unharmed(client, served_files)
+
+
+def test_a_task_in_use_is_not_dropped_under_a_request(served_pool, served_files):
+    bank, let_go, seen = PlainBank(served_pool), threading.Event(), []
+    with running(bank, served_pool) as client, concurrent.futures.ThreadPoolExecutor(3) as clients:
         bank.before = lambda tasks: (seen.append(tasks), let_go.wait(20))
-        asked = clients.submit(ask, client, files[:1], params={"task": "digits"})
+        asked = clients.submit(ask, client, served_files[:1], params={"task": "digits"})
         while not seen:
             time.sleep(0.01)
         unloaded = clients.submit(client.post, "/v1/unload_task", json={"task": "digits"})
         time.sleep(0.2)
         assert "digits" in bank.tasks and not unloaded.done()
         let_go.set()
-        check(pool, files[:1], asked.result())
+        check(served_pool, served_files[:1], asked.result())
         assert unloaded.result().json() == {"loaded": ["negative", "earlier"]}
-        line = error(ask(client, files[:1], params={"task": "digits"}), 404)
+        line = error(ask(client, served_files[:1], params={"task": "digits"}), 404)
         assert "'digits' is not loaded" in line and "load_task" in line
         assert client.post("/v1/load_task", json={"task": "digits"}).status_code == 200
-        check(pool, files[:1], ask(client, files[:1], params={"task": "digits"}))
+        check(served_pool, served_files[:1], ask(client, served_files[:1], params={"task": "digits"}))
 
 
-def test_a_changed_pool_is_reloaded_without_a_restart(tmp_path, pool, files):
+def test_a_changed_pool_is_reloaded_without_a_restart(tmp_path, served_pool, served_files):
     copied = tmp_path / "changed"
-    shutil.copytree(pool.folder, copied)
-    pool = cwps.Pool.open(copied)
-    with running(PlainBank(pool), pool) as client:
+    shutil.copytree(served_pool.folder, copied)
+    changed = cwps.Pool.open(copied)
+    with running(PlainBank(changed), changed) as client:
         assert client.post("/v1/reload").json()["changed"] == []
         other = cwps.Pool.open(copied)
         other.remove("earlier")
@@ -156,48 +170,52 @@ def test_a_changed_pool_is_reloaded_without_a_restart(tmp_path, pool, files):
         )
         told = client.post("/v1/reload").json()
         assert sorted(told["changed"]) == ["digits", "earlier"] and set(told["loaded"]) == {*served.TASKS}
-        first, second = ask(client, files[:1]).json()["predictions"][0]["answers"]
+        first, second = ask(client, served_files[:1]).json()["predictions"][0]["answers"]
         assert {first["version"], second["version"]} == {"digits@2", "negative@1"}
         assert first["probability"] == pytest.approx(second["probability"], abs=1e-6)
 
 
-def test_one_that_cannot_be_answered_does_not_take_its_batch_along(pool, files):
-    bank = PlainBank(pool)
-    with running(bank, pool, Limits(batch_size=4, wait_ms=300)) as client:
+def test_one_that_cannot_be_answered_does_not_take_its_batch_along(served_pool, served_files):
+    bank = PlainBank(served_pool)
+    with running(bank, served_pool, Limits(batch_size=4, wait_ms=300)) as client:
         del bank.trees["digits"]
         with concurrent.futures.ThreadPoolExecutor(2) as clients:
-            asked = [clients.submit(ask, client, files[:1], params={"task": task}) for task in served.TASKS]
+            asked = [
+                clients.submit(ask, client, served_files[:1], params={"task": task}) for task in served.TASKS
+            ]
             assert "no task digits" in error(asked[0].result(), 422)
-            check(pool, files[:1], asked[1].result())
+            check(served_pool, served_files[:1], asked[1].result())
 
 
-def test_nobody_is_waited_for_where_nobody_comes(bank, pool, files):
-    with running(bank, pool, Limits(batch_size=4, wait_ms=25_000)) as client:
+def test_nobody_is_waited_for_where_nobody_comes(bank, served_pool, served_files):
+    with running(bank, served_pool, Limits(batch_size=4, wait_ms=25_000)) as client:
         begun = time.monotonic()
-        check_unharmed(client, files)
+        check_unharmed(client, served_files)
         assert time.monotonic() - begun < 20
 
 
-def test_a_task_that_cannot_answer_says_why_and_the_others_answer(bank, pool, files):
+def test_a_task_that_cannot_answer_says_why_and_the_others_answer(bank, served_pool, served_files):
     """A bank that serves more than the server can prepare pictures for."""
-    with running(bank, pool) as client:
+    with running(bank, served_pool) as client:
         listed = {one["task"]: one for one in client.get("/v1/tasks").json()["tasks"]}
         assert listed["earlier"]["loaded"] and "without what it was learned with" in listed["earlier"]["why"]
-        line = error(ask(client, files[:1], params={"task": "earlier"}), 422)
-        assert "learn it again" in line and str(pool.folder) not in line
-        (told,) = ask(client, files[:1]).json()["predictions"]
+        line = error(ask(client, served_files[:1], params={"task": "earlier"}), 422)
+        assert "learn it again" in line and str(served_pool.folder) not in line
+        (told,) = ask(client, served_files[:1]).json()["predictions"]
         assert [one["task"] for one in told["answers"]] == list(served.TASKS)
 
 
-def test_loads_and_unloads_under_load_give_no_wrong_answer(pool, files):
+def test_loads_and_unloads_under_load_give_no_wrong_answer(served_pool, served_files):
     """Of a real bank, whose rows move while others ask."""
-    bank, over = cwps.TaskBank(pool, served.TASKS), threading.Event()
-    with running(bank, pool) as client, concurrent.futures.ThreadPoolExecutor(3) as clients:
+    bank, over = cwps.TaskBank(served_pool, served.TASKS), threading.Event()
+    with running(bank, served_pool) as client, concurrent.futures.ThreadPoolExecutor(3) as clients:
 
         def asking() -> int:
             count = 0
             while not over.is_set():
-                check(pool, files[:1], ask(client, files[:1], params={"task": "negative"}))
+                check(
+                    served_pool, served_files[:1], ask(client, served_files[:1], params={"task": "negative"})
+                )
                 count += 1
             return count
 
@@ -206,14 +224,14 @@ def test_loads_and_unloads_under_load_give_no_wrong_answer(pool, files):
             told = client.post("/v1/unload_task", json={"task": "digits"}).json()
             assert told == {"loaded": ["negative"]}
             assert client.post("/v1/load_task", json={"task": "digits"}).status_code == 200
-            check(pool, files[1:2], ask(client, files[1:2], params={"task": "digits"}))
+            check(served_pool, served_files[1:2], ask(client, served_files[1:2], params={"task": "digits"}))
         over.set()
         assert min(one.result() for one in asked) > 0
 
 
-def test_a_client_that_goes_and_a_fault_of_the_bank_are_told_apart(pool, files):
-    bank = PlainBank(pool, ["digits"])
-    with running(bank, pool, Limits(batch_size=1)) as client:
+def test_a_client_that_goes_and_a_fault_of_the_bank_are_told_apart(served_pool, served_files):
+    bank = PlainBank(served_pool, ["digits"])
+    with running(bank, served_pool, Limits(batch_size=1)) as client:
         with socket.create_connection((client.base_url.host, client.base_url.port)) as going:
             going.sendall(
                 b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
@@ -226,6 +244,6 @@ def test_a_client_that_goes_and_a_fault_of_the_bank_are_told_apart(pool, files):
             raise RuntimeError("a fault")
 
         bank.before = broken
-        assert "the server failed" in error(ask(client, files[:1]), 500)
+        assert "the server failed" in error(ask(client, served_files[:1]), 500)
         bank.before = lambda tasks: None
-        check_unharmed(client, files)
+        check_unharmed(client, served_files)

@@ -36,12 +36,7 @@ serve(app, "127.0.0.1", 0, Limits())
 """
 
 
-@pytest.fixture
-def pool(served_pool) -> cwps.Pool:
-    return served_pool
-
-
-def started(pool, *command: str):
+def started(*command: str):
     """Returns a process that serves, and its address."""
     paths = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
@@ -58,8 +53,8 @@ def started(pool, *command: str):
     raise AssertionError(process.communicate())
 
 
-def test_a_signal_lets_it_answer_and_end(pool):
-    process, address = started(pool, "-c", SLOW, str(pool.folder))
+def test_a_signal_lets_it_answer_and_end(served_pool):
+    process, address = started("-c", SLOW, str(served_pool.folder))
     sent = {"images": ("a.png", png(np.zeros((9, 9), np.uint8)))}
     with concurrent.futures.ThreadPoolExecutor(1) as clients:
         asked = clients.submit(httpx.post, f"{address}/v1/predict", files=sent, timeout=30)
@@ -74,10 +69,11 @@ def test_a_signal_lets_it_answer_and_end(pool):
         httpx.get(address)
 
 
-def test_the_command_serves_a_pool(pool):
+def test_the_command_serves_a_pool(served_pool):
     process, address = started(
-        pool, "-m", "cwps_jax.serve", str(pool.folder), "--tasks", "digits", "--port=0", "--batch-size=1"
-    )
+        "-m", "cwps_jax.serve", str(served_pool.folder), "--tasks", "digits", "--port=0", "--batch-size=1",
+        "--compilation-cache", os.environ["CWPS_TEST_CACHE"],
+    )  # fmt: skip
     sent = {"images": ("a.png", png(np.zeros((9, 9), np.uint8)))}
     answer = httpx.post(f"{address}/v1/predict", files=sent, timeout=60).json()
     assert answer["predictions"][0]["answers"][0]["version"] == "digits@1"
@@ -100,19 +96,19 @@ def test_the_command_serves_a_pool(pool):
         (["POOL", "--token-file", "MISSING"], "MISSING: cannot be read"),
     ],
 )
-def test_what_it_cannot_start_with_is_one_line(pool, tmp_path, arguments, why):
+def test_what_it_cannot_start_with_is_one_line(served_pool, tmp_path, arguments, why):
     (tmp_path / "SHORT").write_text("secret\n")
-    places = {"POOL": str(pool.folder), "SHORT": str(tmp_path / "SHORT")}
+    places = {"POOL": str(served_pool.folder), "SHORT": str(tmp_path / "SHORT")}
     with pytest.raises(cwps.CwpsError, match=why) as error:
         command.main([places.get(one, one) for one in arguments])
     assert "\n" not in str(error.value)
 
 
-def test_two_tokens_are_refused(pool, tmp_path, monkeypatch):
+def test_two_tokens_are_refused(served_pool, tmp_path, monkeypatch):
     (tmp_path / "token").write_text("x" * 20)
     monkeypatch.setenv(command.TOKEN, "y" * 20)
     with pytest.raises(cwps.CwpsError, match="give one of them"):
-        command.main([str(pool.folder), "--token-file", str(tmp_path / "token")])
+        command.main([str(served_pool.folder), "--token-file", str(tmp_path / "token")])
 
 
 def test_a_missing_extra_says_how_to_get_it(monkeypatch):
@@ -139,15 +135,15 @@ def test_a_host_that_others_reach_is_known(host, own):
     assert is_loopback(host) is own
 
 
-def test_a_place_that_is_taken_is_one_line(pool, monkeypatch):
+def test_a_place_that_is_taken_is_one_line(served_pool, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *given: None)  # the test's own handlers stay
-    bank, limits = PlainBank(pool, ["digits"]), Limits(batch_size=1)
+    bank, limits = PlainBank(served_pool, ["digits"]), Limits(batch_size=1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(cwps.CwpsError, match=f"{port}: cannot listen there; choose another --port"):
-            serve(make_app(bank, pool, limits), "127.0.0.1", port, limits)
+            serve(make_app(bank, served_pool, limits), "127.0.0.1", port, limits)
     with pytest.raises(cwps.CwpsError, match="the tasks cannot answer"):
-        serve(make_app(Broken(pool, ["digits"]), pool, limits), "127.0.0.1", 0, limits)
+        serve(make_app(Broken(served_pool, ["digits"]), served_pool, limits), "127.0.0.1", 0, limits)
 
 
 class Broken(PlainBank):

@@ -130,7 +130,7 @@ def test_numbers_that_leave_a_gap_are_the_order_which_is_said_and_have_to_agree(
             "real/cello/real 1.png 2",
             "real_test.txt, line 1: class 'cello' is number 2",
         ),
-        ("real/cello/real 0.png -1", "", "line 1: -1 is no number of a class"),
+        ("real/cello/real 0.png -1", "", "line 1: -1 is not the number of a class"),
         ("real/cello/real 0.png", "real/train/real 0.png", "class 'train' of test is not in train"),
         ("real/cello/real 9.png", "", "line 1: there is no file .*real/cello/real 9.png"),
         ("real/horn/real 0.png", "", "line 1: there is no file .*real/horn/real 0.png"),
@@ -167,7 +167,7 @@ def test_without_lists_a_class_called_train_is_no_split(tmp_path):
     with pytest.raises(CwpsError, match="real has no split 'test'; it has train"):
         read(tmp_path, "test")
     write(tmp_path, {"real/train.txt": lines(None, "").encode()})
-    with pytest.raises(CwpsError, match="real_train.txt and .*real/train.txt are both there: remove one"):
+    with pytest.raises(CwpsError, match="real_train.txt and .*real/train.txt both exist: remove one"):
         read(tmp_path)
 
 

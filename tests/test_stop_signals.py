@@ -45,7 +45,7 @@ def test_the_first_signal_is_told_to_the_program_which_leaves_by_itself(name):
         process.send_signal(getattr(signal, name))
         told, error = process.communicate(timeout=30)
     assert (process.returncode, told) == (0, "stopping\nleft\n")
-    assert error == f"cwps: {name}: saves what is being trained, and ends; another ends it at once\n"
+    assert error == f"cwps: {name}: saves the training and ends; a second signal ends it at once\n"
 
 
 def test_a_program_that_does_not_leave_in_time_is_ended():
@@ -54,7 +54,7 @@ def test_a_program_that_does_not_leave_in_time_is_ended():
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=30)
     assert process.returncode == 42 and time.monotonic() - began < 10
-    assert error.endswith("cwps: stopped where it was: the same command goes on from what was saved last\n")
+    assert error.endswith("cwps: stopped without a save: the same command resumes from the last save\n")
 
 
 def test_a_second_signal_ends_it_at_once():
@@ -64,7 +64,7 @@ def test_a_second_signal_ends_it_at_once():
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
-    assert error.endswith("cwps: SIGTERM again: ended at once\n")
+    assert error.endswith("cwps: SIGTERM again: ends at once\n")
 
 
 def test_what_comes_after_it_has_the_signals_of_before():
@@ -93,7 +93,7 @@ def test_main_that_is_asked_to_end_has_status_42_and_says_where_it_goes_on(tmp_p
     assert process.returncode == 42 and time.monotonic() - began < 30, error
     last = error.splitlines()[-1]
     assert last.startswith("cwps: pretrained/finetune: stopped in its finetune stage, epoch")
-    assert last.endswith(f"saved in {workdir}/saves/pretrained/finetune; the same command goes on from there")
+    assert last.endswith(f"saved in {workdir}/saves/pretrained/finetune; the same command resumes from there")
     again = subprocess.run([*command, "--config.learning_rate=0.01"], capture_output=True, **options)
     assert again.returncode == 2 and again.stderr.count("\n") == 1
     assert "another one: config.learning_rate (was 0.05, is 0.01); give it what it had" in again.stderr

@@ -24,29 +24,25 @@ def program():
     return made
 
 
-@pytest.fixture(scope="module")
-def files(served_pool):
-    return sorted(map(str, (served_pool.folder.parent / "DATA/negative/test").glob("*/0*.png")))[:8]
-
-
-def test_a_small_storm_is_weathered(program, served_pool, files):
+def test_a_small_storm_is_weathered(program, served_pool, served_files):
     bank = PlainBank(served_pool, TASKS)
     with running(bank, served_pool, Limits(batch_size=4, seconds=8)) as client:
-        storm = program.Storm(client.base_url.port, served_pool, TASKS, files)
-        found = asyncio.run(program.storm(storm, os.getpid(), [2], 100))
+        storm = program.Storm(client.base_url.port, os.getpid(), served_pool, TASKS, served_files[:8])
+        found = asyncio.run(program.storm(storm, [2], 100))
         kinds = asyncio.run(storm.phase(4, 60, 0.1)).told()
     assert kinds["refused"] == dict.fromkeys([*program.MALFORMED, program.SLOW[0]], 1)
     assert kinds["first_wrong"] == [] and kinds["answers"] == 54
     for phase in (found["calm"]["2"], *found["storm"].values()):
         assert phase["first_wrong"] == [] and phase["p99_ms"] >= phase["p50_ms"] > 0
+        assert phase["server_cpu_ms_per_answer"] > 0
     assert sum(phase["answers"] for phase in found["storm"].values()) == 98
     assert found["resident"]["growth"] < 0.5
 
 
-def test_a_wrong_answer_is_counted(program, served_pool, files):
+def test_a_wrong_answer_is_counted(program, served_pool, served_files):
     bank = PlainBank(served_pool, TASKS)
     with running(bank, served_pool) as client:
-        storm = program.Storm(client.base_url.port, served_pool, TASKS, files)
+        storm = program.Storm(client.base_url.port, os.getpid(), served_pool, TASKS, served_files[:8])
         bank.trees["digits"], bank.trees["negative"] = bank.trees["negative"], bank.trees["digits"]
         told = asyncio.run(storm.phase(2, 10)).told()
     assert told["wrong"] > 5 and "not 200" in told["first_wrong"][0]

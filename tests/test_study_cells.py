@@ -134,7 +134,7 @@ def changed(workdir, cell, change):
     ("change", "line"),
     [
         (lambda one: one.update(format=2), "a cell of format 2; format 1 is read: remove it"),
-        (lambda one: one.pop("results"), "no 'results' in it; remove it, and the study computes it anew"),
+        (lambda one: one.pop("results"), "no 'results' in it; remove it, and the study computes it again"),
         (lambda one: one["results"]["rows"][0].pop("bytes"), "no 'bytes' in it; remove it"),
         (
             lambda one: one["config"].update(epochs=99),
@@ -186,7 +186,7 @@ def test_all_cells_of_a_former_state_are_refused_where_they_would_be_continued(o
     for cell in study.cells:  # they agree with each other
         changed(workdir, cell, change)
     finished_cells(workdir, study.cells)
-    with pytest.raises(CwpsError, match=f"computed with something else than is here now: {line}"):
+    with pytest.raises(CwpsError, match=f"computed with other versions or data: {line}"):
         run_study(study, workdir, quiet())
 
 

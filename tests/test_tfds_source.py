@@ -229,7 +229,7 @@ def test_the_fingerprint_changes_with_what_is_read(copied):
             r"no ClassLabel .* has bbox \(BBoxFeature\), image \(Image\)",
         ),
         ({"label": "note"}, "birds", "train", "no ClassLabel"),
-        ({"box": True}, "pair", "train", "2 images a record, none called 'image'"),
+        ({"box": True}, "pair", "train", "2 images per record, none called 'image'"),
         ({"box": True, "label": "kind"}, "single", "train", "no bounding box 'bbox', only kind"),
     ],
 )

@@ -1,4 +1,4 @@
-"""How parameters are counted (METHOD, "How parameters are counted"), and the task relation matrix."""
+"""The count of parameters (METHOD, "How parameters are counted"), and the task relation matrix."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,13 @@ class Count:
     """Parameters that one task keeps for itself.
 
     Attributes:
-        active: weights and biases of its active channels, or whatever else its method stores in numbers.
+        active: weights and biases of its active channels, or the numbers that another method stores.
         private: norms and other private leaves.
         head: the head; not counted in the ratio.
         backbone: N, the pre-trained backbone without its head.
-        bits: all that is stored, head, statistics, masks and owners included; 0 where nothing is stored yet.
-        head_bits: those of the head alone.
+        bits: everything that is stored, head, statistics, masks and owners included; 0 if nothing is stored
+            yet.
+        head_bits: the bits of the head.
     """
 
     active: int
@@ -40,12 +41,12 @@ class Count:
 
     @property
     def byte_ratio(self) -> float:
-        """byte_ratio: all that is stored but the head, over the bytes of the backbone in float32."""
+        """byte_ratio: stored bytes except the head's, over the bytes of the backbone in float32."""
         return (self.bits - self.head_bits) / (FLOAT32_BITS * self.backbone)
 
 
 def count(layout: Layout, gates: Tree) -> Count:
-    """Counts what a task with these hard gates of channels keeps."""
+    """Counts the parameters that a task with these hard gates of channels keeps."""
     flat = flatten(gates)
     active = sum(int(np.sum(flat[layer.path])) * layer.channel_parameters for layer in layout.layers)
     return Count(active, layout.private_parameters, layout.head_parameters, layout.backbone_parameters)
@@ -54,13 +55,13 @@ def count(layout: Layout, gates: Tree) -> Count:
 def count_stored(
     layout: Layout, own: Mapping[str, np.ndarray | Codes], rows: Mapping[str, np.ndarray | Codes]
 ) -> Count:
-    """Counts what is stored of a task by whatever method, from the arrays themselves.
+    """Counts the stored arrays of a task by any method.
 
     Args:
-        layout: the pre-trained backbone's; leaves below "params" that it does not know are the head.
-        own: {path: array, or its codes}; numbers with a fraction count, but for norm statistics, below
-            "other".
-        rows: the same of the stored channels.
+        layout: layout of the pre-trained backbone; leaves below "params" that it lacks are the head.
+        own: {path: array, or its codes}. Floating-point numbers count, except for norm statistics, which are
+            below "other".
+        rows: {path: array, or its codes} of the stored channels.
     """
     known = layout.backbone_shapes
     head = private = active = bits = head_bits = 0
@@ -80,14 +81,14 @@ def count_stored(
 
 
 def owned(layout: Layout, owners: Mapping[str, np.ndarray]) -> dict[int, int]:
-    """Returns how many parameters of a task's channels each owner stores.
+    """Returns the number of parameters of a task's channels that each owner stores.
 
     Args:
         layout: the backbone's layout.
         owners: {path of a kernel: integer (channels,), the number of each channel's owner}.
 
     Returns:
-        {owner: parameters}, ascending; owners of nothing are left out.
+        {owner: parameters}, ascending, without owners that store none.
     """
     found: dict[int, int] = {}
     for layer in layout.layers:
@@ -100,8 +101,8 @@ def relation(owned: Mapping[int, int], names: Mapping[int, str]) -> dict[str, fl
     """Returns one row of the task relation matrix: the share of a task's channels that each one owns.
 
     Args:
-        owned: as `owned` gives it.
-        names: {owner: its name}; several owners may be versions of one.
+        owned: see `owned`.
+        names: {owner: its name}; several owners may be versions of one task.
 
     Returns:
         {name: share}, weighted by parameters; the shares sum to 1.

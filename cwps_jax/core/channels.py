@@ -10,8 +10,8 @@ A *layer* is a kernel with its bias. Its *score* (and so its *gate*) has the ran
     out           kernel (heads, head_dim, d)    score (1, 1, d)
     scanned Dense kernel (layers, in, out)       score (layers, 1, out)
 
-so broadcasting is the whole rule of mixing, and a tree of scores says by its shapes alone where the
-channels are. A bias follows its kernel: it has the score's shape without the fan-in axes.
+so mixing is only broadcasting, and the shapes of a tree of scores show where the channels are. A bias follows
+its kernel: it has the score's shape without the fan-in axes.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Layer:
     """A kernel with its bias.
 
     Attributes:
-        path: path of the kernel, under which its score stands in a tree of masks.
+        path: path of the kernel, which is also the path of its score in a tree of masks.
         leaves: paths of the kernel and of its bias, if it has one.
         shapes: shapes of the leaves.
         gate_shape: the kernel's shape with 1 on every fan-in axis.
@@ -68,7 +68,8 @@ class Layout:
     Attributes:
         layers: the layers, whose channels are shared.
         private: (path, shape) of the leaves that each task keeps for itself: norms, embeddings, ...
-        head: (path, shape) of the head's leaves: each task's own, and not counted as backbone.
+        head: (path, shape) of the head's leaves, which each task has for itself and which are not counted as
+            backbone.
 
     It is hashable, so it can be a static argument of jit.
     """
@@ -91,14 +92,14 @@ class Layout:
 
     @property
     def backbone_shapes(self) -> dict[str, Shape]:
-        """{path: shape} of every leaf but the head's."""
+        """{path: shape} of every leaf except the head's."""
         layers = {
             path: shape for one in self.layers for path, shape in zip(one.leaves, one.shapes, strict=True)
         }
         return {**layers, **dict(self.private)}
 
     def summary(self) -> str:
-        """Returns a table of what a task can share, layer by layer, and what it keeps for itself."""
+        """Returns a table of the layers that a task can share, and of the leaves that it keeps for itself."""
         rows = [("layer", "shape", "channels", "parameters")]
         rows += [
             (one.path, str(one.shapes[0]), f"{one.channels:,}", f"{one.parameters:,}") for one in self.layers
@@ -127,7 +128,7 @@ class Layout:
 
     @property
     def backbone_parameters(self) -> int:
-        """N of METHOD's accounting: everything but the head."""
+        """N of METHOD's accounting: the parameters of everything except the head."""
         return sum(layer.parameters for layer in self.layers) + self.private_parameters
 
 
@@ -139,7 +140,7 @@ def gate_shape(kernel_shape: Sequence[int], axes: Axes) -> Shape:
 
 
 def governs(gate_shape: Shape, leaf_shape: Shape) -> bool:
-    """Whether a gate of this shape says, channel by channel, where a leaf of its module comes from."""
+    """Whether a gate of this shape governs a leaf of its module, channel by channel."""
     if len(leaf_shape) == len(gate_shape):
         return all(g in (1, n) for g, n in zip(gate_shape, leaf_shape, strict=True))
     # A bias: the gate without its singletons (kept ones, such as a single head, do not matter).
@@ -155,18 +156,18 @@ def gate_for_leaf(gate: jax.Array, leaf: Any) -> jax.Array:
 def gates_by_leaf(gates: Tree, params: Tree) -> dict[str, jax.Array]:
     """Returns, for every leaf that a gate governs, that gate in a shape that broadcasts against it.
 
-    A gate stands at its kernel's path. It also governs the other leaves of the same module that have
-    the kernel's channels: its bias. A module with several gated kernels must keep each bias elsewhere.
+    A gate has its kernel's path. It also governs the other leaf of the same module that has the kernel's
+    channels, the bias. A module with several gated kernels must keep each bias in another module.
 
     Args:
         gates: nested dict, gates (or scores) at the paths of the kernels.
         params: nested dict, the backbone's parameters.
 
     Returns:
-        {path of a leaf: its gate}. Leaves without a gate are private and not in it.
+        {path of a leaf: its gate}, without private leaves, which have no gate.
 
     Raises:
-        CwpsError: a gate stands where `params` has no leaf, or its shape does not fit the leaf.
+        CwpsError: `params` has no leaf at the path of a gate, or its shape does not fit the gate.
     """
     leaves = flatten(params)
     flat_gates = flatten(gates)
@@ -197,7 +198,7 @@ def to_columns(leaf: Any, gate_shape: Shape) -> Any:
 
     Args:
         leaf: a kernel or bias.
-        gate_shape: the layer's.
+        gate_shape: the gate shape of the layer.
     """
     numpy = leaf.__array_namespace__()
     axes = [axis for axis, size in enumerate(gate_shape) if size != 1]
@@ -222,8 +223,8 @@ def layout_from_axes(params: Tree, axes: Mapping[str, Axes | None], *, head: Seq
 
     Args:
         params: nested dict of arrays or shapes.
-        axes: {path: channel axes of a kernel or bias, or None for a private leaf}. The first path of a
-            module in the order kernel-like (highest rank) before bias-like carries the score.
+        axes: {path: channel axes of a kernel or bias, or None for a private leaf}. The leaf of a module with
+            the highest rank is the kernel, which has the score.
         head: paths of the head's leaves; they need no entry in `axes`.
 
     Raises:

@@ -1,7 +1,7 @@
-"""The compact form of a child: of every layer its open channels alone, side by side, padded to a capacity.
+"""The compact form of a child: only the open channels of every layer, side by side, padded to a capacity.
 
-A packed leaf stands at its own path and has shape (fan-in, capacity): the layer's channels stay the minor
-axis, as in most kernels, so that packing moves no memory about. Columns beyond the open channels are zeros.
+A packed leaf has the leaf's path and the shape (fan-in, capacity): the layer's channels stay the minor axis,
+as in most kernels, so packing needs no transposition. Columns beyond the open channels are zeros.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ Capacity = Mapping[str, int]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where the channels of a packed leaf belong.
+    """The places of the channels of a packed leaf.
 
     Attributes:
         channels: int32 (capacity,), each column's channel; the number of channels for a column of padding.
@@ -44,7 +44,7 @@ def placements(layout: Layout, gates: Tree, capacity: Capacity) -> dict[str, Pla
     Args:
         layout: the backbone's layout.
         gates: nested dict of hard gates, concrete.
-        capacity: {path of a kernel: columns}.
+        capacity: {path of a kernel: number of columns}.
 
     Raises:
         CwpsError: a capacity below the number of open channels.
@@ -99,7 +99,7 @@ def unpack(packed: Tree, parent: Tree, gates: Tree, placed: Mapping[str, Placeme
         placed: see `placements`.
 
     Raises:
-        CwpsError: a leaf that is not packed as it is placed.
+        CwpsError: the shape of a leaf does not fit its placement.
     """
     parents, flat = flatten(parent), flatten(packed)
     for path, gate in gates_by_leaf(gates, parent).items():
@@ -143,17 +143,17 @@ merge.defvjp(_scatter_forward, _scatter_backward)
 def choose_capacity(
     layout: Layout, gates: Tree, known: Sequence[Capacity], work: Mapping[str, float]
 ) -> dict[str, int]:
-    """Returns {path of a kernel: capacity} that holds the open channels, one that is compiled if it can be.
+    """Returns {path of a kernel: capacity} for the open channels, a compiled one if possible.
 
-    The cheapest known capacity that covers every layer is taken, else the largest union of a known one with
-    what is needed and some headroom, so that later tasks fit too; a capacity of the task's own if there is
-    none yet, or where either would take more work than that by more than `SLACK` of all channels' work.
+    The first choice is the cheapest known capacity that covers every layer. The second is the largest union
+    of a known one with the needed one and some headroom, so that later tasks fit too. A new capacity is made
+    if none is known yet, or if the known ones take more work by over `SLACK` of all channels' work.
 
     Args:
         layout: the backbone's layout.
         gates: nested dict of hard gates, concrete.
-        known: capacities of steps that are compiled.
-        work: {path of a kernel: work of one channel's weight gradient}; layers that are not in it are free.
+        known: the capacities of compiled steps.
+        work: {path of a kernel: work of one channel's weight gradient}; missing layers take no work.
 
     Examples:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""Layouts of trees whose modules are not at hand, from shapes alone, where these leave one reading only."""
+"""Layouts of trees without their modules, from shapes alone, if these allow only one layout."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,8 +18,8 @@ def layout_from_shapes(
     """Returns the layout of a parameter tree that came without its model, such as an NNX model's state.
 
     A leaf called `kernel` is a layer's, with a `bias` beside it if there is one; a leaf of a module without a
-    kernel is private if it is a vector (a norm's scale or bias) or called `embedding`. Where Linen modules
-    are at hand, `channel_layout` knows more.
+    kernel is private if it is a vector (a norm's scale or bias) or called `embedding`. For Linen modules use
+    `channel_layout`, which knows more.
 
     Args:
         params: nested dict of arrays or shapes.
@@ -29,8 +29,8 @@ def layout_from_shapes(
             first that matches counts.
 
     Raises:
-        CwpsError: a leaf with no reading or more than one, with its path, a pattern that matches nothing, or
-            a head that is no module (but there may be no "head").
+        CwpsError: the channel axes of a leaf cannot be told from its shape (the message has its path), a
+            pattern matches nothing, or a head is not a module (but there may be no "head").
 
     Examples:
         >>> import numpy as np
@@ -71,13 +71,13 @@ def _name(path: str) -> str:
 
 
 def axes_from_shapes(kernel_shape: Shape, bias_shape: Shape | None, path: str) -> Axes:
-    """Returns the channel axes of a foreign kernel where its shape and its bias leave one reading only.
+    """Returns the channel axes of a foreign kernel, if its shape and its bias allow only one answer.
 
-    Use it for trees whose modules are not at hand. A kernel of rank 2 is a Dense layer. Above that the
-    bias has to tell: shapes alone cannot tell a scanned Dense from an attention projection without bias.
+    Use it for trees without their modules. A kernel of rank 2 is a Dense layer. For a higher rank the bias
+    decides: shapes alone cannot distinguish a scanned Dense from an attention projection without bias.
 
     Raises:
-        CwpsError: no reading, or more than one.
+        CwpsError: there is no answer, or more than one.
     """
     if len(kernel_shape) == 2 and bias_shape in (None, kernel_shape[-1:]):
         return (-1,)

@@ -1,4 +1,4 @@
-"""Which leaves of a model's variables are its head's: its parameters, and norm statistics inside of it."""
+"""The leaves of a model's variables that belong to its head: its parameters, and norm statistics in it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +8,7 @@ from cwps_jax.core.trees import Tree, flatten, unflatten
 
 
 def head_of(layout: Layout, variables: Tree) -> dict[str, Any]:
-    """Returns what of a model's variables is the head's, in all collections.
+    """Returns the part of a model's variables that belongs to the head, in all collections.
 
     Args:
         layout: the model's layout.
@@ -18,7 +18,7 @@ def head_of(layout: Layout, variables: Tree) -> dict[str, Any]:
 
 
 def without_head(layout: Layout, variables: Tree) -> dict[str, Any]:
-    """Returns what of a model's variables is not the head's, see `head_of`."""
+    """Returns the part of a model's variables that does not belong to the head, see `head_of`."""
     return _part(layout, variables, of_head=False)
 
 

@@ -1,9 +1,9 @@
 """Scores and gates: annealing, straight-through, and sparsity.
 
-A *score* is a real number per output channel, trained. A *gate* is what it means: the share of the child
-in that channel, in [0, 1]; 0 or 1 once hard. Both live in nested dicts keyed like the kernels they gate.
-At the grain of layers a kernel's score has one number, with the kernel's rank; at that of weights every leaf
-of a layer has scores of its own, in its shape.
+A *score* is a trained real number for each output channel. A *gate* is computed from it: the share of the
+child in that channel, in [0, 1]; 0 or 1 once hard. Both are in nested dicts under the paths of the kernels.
+With gates by layer, a kernel's score has one number, in an array of the kernel's rank; with gates by weight,
+every leaf of a layer has scores in its own shape.
 """
 
 import functools
@@ -35,7 +35,7 @@ def init_scores(
     Args:
         layout: the backbone's layout.
         estimator: how scores become gates.
-        grain: "channel"; or "layer" or "weight", one for each of these.
+        grain: the unit of one score: "channel", "layer" or "weight".
     """
     if grain == "weight":
         shapes = {
@@ -49,7 +49,7 @@ def init_scores(
 
 
 def spread(gates: Tree, layout: Layout) -> dict[str, jax.Array]:
-    """Returns the gates with those of whole layers as gates of all of their channels; others as they are."""
+    """Returns the gates, with the gate of a whole layer repeated for each of its channels."""
     flat = flatten(gates)
     for layer in layout.layers:
         if flat[layer.path].size == 1:
@@ -60,7 +60,7 @@ def spread(gates: Tree, layout: Layout) -> dict[str, jax.Array]:
 def temperature(
     batch: jax.Array, batches: jax.Array, maximum: float | jax.Array = MAX_TEMPERATURE
 ) -> jax.Array:
-    """Returns s, annealed linearly inside an epoch from 1/s_max to s_max (Yan et al. 2021, eq. 9).
+    """Returns s, float32 (), annealed linearly in an epoch from 1/s_max to s_max (Yan et al. 2021, eq. 9).
 
     Args:
         batch: index of the batch in its epoch, from 0.
@@ -110,11 +110,11 @@ def gates(
 
     Args:
         scores: nested dict of float arrays.
-        temperature: s of the annealed sigmoid, traced: annealing never recompiles. None gives hard,
-            boolean gates: score > 0 (annealed) or score >= 0.1 (straight-through).
+        temperature: s of the annealed sigmoid; it may be traced, so annealing never recompiles. None gives
+            hard, boolean gates: score > 0 (annealed) or score >= 0.1 (straight-through).
         estimator: "annealed": sigmoid(s * score). "straight_through": a threshold whose derivative is 1.
-        compensate: whether the annealed derivative is HAT's compensated one (Serra et al. 2018, eq. 5),
-            s_max * sigmoid(e) * (1 - sigmoid(e)), which does not depend on s; else the plain one.
+        compensate: whether the annealed derivative is HAT's compensated one (Serra et al. 2018, eq. 5), s_max
+            * sigmoid(e) * (1 - sigmoid(e)), which does not depend on s. Otherwise it is that of the sigmoid.
         maximum: s_max, for the compensation.
 
     Raises:
@@ -152,14 +152,14 @@ def clip(scores: Tree) -> dict[str, jax.Array]:
 
 
 def sparsity(gates: Tree, params: Tree) -> jax.Array:
-    """Returns the share of the layers' parameters that are the task's own (METHOD's penalty).
+    """Returns the share of the layers' parameters that are the task's own, float32 () (METHOD's penalty).
 
     sum_l n_l mean_c(gate[l, c]) / sum_l n_l, with n_l the parameters of layer l: in [0, 1] for every
     backbone, 0 with all gates off and 1 with all on.
 
     Args:
         gates: nested dict of gates, float or bool.
-        params: the backbone's parameters (or their shapes).
+        params: nested dict, the backbone's parameters or their shapes.
     """
     sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(params).items()}
     by_leaf = gates_by_leaf(gates, params)
@@ -176,7 +176,7 @@ def all_gates(layout: Layout, value: bool) -> dict[str, jax.Array]:
 def hold_closed(updates: Tree, gates: Tree) -> dict[str, jax.Array]:
     """Returns the updates with those of every closed channel (gate 0) set to exact zeros.
 
-    Weight decay and momentum move a channel that gets no gradient; this is what stops them.
+    Without it, weight decay and momentum would move a channel that gets no gradient.
     """
     by_leaf = gates_by_leaf(gates, updates)
 

@@ -1,4 +1,4 @@
-"""mix: the one piece of arithmetic that everything else is built around."""
+"""`mix`: the arithmetic on which everything else is built."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from cwps_jax.errors import CwpsError
 
 
 def mix(parent: Tree, child: Tree, gates: Tree) -> dict[str, Any]:
-    """Returns the plain backbone's parameters: channel by channel the child's, the parent's or between.
+    """Returns the plain backbone's parameters, mixed from child and parent channel by channel.
 
     Soft gates mix, ``gate * child + (1 - gate) * parent``; boolean gates select, exact to the bit. Each
-    output channel uses only its own slice of the kernel, so this equals running both networks and mixing
-    channel by channel before the bias's addition is done, at the price of one (METHOD, stages 3 and 4).
+    output channel uses only its own slice of the kernel, so this equals running both networks and mixing the
+    outputs of each layer channel by channel, at the price of one network (METHOD, stages 3 and 4).
 
     Args:
-        parent: nested dict with the leaves of every gated layer; more leaves do no harm. No gradient
-            flows into it.
+        parent: nested dict with the leaves of every gated layer; other leaves are ignored. No gradient flows
+            into it.
         child: nested dict, the whole parameter tree of the backbone. Leaves without a gate (norms, head)
             are taken from it.
         gates: nested dict, one gate at the path of each kernel (see `channels`), float in [0, 1] or bool.
@@ -28,7 +28,7 @@ def mix(parent: Tree, child: Tree, gates: Tree) -> dict[str, Any]:
         Nested dict with the structure, shapes and dtypes of `child`.
 
     Raises:
-        CwpsError: the trees do not belong together.
+        CwpsError: a tree is not a nested dict of parameters, or leaves are missing or have other shapes.
 
     Examples:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Active channels -> packed rows: what is stored of a task's layers, channel-major."""
+"""Packs active channels to rows, channel-major, the form in which a task's layers are stored."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Rules over paths: what is private by default, and patterns that have to match something."""
+"""Rules over paths: the leaves that are private by default, and patterns that have to match something."""
 
 import difflib
 import fnmatch
@@ -22,7 +22,7 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
 
 
 def leaves_of(module: str, paths: Iterable[str]) -> list[str]:
-    """Returns the paths of a module's leaves: of the one at that very path, or else of all of that name."""
+    """Returns the paths of a module's leaves: of the one at that path, or else of all of that name."""
     exact = [path for path in paths if path.startswith(f"{module}/")]
     return exact or [path for path in paths if f"/{module}/" in path]
 
@@ -35,7 +35,7 @@ def leaves_of_heads(head: str | Sequence[str], paths: Collection[str]) -> list[s
         paths: paths of all leaves.
 
     Raises:
-        CwpsError: a head that is no module, see `check_head`.
+        CwpsError: a head is not a module, see `check_head`.
     """
     heads = (head,) if isinstance(head, str) else tuple(head)
     for name in heads:
@@ -47,7 +47,7 @@ def check_patterns(patterns: Iterable[str], paths: Collection[str]) -> None:
     """Raises CwpsError for a pattern that matches no path, unless it is one of `PRIVATE`.
 
     Args:
-        patterns: what a user gave.
+        patterns: the given patterns.
         paths: paths of all leaves.
     """
     for pattern in patterns:
@@ -58,7 +58,7 @@ def check_patterns(patterns: Iterable[str], paths: Collection[str]) -> None:
 
 
 def check_head(name: str, params: Collection[str]) -> None:
-    """Raises CwpsError for a head that is no module, unless it is the default: a model may have none.
+    """Raises CwpsError for a head that is not a module, unless it is the default: a model may have none.
 
     Args:
         name: of the head.

@@ -1,4 +1,4 @@
-"""Nested dicts of arrays, seen as flat dicts of paths ("Block_0/Conv_0/kernel")."""
+"""Nested dicts of arrays as flat dicts of paths ("Block_0/Conv_0/kernel"), and back."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ def flatten(tree: Tree, prefix: str = "") -> Flat:
 
     Args:
         tree: nested dict of arrays, such as {"conv": {"kernel": ...}}.
-        prefix: what stands before every path.
+        prefix: text before every path.
 
     Returns:
         {"conv/kernel": ...}.
@@ -30,7 +30,7 @@ def flatten(tree: Tree, prefix: str = "") -> Flat:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the nested mapping whose leaves `flatten` gave, of plain dicts.
+    """Returns the nested dict of leaves by their paths, the inverse of `flatten`.
 
     Args:
         flat: {path: leaf}.
@@ -46,7 +46,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def select(tree: Tree, paths: Iterable[str]) -> dict[str, Any]:
-    """Returns the sub-tree that holds only `paths`. Raises KeyError for a path that is not there."""
+    """Returns the sub-tree that holds only `paths`. Raises KeyError for a path that is missing."""
     flat = flatten(tree)
     return unflatten({path: flat[path] for path in paths})
 

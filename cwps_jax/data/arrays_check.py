@@ -1,4 +1,4 @@
-"""What can be wrong in arrays that come from Python, found where `TaskData` is made."""
+"""Checks of arrays that come from Python, made when `TaskData` is made."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +15,16 @@ AT_ONCE = 1024
 
 
 def checked_split(given: Any, name: str, classes: int | None) -> Split:
-    """Returns a split that can be trained on, of a dict of arrays or lists, or the split that was given.
+    """Returns a split of a dict of arrays or lists after checking them, or the given split.
 
     Args:
         given: a dict with "image", or a `Split`.
         name: of the split, for messages.
-        classes: number of classes; None for anything but classification.
+        classes: number of classes; None if the task is not a classification.
 
     Raises:
-        CwpsError: it is neither, is empty, has arrays of different lengths, images that are no numbers or not
-            finite, or labels that are no classes.
+        CwpsError: it is neither; or it is empty, has arrays of different lengths, images that are not finite
+            numbers, or labels that are not classes.
     """
     if isinstance(given, Mapping):
         given = ArraySplit(checked_arrays(given, name, classes))
@@ -42,9 +42,9 @@ def checked_split(given: Any, name: str, classes: int | None) -> Split:
 
 
 def checked_arrays(given: Arrays, name: str, classes: int | None) -> dict[str, np.ndarray]:
-    """Returns a dict of arrays or lists as NumPy arrays: images in the type that JAX holds them in.
+    """Returns a dict of arrays or lists as NumPy arrays, with images in the type that JAX would give them.
 
-    Labels of classes that stand in a column, (n, 1), become (n,). See `checked_split`.
+    Class labels of shape (n, 1) become (n,). See `checked_split`.
     """
     if "image" not in given:
         raise CwpsError(f"{name} data has no 'image', only {sorted(given)}: name the model's input so")
@@ -57,7 +57,7 @@ def checked_arrays(given: Arrays, name: str, classes: int | None) -> dict[str, n
         raise CwpsError(f"{name} images are {images.dtype}: give numbers, such as float32")
     if images.ndim < 2:
         raise CwpsError(
-            f"{name} images have the shape {images.shape}: give one array an item, such as (n, height, "
+            f"{name} images have the shape {images.shape}: give one array per item, such as (n, height, "
             "width, channels)"
         )
     for key, array in arrays.items():
@@ -87,7 +87,8 @@ def check_same_images(splits: Mapping[str, Split]) -> None:
 def check_labels(fields: Arrays, classes: int, split: str) -> None:
     """Raises CwpsError unless there are labels, and all are classes.
 
-    On the host: integer cross-entropy takes -1 for the last class and returns NaN for a label too high.
+    They are checked on the host, because integer cross-entropy takes -1 for the last class and returns NaN
+    for a label that is too high.
     """
     if "label" not in fields:
         raise CwpsError(f"{split} data has no 'label', only {sorted(fields)}")
@@ -98,8 +99,8 @@ def check_labels(fields: Arrays, classes: int, split: str) -> None:
         raise CwpsError(f"{split} labels are a column, {labels.shape}: give label[:, 0], or TaskData classes")
     if labels.ndim != 1:
         raise CwpsError(
-            f"{split} labels have the shape {labels.shape}: one class an item is (n,); for several, or one a "
-            "pixel, leave classes out and give a loss and a metric of your own"
+            f"{split} labels have the shape {labels.shape}: one class per item is (n,); for several, or one "
+            "per pixel, leave classes out and give a loss and a metric of your own"
         )
     if not np.issubdtype(labels.dtype, np.integer):
         remedy = (
@@ -126,11 +127,13 @@ def _remedy(low: int, high: int, classes: int, has_zero: bool) -> str:
         return "; these are -1 and 1: give (label + 1) // 2"
     if low < 0:
         return f"; leave out what has no class: keep the items with label >= 0 (the lowest is {low})"
-    return f"; give classes={high + 1}, or number the labels anew by np.unique(label, return_inverse=True)[1]"
+    return (
+        f"; give classes={high + 1}, or number the labels again by np.unique(label, return_inverse=True)[1]"
+    )
 
 
 def not_finite(array: np.ndarray) -> tuple[int, float] | None:
-    """Returns the first item that has a value that is not finite, and that value; None where all are.
+    """Returns the first item with a value that is not finite, and that value; None if all are finite.
 
     Args:
         array: (n, ...), of any type.
@@ -148,7 +151,7 @@ def not_finite(array: np.ndarray) -> tuple[int, float] | None:
 def _check_finite(array: np.ndarray, what: str) -> None:
     found = not_finite(array)
     if found:
-        raise CwpsError(f"{what} {found[0]} has a value that is {found[1]}: mend it or leave the item out")
+        raise CwpsError(f"{what} {found[0]} has a value that is {found[1]}: repair it or leave the item out")
 
 
 def _array(value: Any, what: str) -> np.ndarray:
@@ -157,7 +160,7 @@ def _array(value: Any, what: str) -> np.ndarray:
     except ValueError as error:  # rows of different lengths
         raise CwpsError(f"{what}: its items have different shapes; give each the same") from error
     if array.dtype == object:
-        raise CwpsError(f"{what}: its items are no numbers, or of different shapes; give each the same")
+        raise CwpsError(f"{what}: its items are not numbers, or are of different shapes; give each the same")
     if not array.ndim:
-        raise CwpsError(f"{what} is a single {type(value).__name__}: give one value an item")
+        raise CwpsError(f"{what} is a single {type(value).__name__}: give one value per item")
     return array

@@ -1,4 +1,4 @@
-"""Changes of a picture's colours and shape: RandAugment and colour jitter. Both only use the draws given."""
+"""Changes of a picture's colours and shape: RandAugment and colour jitter, by given random numbers."""
 
 from collections.abc import Callable, Sequence
 
@@ -70,7 +70,7 @@ def color_jitter(picture: Image.Image, strengths: Sequence[float], draws: np.nda
     Args:
         picture: RGB.
         strengths: four numbers s. The first three draw a factor from [max(0, 1 - s), 1 + s]; hue is turned by
-            a share of the colour circle from [-s, s]. What has strength 0 is left out.
+            a share of the colour circle from [-s, s]. A change of strength 0 is left out.
         draws: (8,), in [0, 1): four for the strengths and four whose order is the order of the changes.
     """
     for change in np.argsort(draws[4:]).tolist():

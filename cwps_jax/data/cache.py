@@ -1,7 +1,7 @@
 """Images that were decoded and resized once, kept in memory or on disk until a limit is reached.
 
-Every epoch visits each image once, in random order: to evict would throw out what is needed next. So the
-first images stay and what comes after the limit is not kept, which hits in the share of the images that fits.
+Every epoch uses each image once, in random order, so an evicted image would soon be needed. Therefore the
+first images stay, and images after the limit are not kept; the hit rate is the share of the images that fits.
 """
 
 import os
@@ -30,11 +30,11 @@ class PixelCache:
     """Images of uint8 (height, width, 3) by keys of 32 bytes, in memory; safe to use from several threads.
 
     Args:
-        limit_bytes: of pixels that are kept at most.
+        limit_bytes: largest number of bytes of pixels.
         name: for the log.
 
     Attributes:
-        bytes_held: what is in it, as far as this process knows.
+        bytes_held: bytes of its images, as far as this process knows.
     """
 
     def __init__(self, limit_bytes: int, name: str = "memory") -> None:
@@ -45,11 +45,11 @@ class PixelCache:
         self._full = False
 
     def get(self, key: bytes) -> np.ndarray | None:
-        """Returns the image, read-only, or None where there is none."""
+        """Returns the image, read-only, or None if there is none."""
         return self._images.get(key)
 
     def put(self, key: bytes, pixels: np.ndarray) -> None:
-        """Keeps a copy of the image, unless the key is there already or the limit is reached.
+        """Keeps a copy of the image, unless the cache has the key already or the limit is reached.
 
         Raises:
             ValueError: a key of another length, or pixels of another shape or dtype.
@@ -69,7 +69,7 @@ class PixelCache:
             self.bytes_held += kept.nbytes
 
     def clear(self) -> None:
-        """Frees this process's memory; what can be written to disk is there afterwards."""
+        """Frees this process's memory, after writing its images to disk where there is one."""
         with self._lock:
             self._images, self.bytes_held, self._full = {}, 0, False
 
@@ -77,8 +77,8 @@ class PixelCache:
         if not self._full:
             self._full = True
             logging.info(
-                "the image cache (%s) is full with %.2f GB (config.cache_gigabytes): what is not in it is "
-                "decoded in every epoch",
+                "the image cache (%s) is full with %.2f GB (config.cache_gigabytes): images that are not in "
+                "it are decoded in every epoch",
                 self._name,
                 self.bytes_held / 1e9,
             )
@@ -88,14 +88,14 @@ class DiskCache(PixelCache):
     """Images in a folder, which outlive the process; several processes may use it at once.
 
     A process collects images in memory, writes some hundreds at once to an array_record file of its own, with
-    their keys as its last record, and reads what other processes had left there when it began. So a file is
-    there as a whole or not at all, a process that is killed loses what it has not written yet, and
-    array_record's checksums turn what is damaged into a miss. The folder may be deleted at any time.
+    their keys as its last record, and reads what other processes had left there when it began. So a file
+    exists as a whole or not at all, a killed process loses the images that it has not written yet, and
+    array_record's checksums turn a damaged image into a miss. The folder may be deleted at any time.
 
     Args:
-        folder: where they are; it is made if it does not exist.
-        limit_bytes: of files in the folder at most, whichever process wrote them; several processes that
-            write at once may exceed it by what each of them collects.
+        folder: the folder; it is made if it does not exist.
+        limit_bytes: largest number of bytes of all files in the folder. Several processes that write at once
+            may exceed it by the images that each of them collects.
 
     Raises:
         CwpsError: the folder cannot be made, read or written to.
@@ -189,12 +189,12 @@ class DiskCache(PixelCache):
 def open_cache(
     kind: Literal["none", "memory", "disk"], folder: str | os.PathLike[str], limit_bytes: int
 ) -> PixelCache | None:
-    """Returns the cache of a config, or None for "none" and where there can be none, which is said.
+    """Returns the cache of a config, or None for "none" and if there can be none, which is logged.
 
     Args:
-        kind: where images are kept.
-        folder: of images on disk; used for nothing else.
-        limit_bytes: that are kept at most.
+        kind: "none", "memory" or "disk".
+        folder: folder of images on disk; it is used for nothing else.
+        limit_bytes: largest number of bytes that are kept.
     """
     if kind == "none":
         return None
@@ -203,5 +203,5 @@ def open_cache(
     try:
         return DiskCache(folder, limit_bytes)
     except CwpsError as error:
-        logging.warning("%s; going on without a cache", error)
+        logging.warning("%s; continuing without a cache", error)
         return None

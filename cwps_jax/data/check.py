@@ -1,4 +1,4 @@
-"""A dry pass over a task's images before a long run: what would stop it, and what would weaken its result."""
+"""A check of a task's images before a long run: problems that stop it, and findings that weaken it."""
 
 import dataclasses
 import itertools
@@ -58,13 +58,13 @@ def check_task(
     batch_size: int,
     observe: Observe = lambda split, count, total: None,
 ) -> TaskReport:
-    """Returns what a pass over every image of a task found; what is wrong with them is in it, never raised.
+    """Returns the report of a pass over every image of a task; problems are in the report and are not raised.
 
     Args:
         settings: the task's data.
         task: its name.
-        opener: of that kind of data.
-        batch_size: of the run.
+        opener: opens this kind of data.
+        batch_size: batch size of the run.
         observe: called with a split's name, the number of its images read since the last call, and their
             number in all.
     """
@@ -123,7 +123,7 @@ def _read(source: ImageSource, split: str, settings: DataConfig, observe: Observ
 
 
 def _hold_out(train: _Images) -> tuple[_Images, _Images]:
-    """Returns what is left to train on, and the part of it that validates."""
+    """Returns the images for training, and those that are held out for validation."""
     held_out = held_out_items(
         train.found.digests[train.rows], train.found.labels[train.rows], VALIDATION_SHARE
     )
@@ -174,7 +174,7 @@ def _too_few(train: _Images, validation: bool, settings: DataConfig, batch_size:
     if few:
         items = tuple(f"{train.classes[label]} ({counts[label]})" for label in few)
         text = f"train: config.shots = {settings.shots}: {_count(items, 'class', 'classes')} with fewer"
-        yield Finding("fewer than shots", True, f"{text} images beside those for validation", items)
+        yield Finding("fewer than shots", True, f"{text} images besides those for validation", items)
 
 
 def _repeated(train: _Images) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Labels by the names of their classes: splits have numbers of their own, a task has the training split's."""
+"""Labels matched by class names: splits may number classes differently; the training split counts."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from cwps_jax.errors import CwpsError
 
 
 def same_name(name: str) -> str:
-    """Returns the one spelling of a name: an accent may be stored as a part of its letter or beside it."""
+    """Returns a name in one of its Unicode spellings; accents may be characters of their own in another."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -17,10 +17,10 @@ def by_name(labels: np.ndarray, own: Sequence[str], training: Sequence[str], whe
     """Returns a split's labels as numbers of the training classes.
 
     Args:
-        labels: (n,), positions in `own`; a number that is none stays as it is, to be refused by who checks.
+        labels: (n,), positions in `own`; other numbers stay as they are, and are refused by later checks.
         own: names of the split's classes.
         training: names of the training split's classes.
-        where: what to call the split in messages.
+        where: name of the split in messages.
 
     Returns:
         (n,), positions in `training`.
@@ -36,7 +36,7 @@ def by_name(labels: np.ndarray, own: Sequence[str], training: Sequence[str], whe
             f"{f' and {len(unknown) - 3} more' if len(unknown) > 3 else ''} "
             f"{'is' if len(unknown) == 1 else 'are'} not among its {len(training)} "
             f"({', '.join(map(repr, training[:3]))}{', ...' if len(training) > 3 else ''}); "
-            "remove or rename what differs"
+            "remove or rename the others"
         )
     positions = np.array([numbers[same_name(name)] for name in own], np.int64)
     known = (labels >= 0) & (labels < len(own))
@@ -46,7 +46,7 @@ def by_name(labels: np.ndarray, own: Sequence[str], training: Sequence[str], whe
 
 
 def not_from_zero(numbers: Sequence[int]) -> str:
-    """Returns what to say of labels that are stored as other numbers than 0, 1, 2 and so on; "" of those."""
+    """Returns the note about labels that are stored as other numbers than 0, 1, 2 and so on; "" for those."""
     if list(numbers) == list(range(len(numbers))):
         return ""
     return (

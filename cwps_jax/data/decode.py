@@ -1,4 +1,4 @@
-"""From an encoded image file to an upright RGB image of Pillow, or one line on why that cannot be."""
+"""Decodes an image file to an upright RGB image of Pillow, or gives the reason in one line."""
 
 import functools
 import io
@@ -38,7 +38,7 @@ _TURNS = {
 
 
 class Undecodable(Exception):
-    """An image that cannot be decoded. Its text is the reason; the file is for the caller to name."""
+    """An image that cannot be decoded. Its text is the reason; the caller names the file."""
 
 
 class TooLarge(Undecodable):
@@ -80,10 +80,11 @@ def open_image(content: bytes) -> Image.Image:
     """Returns an image file of which only the header has been read, with its size as it is stored.
 
     Args:
-        content: of a JPEG, PNG, GIF, WEBP, BMP, TIFF, PPM, PGM or PBM file, whatever its name says.
+        content: the content of a JPEG, PNG, GIF, WEBP, BMP, TIFF, PPM, PGM or PBM file.
 
     Raises:
-        Undecodable: it is none, its header is broken, or, `TooLarge`, it has more than `MAX_PIXELS` pixels.
+        Undecodable: it is not such a file, its header is broken, or, as `TooLarge`, it has more than
+            `MAX_PIXELS` pixels.
     """
     if not content:
         raise Undecodable("the file is empty")
@@ -106,8 +107,8 @@ def open_image(content: bytes) -> Image.Image:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Returns width and height of the image once it is upright.
 
-    The header tells, except for PNG and TIFF, whose orientation may stand behind the pixels: these are
-    decoded, once, since `to_rgb` does not do it again.
+    They are in the header, except for PNG and TIFF, whose orientation may come after the pixels. These are
+    decoded here, and `to_rgb` does not decode them again.
 
     Args:
         image: from `open_image`.
@@ -126,14 +127,14 @@ def to_rgb(image: Image.Image, reduction: int = 1, bits: int = 16) -> Image.Imag
 
     The first frame of an animation, the first picture of a file of several. Colours are converted as Pillow's
     `convert("RGB")` does it, and as ImageNet's loaders expect: transparency is dropped, not laid on a ground.
-    What has more than 8 bits is scaled to 8, where Pillow would cut grey off at 255, and keep the upper 8
-    bits of colours, whatever they use.
+    Images of more than 8 bits are scaled to 8; Pillow would cut grey off at 255, and always keep the upper 8
+    bits of colours.
 
     Args:
         image: from `open_image`.
         reduction: 1, 2, 4 or 8: JPEG is decoded at that fraction of its size (rounded up), which is faster;
             other formats keep theirs.
-        bits: how many an image of more than 8 uses; what is above is white.
+        bits: number of bits that an image of more than 8 really uses; higher values are white.
 
     Raises:
         Undecodable: the image is truncated or broken, or its pixels are floating-point numbers.
@@ -171,7 +172,7 @@ def values(image: Image.Image, picture: Image.Image) -> tuple[int, int, int]:
 
 @functools.cache
 def opencv() -> Any:
-    """Returns OpenCV, which is not imported where no image is decoded or resized."""
+    """Returns OpenCV, which is imported only when an image needs it."""
     check_extra("photos", "config.flip, config.crop = 'random_resized' or an image of 16-bit colours")
     import cv2
 
@@ -202,7 +203,7 @@ def _deep_pixels(image: Image.Image) -> np.ndarray | None:
 
 
 def _attempt(action: Callable[[], _Result], kind: str | None) -> _Result:
-    """Returns what an action of Pillow returns; whatever a broken file makes it raise is one reason."""
+    """Returns the result of an action of Pillow; an error of a broken file becomes `Undecodable`."""
     try:
         return action()
     except MemoryError:  # no fault of the file

@@ -97,7 +97,7 @@ def open_split(settings: DataConfig, task: str, split: str) -> ArraySource:
     if settings.data_dir:
         raise CwpsError(f"config.data_dir = {settings.data_dir!r}: the digits are embedded; leave it empty")
     if settings.image_size not in (0, SIZE):
-        raise CwpsError(f"config.image_size = {settings.image_size}: the digits have {SIZE} pixels a side")
+        raise CwpsError(f"config.image_size = {settings.image_size}: the digits have {SIZE} pixels per side")
     if task not in DOMAINS:
         raise CwpsError(f"the digits have no task {task!r}; choose from {', '.join(DOMAINS)}")
     if split not in split_names(settings, task):

@@ -1,4 +1,4 @@
-"""What a look through data finds, as the check tells it: splits and what is wrong with them."""
+"""The report of the data check: the splits, and the findings about them."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ class SplitReport:
     Attributes:
         role: "train", "validation" or "test".
         split: name of the split that they are from; the training split's where a tenth of it is held out.
-        images: how many can be decoded and have a label that is a class.
-        classes: how many classes have one.
-        all_classes: how many classes there are.
-        smallest, largest: name of the class with the fewest and the most images, and how many.
+        images: number of images that can be decoded and have a label that is a class.
+        classes: number of classes that have such an image.
+        all_classes: number of classes.
+        smallest, largest: name of the class with the fewest and the most images, and the number of these.
         unreadable: images of the split that cannot be decoded; 0 for a held-out tenth.
     """
 
@@ -32,10 +32,10 @@ class Finding:
     """Something that is wrong with a task's data.
 
     Attributes:
-        kind: what, in two or three words, always the same.
+        kind: the kind of finding, in two or three fixed words.
         stops: whether it is a problem that stops a run; if not, it weakens the result.
-        text: what is wrong and where, in one line.
-        items: everything that it is about: files with the reason, classes.
+        text: the finding and its place, in one line.
+        items: everything that it is about: files with the reason, or classes.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class TaskReport:
-    """What a pass over a task's data found.
+    """The report of a pass over a task's data.
 
     Attributes:
         task: its name.

@@ -5,9 +5,9 @@
 | `<task>/<split>/<class>/<file>` | the folders |
 | `<task>/<class>/<file>` | lists, `<data_dir>/<task>_<split>.txt` or `<task>/<split>.txt` |
 
-Where there are lists, they decide (DomainNet has a class called train). Classes are numbered by name, or as
-the lists number them. Hidden files and what operating systems leave behind are skipped; every other file in a
-class folder is an image.
+If there are lists, they decide (DomainNet has a class called train). Classes are numbered by name, or by the
+numbers in the lists. Hidden files and files of operating systems are skipped; every other file in a class
+folder is an image.
 """
 
 import dataclasses
@@ -46,11 +46,11 @@ class FolderSource:
     """The images of one split; see `ImageSource`.
 
     Attributes:
-        place: the folder or archive where they lie.
+        place: the folder or archive of the images.
         name: for messages.
         classes: names of the classes.
-        images: in their order.
-        note: how numbers in lists were read.
+        images: the images in their order.
+        note: a note on how the numbers in lists were read.
     """
 
     place: Place
@@ -78,10 +78,10 @@ class FolderSource:
 
 
 def split_names(settings: DataConfig, task: str) -> tuple[str, ...]:
-    """Returns the splits that a task has: its folders, or the lists of `SPLITS` and of what the config names.
+    """Returns the splits of a task: its folders, or those of `SPLITS` and of the config that have lists.
 
     Raises:
-        CwpsError: the folder or the task is not there, or the task is there twice.
+        CwpsError: the folder or the task does not exist, or the task exists twice.
     """
     place, task = _place(settings, task)
     return _layout(settings, task, place).splits
@@ -91,13 +91,14 @@ def open_split(settings: DataConfig, task: str, split: str) -> FolderSource:
     """Returns a split, or several that are joined, as in "train+validation".
 
     Args:
-        settings: with the `data_dir`, and the `train_split`, whose classes are those of the task.
+        settings: the settings with the `data_dir`, and the `train_split`, whose classes are those of the
+            task.
         task: the task's name.
-        split: the split's.
+        split: the split's name.
 
     Raises:
-        CwpsError: the folder, the task or the split is not there, or the task is there twice; a class or the
-            split is empty, or a class is not in the training data; a file must not be read.
+        CwpsError: the folder, the task or the split does not exist, or the task exists twice; a class or the
+            split is empty, or a class is not in the training data; a file leads out of the folder.
     """
     place, task = _place(settings, task)
     layout = _layout(settings, task, place)
@@ -143,7 +144,7 @@ class _FolderSplits:
             if same_name(label) in seen:
                 where = self._place.describe(f"{self._task}/{split}/{label}")
                 raise CwpsError(
-                    f"{where}: is there twice, in both Unicode spellings of its accents; move the images "
+                    f"{where}: exists twice, in both Unicode spellings of its accents; move the images "
                     "into one folder"
                 )
             seen.add(same_name(label))
@@ -174,7 +175,7 @@ def _layout(settings: DataConfig, task: str, place: Place) -> _FolderSplits | Li
             if f"{name}.txt" in top.files:
                 if name in lists:
                     both = f"{lists[name].name} and {place.describe(inner)}"
-                    raise CwpsError(f"{both} are both there: remove one")
+                    raise CwpsError(f"{both} both exist: remove one")
                 lists[name] = SplitList(place.describe(inner), place.read(inner), "")
         return lists
 
@@ -207,7 +208,7 @@ def _root(settings: DataConfig) -> Folder:
 
 
 def _place(settings: DataConfig, task: str) -> tuple[Place, str]:
-    """Returns where a task lies, and what its folder is called there."""
+    """Returns the place of a task, and the name of its folder there."""
     root = _root(settings)
     places: list[Place] = [root]
     for name in root.listing("").files:

@@ -20,13 +20,13 @@ class HuggingFaceSource:
     """One split; see `ImageSource`.
 
     Attributes:
-        name: what a user knows it by.
+        name: its name in messages.
         classes: names of the classes.
         fingerprint: the package's own; "" where images are files beside the data set.
         rows: the package's own random access, with images undecoded.
         image, label: names of the columns that are read.
         numbers: {label as it is stored: its number}; None for stored positions in `classes`.
-        note: how labels that are numbers were read.
+        note: a note on how labels that are numbers were read.
     """
 
     name: str
@@ -62,17 +62,17 @@ class HuggingFaceSource:
 
 
 def open_split(settings: DataConfig, task: str, split: str) -> HuggingFaceSource:
-    """Returns one split; it is downloaded unless it is on this machine, or HF_HUB_OFFLINE forbids it.
+    """Returns one split, which is downloaded unless it is on this machine or HF_HUB_OFFLINE is set.
 
     Args:
         settings: `dataset` is a folder on this machine, or a name on the hub such as "owner/name" or
             "owner/name:configuration". `label` is a column of classes, whole numbers or text. `data_dir` is
-            the folder of what is downloaded and converted; "" for the package's own.
+            the folder of downloaded and converted files; "" for the package's own.
         task: the task's name.
         split: such as "train" or "train+validation".
 
     Raises:
-        CwpsError: the package, the data set, the split or a column is not there.
+        CwpsError: the package, the data set, the split or a column does not exist.
     """
     name, splits = _splits(settings, task)
     chosen = _joined(name, splits, split)
@@ -96,7 +96,7 @@ def split_names(settings: DataConfig, task: str) -> tuple[str, ...]:
 
 
 def _splits(settings: DataConfig, task: str) -> tuple[str, Mapping[str, Any]]:
-    """Returns what the data set is called, and {name: split}."""
+    """Returns the name of the data set, and {name: split}."""
     check_extra("huggingface", "config.data = 'huggingface'")
     import datasets
 
@@ -163,7 +163,7 @@ def _image_column(name: str, rows: Any) -> str:
 def _classes(
     name: str, rows: Any, label: str, training: bool
 ) -> tuple[Sequence[str], Mapping[Any, int] | None, str]:
-    """Returns the names of a split's own classes, the number of each label, and what to say of them."""
+    """Returns the names of a split's classes, the number of each label, and a note about them."""
     from datasets import ClassLabel
 
     feature = rows.features[label]

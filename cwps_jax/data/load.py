@@ -31,15 +31,15 @@ def load_task(
     """Returns a task's data; images are decoded when they are needed.
 
     Args:
-        opener: of the kind of data.
-        settings: what to load, with an `image_size`.
+        opener: opens this kind of data.
+        settings: the settings of the data, with an `image_size`.
         task: the task's name.
         seed: of the draw where `settings.shots` is set.
-        cache: of decoded images.
+        cache: the cache of decoded images.
 
     Raises:
-        CwpsError: a split is not there, is empty or cannot be read, a label is no class, the splits have
-            different classes, an image cannot be decoded, or a class has fewer than `shots` images.
+        CwpsError: a split does not exist, is empty or cannot be read; a label is not a class; the splits have
+            different classes; an image cannot be decoded; or a class has fewer than `shots` images.
     """
     if settings.flip or settings.crop == "random_resized":
         decode.opencv()  # where it is missing, before the images are looked through
@@ -76,8 +76,8 @@ def load_sources(
 
     Args:
         sources: {name of a split: its source}; "train" and "test", unless the settings name others.
-        settings: what is done to the images; where they come from has no part in it.
-        name: of the task, for messages.
+        settings: the preparation of the images; the settings of a source are not used.
+        name: name of the task, for messages.
         seed: of the draw where `settings.shots` is set.
     """
 
@@ -93,8 +93,8 @@ def split_roles(settings: DataConfig, names: Sequence[str]) -> tuple[str, str, s
     """Returns the names of the training, validation and test split; "" for a validation split to be made.
 
     Args:
-        settings: what the user asks for.
-        names: of the splits that the data set has.
+        settings: the settings of the data.
+        names: names of the data set's splits.
     """
     used = {*settings.train_split.split("+"), *settings.test_split.split("+")}
     own = next((name for name in OWN_VALIDATION if name in names and name not in used), "")
@@ -102,12 +102,13 @@ def split_roles(settings: DataConfig, names: Sequence[str]) -> tuple[str, str, s
 
 
 def draw_shots(digests: np.ndarray, labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Returns which items are drawn, in their order: `shots` of each class, or all where there are fewer.
+    """Returns the drawn items in their order: `shots` of each class, or all if there are fewer.
 
     Args:
-        digests: (n, 32) uint8, the hash of each item: names and order of files have no part in the draw.
+        digests: (n, 32) uint8, the hash of each item, by which they are drawn; names and order of files do
+            not matter.
         labels: (n,) classes.
-        shots: items a class.
+        shots: items per class.
         seed: of the draw.
     """
     by_content = np.lexsort(digests.T[::-1])
@@ -119,12 +120,12 @@ def draw_shots(digests: np.ndarray, labels: np.ndarray, shots: int, seed: int) -
 
 
 def threads_of(settings: DataConfig) -> int:
-    """Returns how many threads read and decode."""
+    """Returns the number of threads that read and decode."""
     return settings.reader_threads or os.cpu_count() or 1
 
 
 class _Found(NamedTuple):
-    """A split with all that can be decoded of it, how much cannot, hashes, classes, note, pixel values."""
+    """A split: its decodable images, the number of others, hashes, classes, note, and pixel values."""
 
     split: Split
     unreadable: int
@@ -147,7 +148,7 @@ def _read(
     name: str,
     training: Sequence[str] | None = None,
 ) -> _Found:
-    """Returns a split, its labels as numbers of the training classes where it is not the training split."""
+    """Returns a split; if it is not the training split, with labels as numbers of the training classes."""
     source = opener.open_split(settings, task, name)
     if not len(source):
         raise CwpsError(f"{source.name}: split {name!r} of task {task!r} is empty")
@@ -159,7 +160,7 @@ def _read(
         raise CwpsError(
             f"{source.describe(first)}: not a readable image ({why})"
             + (f", nor are {others} others" if others else "")
-            + "; mend or remove what is broken, or set config.unreadable='skip'"
+            + "; repair or remove what is broken, or set config.unreadable='skip'"
         )
     items = np.setdiff1d(np.arange(len(source)), list(found.unreadable))
     if not len(items):
@@ -219,5 +220,5 @@ def _check_shots(
         if counts[label] < shots:
             raise CwpsError(
                 f"config.shots = {shots}: class {classes[label]!r} of task {task!r} has only {counts[label]} "
-                "training images beside those for validation; take fewer"
+                "training images besides those for validation; take fewer"
             )

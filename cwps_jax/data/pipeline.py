@@ -1,7 +1,7 @@
 """Batches keyed by seed and step: the same in every run, for any number of threads and of processes.
 
-Grain draws, batches, shares and reads ahead. Threads suffice, since Pillow frees the interpreter while it
-decodes and resizes.
+Grain shuffles, batches, divides among processes and reads ahead. Threads are enough, because Pillow releases
+Python's lock while it decodes and resizes.
 """
 
 import collections
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Returns how many full batches an epoch has. Raises CwpsError where there is not even one."""
+    """Returns the number of full batches of an epoch. Raises CwpsError if there is none."""
     if len(split) < batch_size:
         raise CwpsError(
             f"config.batch_size = {batch_size}: the training data has only {len(split)} images; take a "
@@ -32,7 +32,7 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 def training_batches(
     split: Split, batch_size: int, seed: int, start: int, stop: int, share: Share = Share()
 ) -> Iterator[Batch]:
-    """Yields the full batches of steps `start` to `stop`, shuffled anew in every epoch.
+    """Yields the full batches of steps `start` to `stop`, shuffled again in every epoch.
 
     Args:
         split: the training data.
@@ -76,12 +76,12 @@ def rows_of_step(split: Split, batch_size: int, seed: int, step: int) -> np.ndar
 
 
 def evaluation_batches(split: Split, batch_size: int, share: Share = Share()) -> Iterator[tuple[Batch, int]]:
-    """Yields every item once, in order, with how many of the batch are real: the last one is padded.
+    """Yields batches with every item once, in order, and the number of real items: the last one is padded.
 
     Args:
         split: the items.
         batch_size: items a batch, over all processes.
-        share: the part of each batch to read; what is real is counted over all parts.
+        share: the part of each batch to read; real items are counted over all parts.
     """
     import grain
 
@@ -99,7 +99,8 @@ def evaluation_batches(split: Split, batch_size: int, share: Share = Share()) ->
 
 
 def ahead(items: Iterable[T], count: int) -> Iterator[T]:
-    """Yields the items, taking `count` more from the iterator than it has given: those are on their way."""
+    """Yields the items, with `count` more taken from the iterator in advance, so that they are on their
+    way."""
     waiting: collections.deque[T] = collections.deque()
     source = iter(items)
     waiting.extend(itertools.islice(source, count))

@@ -1,4 +1,4 @@
-"""Where image files lie: a folder or a zip archive, listed and read in the same way, by several threads.
+"""Places of image files: a folder or a zip archive, listed and read in the same way, by several threads.
 
 Paths are relative to a place, with "/"; "" is its top.
 """
@@ -21,11 +21,11 @@ BOMB_BYTES, BOMB_RATIO = 50 * 10**6, 100
 
 
 class Listing(NamedTuple):
-    """What lies directly in a folder.
+    """The direct content of a folder.
 
     Attributes:
         folders: their names, sorted.
-        files: {name: what changes when the file does}, sorted by name.
+        files: {name: a value that changes when the file does}, sorted by name.
     """
 
     folders: Sequence[str]
@@ -33,13 +33,13 @@ class Listing(NamedTuple):
 
 
 class Folder:
-    """A folder. Links may point to what lies in it, not out of it.
+    """A folder. Links must not lead out of it.
 
     Args:
         name: its path.
 
     Attributes:
-        stamp: changes whenever the place is another.
+        stamp: a value that changes whenever the place does.
     """
 
     def __init__(self, name: str) -> None:
@@ -47,7 +47,7 @@ class Folder:
         self.stamp = os.path.realpath(name)
 
     def listing(self, path: str) -> Listing:
-        """Returns what lies in a folder. Raises CwpsError where there is something that must not be read."""
+        """Returns the content of a folder. Raises CwpsError if a link leads out of the place."""
         folders, files = [], {}
         try:
             with os.scandir(self.inside(path)) as entries:
@@ -68,7 +68,7 @@ class Folder:
         return Listing(sorted(folders), dict(sorted(files.items())))
 
     def read(self, path: str) -> bytes:
-        """Returns a file's content. Raises CwpsError, naming it, where it cannot be read."""
+        """Returns a file's content. Raises CwpsError, with its name, if it cannot be read."""
         try:
             with open(self.describe(path), "rb") as file:
                 return file.read()
@@ -76,7 +76,7 @@ class Folder:
             raise _unreadable(self.describe(path), error) from error
 
     def describe(self, path: str) -> str:
-        """Returns what a user finds a file or folder by."""
+        """Returns the path of a file or folder for messages."""
         return os.path.join(self.name, *path.split("/"))
 
     def inside(self, path: str) -> str:
@@ -95,7 +95,7 @@ class Archive:
         name: its path.
 
     Raises:
-        CwpsError: it is not an archive, or a member's path is not a plain one inside it, or is there twice.
+        CwpsError: it is not an archive, or a member's path is not a plain one inside it or occurs twice.
     """
 
     def __init__(self, name: str) -> None:
@@ -106,7 +106,7 @@ class Archive:
             status = os.stat(name)
             self._archive = zipfile.ZipFile(name)
         except (OSError, zipfile.BadZipFile) as error:
-            raise CwpsError(f"{name}: not a readable zip archive ({error}); remove or mend it") from error
+            raise CwpsError(f"{name}: not a readable zip archive ({error}); repair or remove it") from error
         self.stamp = f"{os.path.realpath(name)} {status.st_size} {status.st_mtime_ns}"
         for member in self._archive.infolist():
             self._add(member)
@@ -115,13 +115,13 @@ class Archive:
         path = member.orig_filename
         parts = path.removesuffix("/").split("/")
         if "\\" in path or "\0" in path or re.match("[A-Za-z]:", path) or {"", ".", ".."} & set(parts):
-            raise CwpsError(f"{self.describe(path)}: not a plain path inside the archive; write it anew")
+            raise CwpsError(f"{self.describe(path)}: not a plain path inside the archive; write it again")
         if any(map(_is_leftover, parts)):
             return
         folder, _, file = path.rpartition("/")
         self._enter(folder)
         if file and self._files.setdefault(folder, {}).setdefault(file, member) is not member:
-            raise CwpsError(f"{self.describe(path)}: is in the archive twice; write it anew")
+            raise CwpsError(f"{self.describe(path)}: is in the archive twice; write it again")
 
     def _enter(self, folder: str) -> None:
         if folder not in self._folders:
@@ -142,7 +142,7 @@ class Archive:
     def _check(self, member: zipfile.ZipInfo) -> None:
         what, size = self.describe(member.filename), member.file_size
         if member.flag_bits & 1:
-            raise CwpsError(f"{what}: is encrypted; write the archive anew without a password")
+            raise CwpsError(f"{what}: is encrypted; write the archive again without a password")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise CwpsError(f"{what}: is compressed by method {member.compress_type}; write it with deflate")
         if size > MAX_MEMBER_BYTES or (size > BOMB_BYTES and size > BOMB_RATIO * member.compress_size):
@@ -169,7 +169,7 @@ Place = Folder | Archive
 
 
 def open_archive(name: str) -> Archive:
-    """Returns an archive; one that has not changed since is not listed again."""
+    """Returns an archive; one that has not changed since the last call is not listed again."""
     status = os.stat(name)
     return _listed(name, status.st_size, status.st_mtime_ns)
 
@@ -185,4 +185,4 @@ def _is_leftover(name: str) -> bool:
 
 def _unreadable(what: str, error: Exception) -> CwpsError:
     why = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return CwpsError(f"{what}: cannot be read ({why}); mend or remove it")
+    return CwpsError(f"{what}: cannot be read ({why}); repair or remove it")

@@ -1,4 +1,4 @@
-"""What is done to a batch on the device: pixels normalised, images and losses blended (mixup, cutmix)."""
+"""The preparation of a batch on the device: normalised pixels, blended images and losses (mixup, cutmix)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,11 +17,13 @@ Loss = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How batches are prepared. Hashable, so that it can be a static argument of a compiled step.
+    """The preparation of batches. It is hashable, so it can be a static argument of a compiled step.
 
     Attributes:
-        mean, deviation: of each channel of images in [0, 1]; None where they go into the model as they are.
-        mixup, cutmix: alpha of their Beta distributions; 0 for none. With both, a coin decides for each step.
+        mean, deviation: mean and deviation of each channel of images in [0, 1]; None if images go into the
+            model as they are.
+        mixup, cutmix: alpha of their Beta distributions; 0 for none. With both, one of them is drawn for each
+            step.
     """
 
     mean: tuple[float, ...] | None = None
@@ -31,17 +33,17 @@ class Preparation:
 
     @classmethod
     def of(cls, settings: DataConfig) -> "Preparation":
-        """Returns what a config asks for."""
+        """Returns the preparation of a config."""
         return cls(settings.pixel_mean, settings.pixel_deviation, settings.mixup, settings.cutmix)
 
     @property
     def group(self) -> int:
-        """How many items have to be on one device together."""
+        """The number of items that have to be on one device together."""
         return 2 if self.mixup or self.cutmix else 1
 
     @property
     def evaluated_as(self) -> dict[str, Any]:
-        """What evaluation does to a batch, in the words of `DataConfig`."""
+        """The preparation of a batch in evaluation, by keys of `DataConfig`."""
         return {"pixel_mean": self.mean, "pixel_deviation": self.deviation}
 
     def normalise(self, images: jax.Array) -> jax.Array:
@@ -68,14 +70,14 @@ class Preparation:
         return images.astype(jnp.float32) * scale - offset
 
     def blend(self, batch: Mapping[str, jax.Array], key: jax.Array) -> Mapping[str, jax.Array]:
-        """Returns the batch with images of neighbours blended; the batch itself where nothing is.
+        """Returns the batch with images of neighbours blended, or the batch itself if nothing is blended.
 
         Rows 2k and 2k + 1 are partners: batches are shuffled, and neighbours live on one device. One weight
         and one rectangle serve the whole batch, so every device and host has to be given the same key.
 
         Args:
             batch: "image", float (batch, height, width, channels), an even number on each device.
-            key: of this step.
+            key: random key of this step.
 
         Returns:
             The batch with "image" blended and "share", float32 (batch,), the weight of an item's own label.
@@ -114,7 +116,7 @@ def swap_pairs(array: jax.Array) -> jax.Array:
     """Returns the array with rows 2k and 2k + 1 swapped. Raises CwpsError for an odd number of rows."""
     if len(array) % 2:
         raise CwpsError(
-            f"mixup and cutmix pair neighbours: {len(array)} items a device must be an even number"
+            f"mixup and cutmix pair neighbours: {len(array)} items per device must be an even number"
         )
     return array.reshape(-1, 2, *array.shape[1:])[:, ::-1].reshape(array.shape)
 

@@ -1,4 +1,4 @@
-"""One pass over a source before it is used: every image is read, hashed and decoded once, and remembered."""
+"""One pass over a source before it is used: every image is read, hashed and decoded; results are stored."""
 
 import dataclasses
 import hashlib
@@ -26,15 +26,15 @@ NO_VALUES = (0, 0, 0)
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What a pass over a source found.
+    """The results of a pass over a source.
 
     Attributes:
-        labels: (n,) int64, as they are stored, right or wrong; 0 where they could not be read.
+        labels: (n,) int64, the stored labels, unchecked; 0 where they could not be read.
         digests: (n, 32) uint8, the SHA-256 of each item's content, or of its identity where it has one.
         boxes: (n, 4) float64, the box of each item; NaN where it has none.
-        unreadable: {index: why its image cannot be read and decoded}.
-        values: (n, 3) int64, of each image the bits that its pixels are stored with, their lowest and their
-            highest value; zeros where it has none that were looked at.
+        unreadable: {index: the reason why its image cannot be read or decoded}.
+        values: (n, 3) int64: the bits in which an image's pixels are stored, their lowest and their highest
+            value; zeros if they were not looked at.
     """
 
     labels: np.ndarray
@@ -59,12 +59,12 @@ def scan(
     threads: int = 1,
     observe: Callable[[int], None] = lambda count: None,
 ) -> Scan:
-    """Returns what a pass over the source finds; a source that has not changed is not read again.
+    """Returns the results of a pass over the source; a source that has not changed is not read again.
 
     Args:
-        source: what to read.
-        cache_dir: folder of what is remembered; "" for nothing.
-        threads: how many read and decode at once.
+        source: the source to read.
+        cache_dir: folder of the stored results; "" to store nothing.
+        threads: number of threads that read and decode.
         observe: called with the number of items that were read since the last call.
     """
     remembered = None
@@ -121,7 +121,7 @@ def _save(path: pathlib.Path, found: Scan) -> None:
         write_atomically(path, content)
     except OSError as error:
         logging.warning(
-            "%s: what was found is not remembered (%s); name another config.cache_dir",
+            "%s: the results of this pass cannot be stored (%s); name another config.cache_dir",
             path.parent,
             error.strerror,
         )
@@ -134,4 +134,4 @@ def _load(path: pathlib.Path) -> Scan:
             labels, digests, boxes, ranges = map(stored.get_tensor, ("labels", "digests", "boxes", "values"))
             return Scan(labels, digests, boxes, unreadable, ranges)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CwpsError(f"{path}: cannot be read ({error}); remove it, and the data is read anew") from error
+        raise CwpsError(f"{path}: cannot be read ({error}); remove it, and the data is read again") from error

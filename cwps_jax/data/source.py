@@ -15,11 +15,12 @@ class Record(NamedTuple):
     """One image with its label, as it is stored.
 
     Attributes:
-        image: an encoded image file; or an array, uint8 (height, width, channels) for what is to be
-            transformed, float32 for what goes into a model as it is.
+        image: an encoded image file, or an array (height, width, channels): uint8 if it is to be transformed,
+            float32 if it goes into a model as it is.
         label: number of its class.
         box: left, top, right and bottom of the object in it, as shares of width and height in [0, 1].
-        identity: what identifies the item where its image does not, because it was drawn from something.
+        identity: bytes that identify the item if its image does not, because it was drawn from something
+            else.
     """
 
     image: bytes | np.ndarray
@@ -32,12 +33,13 @@ class ImageSource(Protocol):
     """Random access to the images of one split. Reading is safe from several threads.
 
     Attributes:
-        name: what a user knows it by, such as "DATA/photo/train", for messages.
+        name: its name in messages, such as "DATA/photo/train".
         classes: names of the classes; their positions are the labels. Each split of a task may have its own
-            list: a task goes by the names.
-        fingerprint: changes whenever what is stored may have changed; "" for what is not to be remembered.
+            list; splits are matched by the names.
+        fingerprint: a text that changes whenever the stored data may have changed; "" if results must not be
+            stored.
 
-    A source may have a ``note`` too, a text for the log: how its labels were read.
+    A source may also have a ``note`` for the log, on how its labels were read.
     """
 
     @property
@@ -54,17 +56,17 @@ class ImageSource(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def describe(self, index: int) -> str:
-        """Returns what a user finds one image by: its file, or its position."""
+        """Returns the name of one image for messages: its file, or its position."""
         ...
 
 
 class Opener(NamedTuple):
-    """How a kind of data set is opened.
+    """The functions that open a kind of data set.
 
     Attributes:
-        open_split: from a task's `DataConfig`, the task's name and a split's to the split. Raises CwpsError
-            for whatever is not there or cannot be read.
-        split_names: from the config and the task's name to the names of the splits that there are.
+        open_split: from a task's `DataConfig`, its name and a split's name to the split. Raises CwpsError if
+            something does not exist or cannot be read.
+        split_names: from the config and the task's name to the names of its splits.
     """
 
     open_split: Callable[[DataConfig, str, str], ImageSource]
@@ -79,7 +81,7 @@ class ArraySource:
         labels: (n,), whole numbers.
         classes: names of the classes.
         name: for messages.
-        identities: what identifies each item where its image does not.
+        identities: bytes that identify each item, if its image does not.
     """
 
     fingerprint = ""

@@ -1,4 +1,4 @@
-"""Splits: what training and evaluation ask of data, whether it is in memory or has to be decoded."""
+"""Splits: the data as training and evaluation use them, in memory or still to be decoded."""
 
 import dataclasses
 import hashlib
@@ -24,13 +24,13 @@ class Split(Protocol):
     """Items with an image each and other fields, usually a label.
 
     Attributes:
-        fields: {name: (n, ...)} of what losses and metrics need.
-        preparation: what the device does with a batch of it before the model sees it.
+        fields: {name: (n, ...)}, the arrays for losses and metrics.
+        preparation: the preparation of a batch on the device.
         image: shape and type of one image as the model sees it.
         threads: threads that read batches ahead; 0 where reading costs nothing.
         prefetch: batches that are ready ahead of the step.
-        draws: random numbers that the augmentation of an item takes.
-        evaluated_as: what evaluation does to an image, on host and device; plain JSON.
+        draws: number of random numbers that the augmentation of an item needs.
+        evaluated_as: the preparation of an image in evaluation, on host and device; plain JSON.
         fingerprint: SHA-256 of the images as they are stored and of all fields, in order.
     """
 
@@ -135,13 +135,13 @@ class ImageSplit:
     """Images of a source, decoded and transformed when they are asked for.
 
     Attributes:
-        source: where they are.
-        items: (n,), which of the source's items are in the split.
-        keys: (n, bytes) uint8, what each one's pixels depend on: the hash of its content, and its box.
+        source: the source of the images.
+        items: (n,), the source's items that are in the split.
+        keys: (n, bytes) uint8, the hash of each image's content and box, on which its pixels depend.
         fields: {"label": (n,), ...}.
-        transform: what is done to each on the host.
-        preparation: what is done to a batch on the device.
-        cache: of decoded images, or None.
+        transform: the preparation of each image on the host.
+        preparation: the preparation of a batch on the device.
+        cache: the cache of decoded images, or None.
         threads, prefetch: see `Split`.
     """
 
@@ -217,7 +217,7 @@ class ImageSplit:
     def _changed(self, row: int, error: Undecodable) -> CwpsError:
         where = self.source.describe(int(self.items[row]))
         return CwpsError(
-            f"{where}: not a readable image any more ({error}); put back what was there, or run again"
+            f"{where}: no longer a readable image ({error}); put back what was there, or run again"
         )
 
 

@@ -17,12 +17,12 @@ _LINE = re.compile(r"(.+?)(?:\s+([+-]?\d+))?")  # a path, and perhaps a number
 
 
 class SplitList(NamedTuple):
-    """A split list as it is written.
+    """The content of a split list.
 
     Attributes:
         name: its path, for messages.
-        content: of the file.
-        start: what every path in it begins with before the class: "" or "<task>/".
+        content: the text of the file.
+        start: the beginning of every path in it, before the class: "" or "<task>/".
     """
 
     name: str
@@ -40,7 +40,7 @@ class ListedSplits:
     """The splits of a task `<task>/<class>/<file>` by their lists.
 
     Args:
-        place: where the images lie.
+        place: the folder or archive of the images.
         task: the task's name.
         lists: {split: its list}.
     """
@@ -65,7 +65,7 @@ class ListedSplits:
         """Yields path, stamp and class of each image of a split, in the order of its list.
 
         Raises:
-            CwpsError: a line is wrong, or its file is not there.
+            CwpsError: a line is wrong, or its file does not exist.
         """
         present = {same_name(name): name for name in self._place.listing(self._task).folders}
         found: dict[str, dict[str, tuple[str, str]]] = {}
@@ -110,7 +110,7 @@ class ListedSplits:
 
     def _number(self, where: str, label: str, number: int) -> None:
         if number < 0:
-            raise CwpsError(f"{where}: {number} is no number of a class; they are counted from 0")
+            raise CwpsError(f"{where}: {number} is not the number of a class; they are counted from 0")
         known = self._numbers.setdefault(label, number)
         if known != number:
             raise CwpsError(f"{where}: class {label!r} is number {number} here and {known} before")

@@ -1,4 +1,4 @@
-"""What splits are called elsewhere, and the config's key that names them."""
+"""Names that other data sets use for splits, and the config's keys for them."""
 
 KEYS = {
     "validation_split": ("validation", "valid", "val", "dev", "development"),
@@ -8,7 +8,7 @@ KEYS = {
 
 
 def key_of(split: str) -> str:
-    """Returns how a run is told to use a split, such as "config.validation_split=dev"."""
+    """Returns the setting by which a run uses a split, such as "config.validation_split=dev"."""
     for key, names in KEYS.items():
         if split.casefold() in names:
             return f"config.{key}={split}"

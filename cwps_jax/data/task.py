@@ -18,16 +18,17 @@ VALIDATION_SHARE = 0.1
 class TaskData:
     """The data of one task.
 
-    A split is a dict of arrays or lists with a common leading axis, of which "image" is the model's input and
-    every other entry (usually "label") is for the loss and the metric; or another `Split`, such as images
-    that are decoded when they are needed. Data that cannot be trained on are refused, see `arrays_check`.
+    A split is a dict of arrays or lists with a common first axis. "image" is the model's input, and every
+    other entry (usually "label") is for the loss and the metric. A split may also be a `Split`, such as
+    images that are decoded when they are needed. Data that cannot be trained on are refused, see
+    `arrays_check`.
 
     Attributes:
         train: the data for training.
         validation: the data on which every choice is made.
         test: the data that are read once, at the end.
         classes: number of classes, or None where the task is not a classification.
-        note: how the data came about, for the log.
+        note: a note on how the data were made, for the log.
         class_names: names of the classes, whose positions are the labels; () where they have none.
         images: the settings by which the data were loaded; None for arrays.
     """
@@ -74,13 +75,13 @@ class TaskData:
         """Returns a task from a training and a test set.
 
         Args:
-            train: dict of arrays.
-            test: dict of arrays.
+            train: dict of arrays, (n, ...) each.
+            test: dict of arrays, (n, ...) each.
             validation: dict of arrays; by default a tenth of each class of `train` is set apart, chosen by
                 the hash of the item, so that it is the same in every run (METHOD, "Setting").
-            classes: number of classes; None for anything but classification.
+            classes: number of classes; None if the task is not a classification.
             class_names: names of the classes.
-            item_ids: what identifies each training item; by default the bytes of its image.
+            item_ids: bytes that identify each training item; by default those of its image.
         """
         if validation is None:
             train = checked_arrays(train, "train", classes)

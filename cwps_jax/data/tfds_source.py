@@ -21,7 +21,7 @@ class TfdsSource:
     """One split; see `ImageSource`.
 
     Attributes:
-        name: what a user knows it by.
+        name: its name in messages.
         classes: names of the classes.
         fingerprint: data set, version, fields that are read, and the split's files with sizes and times.
         rows: TFDS's own random access, with encoded images.
@@ -69,7 +69,7 @@ def open_split(settings: DataConfig, task: str, split: str) -> TfdsSource:
         split: such as "train", "train+validation" or "train[:90%]".
 
     Raises:
-        CwpsError: the package, the data set, the split or a field is not there, or the data set is not
+        CwpsError: the package, the data set, the split or a field does not exist, or the data set is not
             prepared for random access.
     """
     builder = _builder(settings, task)
@@ -152,7 +152,7 @@ def _builder(settings: DataConfig, task: str) -> Any:
 
 
 def _why(tfds: Any, dataset: str, config: str | None, error: Exception) -> str:
-    """Returns why TFDS has no such builder, with the nearest names of those that it has."""
+    """Returns the reason why TFDS has no such builder, with the nearest names that it has."""
     known = tfds.list_builders(with_community_datasets=False)
     if dataset not in known:
         return "not known to TensorFlow Datasets, nor prepared in the data_dir" + _near(dataset, known)
@@ -184,7 +184,7 @@ def _image_field(fields: Mapping[str, Any], where: str) -> str:
     if "image" in images:
         return "image"
     if len(images) != 1:
-        raise CwpsError(f"{where} has {len(images)} images a record, none called 'image': {_list(fields)}")
+        raise CwpsError(f"{where} has {len(images)} images per record, none called 'image': {_list(fields)}")
     return images[0]
 
 

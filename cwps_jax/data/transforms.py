@@ -1,4 +1,4 @@
-"""What is done to an image on the host: cut to its box, resized, cropped, augmented.
+"""The preparation of an image on the host: it is cut to its box, resized, cropped, and augmented.
 
 Sizes and places are torchvision's (Resize, CenterCrop, RandomCrop, RandomResizedCrop). Whole images are
 resized by Pillow; random parts and mirror images are OpenCV's, which is several times as fast.
@@ -42,11 +42,11 @@ class Transform:
     for grey ones. Boxes are shares of width and height. Results are uint8 (height, width, 3); they may share
     memory with an array that was given and are not to be written to. A JPEG that is much larger than needed
     is decoded at a half, a quarter or an eighth of its size: never below twice what it is resized to, or, for
-    a random part, below that size itself. Resizing is anti-aliased, but for random parts of less than twice
-    their new size.
+    a random part, below that size itself. Resizing is anti-aliased, except for random parts of less than
+    twice their new size.
 
-    All raise `decode.Undecodable` for bytes that are not an image and CwpsError for an array or box that
-    cannot be one.
+    All functions raise `decode.Undecodable` for bytes that are not an image, and CwpsError for an array or
+    box that cannot be one.
 
     The fields are those of `DataConfig`.
     """
@@ -69,24 +69,24 @@ class Transform:
 
     @property
     def stored_as(self) -> str:
-        """What the pixels of `stored` depend on besides the image and its box."""
+        """The settings on which the pixels of `stored` depend."""
         size = f"square {self.image_size}" if self.crop == "stretch" else f"{self.shorter_side}"
         bits = f" {self.image_bits} bits" if self.image_bits else ""
         return f"{size} {self.interpolation} {PIL.__version__}{bits}"
 
     @property
     def evaluated_as(self) -> dict[str, Any]:
-        """What evaluation does to an image, in the words of `DataConfig`."""
+        """The preparation of an image in evaluation, by keys of `DataConfig`."""
         crop = "stretch" if self.crop == "stretch" else "center"
         resize = self.image_size if crop == "stretch" else self.shorter_side
         said = {"image_size": self.image_size, "resize": resize, "crop": crop}
         return said | {"interpolation": self.interpolation, "image_bits": self.image_bits}
 
     def stored(self, image: bytes | np.ndarray, box: Box | None = None) -> np.ndarray:
-        """Returns what a cache keeps: all of the box, its shorter side at most `shorter_side`.
+        """Returns the image for a cache: the whole box, with a shorter side of at most `shorter_side`.
 
-        Smaller images keep their size. `evaluation` of it equals `evaluation` of the original to the bit, and
-        so does `training`, but for "random_resized" parts, which then have the cache's resolution.
+        Smaller images keep their size. `evaluation` and `training` of it equal those of the original to the
+        bit, except for "random_resized" parts, which then have the cache's resolution.
         """
         return self._resized(image, box, enlarge=False)
 
@@ -97,7 +97,7 @@ class Transform:
 
     @property
     def draws(self) -> int:
-        """How many numbers in [0, 1) `training` takes; an option that is switched on takes no other's."""
+        """The count of numbers in [0, 1) that `training` takes; each option has its own numbers."""
         return 4 * TRIES + 9 + 2 * self.randaugment_layers
 
     def training(self, image: bytes | np.ndarray, box: Box | None, draws: np.ndarray) -> np.ndarray:
@@ -163,7 +163,7 @@ class Transform:
 
 
 def random_part(width: int, height: int, areas: tuple[float, ...], draws: np.ndarray) -> Part:
-    """Returns RandomResizedCrop's part of an image, or its middle where no try fits.
+    """Returns RandomResizedCrop's part of an image, or its middle if no try fits.
 
     Args:
         width, height: of the image.

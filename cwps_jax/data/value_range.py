@@ -1,4 +1,4 @@
-"""Whether decoded pixels have values that a model can tell apart."""
+"""Checks that decoded pixels have different values."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from cwps_jax.errors import CwpsError
 
 
 def check_values(values: np.ndarray, others: Sequence[np.ndarray], image_bits: int, task: str) -> None:
-    """Raises CwpsError where images decode to one value, or it is not known what is white in them.
+    """Raises CwpsError if images decode to one value, or if the value of white in them is not known.
 
     Args:
-        values: of the training images, see `Scan`.
-        others: of the other splits' images.
+        values: values of the training images, see `Scan`.
+        others: values of the other splits' images.
         image_bits: `DataConfig.image_bits`.
         task: the task's name.
     """
@@ -23,7 +23,7 @@ def check_values(values: np.ndarray, others: Sequence[np.ndarray], image_bits: i
     if in_training >= 0 and needed < 16 and not image_bits:
         raise CwpsError(
             f"{task}: its 16-bit images have values up to {in_training:,} only: set "
-            f"config.image_bits={needed} to make that white, or 16 where they are meant to be dark"
+            f"config.image_bits={needed} to make that white, or 16 if they are meant to be dark"
         )
     if highest >= 2**bits:
         raise CwpsError(

@@ -1,7 +1,7 @@
 """Sharing methods, by name: each a frozen dataclass of its settings, on the protocol in `methods.method`.
 
-`register` adds one of your own, from outside of the package: main's config, pool, results and pictures then
-know it as they know these.
+`register` adds a method of your own; main's config, the pool, results and pictures then know it like the
+others.
 """
 
 import dataclasses
@@ -36,22 +36,22 @@ def register(method: type[Method]) -> type[Method]:
     """Makes a method known by its name; usable as a decorator.
 
     Raises:
-        CwpsError: no name, or one that another method has.
+        CwpsError: it has no name, or that of another method.
     """
     if not method.name or METHODS.setdefault(method.name, method) is not method:
-        raise CwpsError(f"a method cannot be called {method.name!r}: give it a name that no other has")
+        raise CwpsError(f"a method cannot be called {method.name!r}: give it another name")
     return method
 
 
 def find(name: str) -> type[Method]:
-    """Returns the method of that name. Raises CwpsError for one that is not known."""
+    """Returns the method of that name. Raises CwpsError for an unknown name."""
     if name not in METHODS:
         raise CwpsError(f"method {name!r} is not known; choose one of {', '.join(METHODS)}")
     return METHODS[name]
 
 
 def resolve(method: Any) -> Method:
-    """Returns the method that a `TrainConfig` asks for, by its name or with settings of its own.
+    """Returns the method of a `TrainConfig`, which names it or gives it with its settings.
 
     Raises:
         CwpsError: it is neither.
@@ -64,10 +64,10 @@ def resolve(method: Any) -> Method:
 
 
 def with_settings(name: str, settings: Mapping[str, Any]) -> Method:
-    """Returns the method of that name with settings from plain values, as a config or a pool has them.
+    """Returns the method of that name with settings from plain values, such as those of a config or a pool.
 
     Raises:
-        CwpsError: a method or a setting that is not known, or a value that cannot be.
+        CwpsError: an unknown method or setting, or a value that is not allowed.
     """
     method = find(name)
     known = [field.name for field in dataclasses.fields(method)]

@@ -18,7 +18,7 @@ from cwps_jax.settings.checks import at_least
 
 @dataclasses.dataclass(frozen=True)
 class Adapter(Parts):
-    """y = conv(x) + A x, with the task's own norms; A is the middle of the kernel, so nothing is added.
+    """y = conv(x) + A x, with the task's own norms; A is added to the middle of the kernel.
 
     The middle tap of a padded convolution of odd size is a 1 x 1 convolution with its stride. A starts at
     0. Published settings (srebuffi/residual_adapters): SGD with momentum 0.9, rate 0.1 that falls to a

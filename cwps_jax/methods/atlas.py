@@ -38,16 +38,16 @@ from cwps_jax.settings.checks import at_least, within
 class Atlas(Method):
     """W = P + sum over stored tasks k of c[k, leaf] (W_k - P), for each leaf of the backbone; c starts at 0.
 
-    For few images: one coefficient a leaf and task is all that is trained, beside the head. There is no
-    zero-shot head here as CLIP has: a first stage fits it to the frozen features (a linear probe), then it
-    goes on at the config's rate. With no task stored yet, that is all. Published settings (fredzzhang/atlas):
-    AdamW at 0.1 with weight decay 0.1 and gradients clipped at 1, on a cosine, 10 epochs. Norm statistics are
-    the task's own.
+    It is for few images, because only one coefficient for each leaf and task is trained, and the head. There
+    is no zero-shot head as in CLIP: a first stage trains it on the frozen features (a linear probe), and the
+    second goes on at the config's rate. If no task is stored yet, only the head is trained. Published
+    settings (fredzzhang/atlas): AdamW at 0.1 with weight decay 0.1 and gradients clipped at 1, on a cosine,
+    10 epochs. Norm statistics are the task's own.
 
-    Without labels, at test time, the head is a stored task's and stays, and an image's label is what the
-    network itself says of it, where it is sure. The public objective (UFM) has this from a weakly augmented
-    view and trains on a strong one, and trusts the first answer for the surest images of each class; here
-    one view is both, and none is trusted from the start.
+    Without labels, at test time, the head is that of a stored task and is not trained, and an image's label
+    is the network's own answer, if its probability is high enough. The public objective (UFM) takes the
+    answer from a weakly augmented view and trains on a strong one, and trusts the first answer for the surest
+    images of each class; here one view is both, and no image is trusted from the start.
 
     Attributes:
         head_share: share of the epochs in which only the head is trained.
@@ -56,7 +56,7 @@ class Atlas(Method):
         tasks: patterns over names of the stored tasks that are combined.
         head_from: the stored task, with the same classes, whose head is kept; needed without labels.
         labels: whether labels are used.
-        confidence: probability that an answer needs to count as a label, where labels are not used.
+        confidence: least probability of an answer that counts as a label, if labels are not used.
     """
 
     name: ClassVar[str] = "atlas"
@@ -81,7 +81,7 @@ class Atlas(Method):
 
     def check(self, network: Network, training: TrainConfig) -> None:
         if training.epochs < 2:
-            raise CwpsError(f"config.epochs = {training.epochs}: atlas needs at least 2, one a stage")
+            raise CwpsError(f"config.epochs = {training.epochs}: atlas needs at least 2, one per stage")
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
         combined = network.remembered("atlas", lambda: _rule(network))
@@ -151,7 +151,7 @@ def _rule(network: Network) -> Rule:
 
 
 def _changes(layout: Layout, pretrained: Flat, models: list[Mapping[str, Any]]) -> Flat:
-    """Returns {path: (tasks, ...)}, how each stored model differs from the pre-trained one."""
+    """Returns {path: (tasks, ...)}, the difference of each stored model from the pre-trained one."""
     return {
         path: np.array([np.asarray(model[path]) - pretrained[path] for model in models], np.float32).reshape(
             len(models), *shape

@@ -26,10 +26,10 @@ START, THRESHOLD = 1e-2, 5e-3  # Piggyback's, from which the method comes; BA2's
 class Ba2(Parts):
     """Input channels of the frozen layers are switched off for a task, within a budget; norms are its own.
 
-    Where cwps takes a channel from a parent, BA2 turns it to zero. The share of open switches, weighted by
-    the weights behind them, is held at `budget` by a multiplier of the loss's second term, steered as
-    lambda is in cwps; what is above it at the end is closed, lowest scores first. Of the paper only the
-    abstract could be read: scores, threshold and optimizer are Piggyback's.
+    A closed channel is zero here, and the parent's in cwps. The share of open switches, weighted by the
+    number of weights behind them, is held at `budget` by a multiplier of the loss's second term, steered like
+    lambda in cwps. If it is still above the budget at the end, switches with the lowest scores are closed.
+    Only the paper's abstract could be read, so scores, threshold and optimizer are Piggyback's.
 
     Attributes:
         budget: largest share of open switches, in (0, 1].
@@ -102,7 +102,7 @@ class Ba2(Parts):
 
 
 def _cost(layer: Layer) -> int:
-    """Returns the weights behind one of a layer's switches."""
+    """Returns the number of weights behind one of a layer's switches."""
     return math.prod(layer.shapes[0]) // layer.shapes[0][-2]
 
 

@@ -1,4 +1,4 @@
-"""BitFit (Ben Zaken et al. 2022): biases and head alone."""
+"""BitFit (Ben Zaken et al. 2022): only biases and the head are trained."""
 
 import dataclasses
 from typing import ClassVar

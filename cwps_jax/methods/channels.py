@@ -1,4 +1,4 @@
-"""How the pool holds a network of shared channels: its own rows, and who stores each of the others.
+"""The stored form of a network of shared channels: its own rows, and the owner of each other channel.
 
 ::
 
@@ -30,7 +30,7 @@ Ownership = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def store_finished(finished: Finished) -> Stored:
-    """Returns what is stored of a task whose last rule gave hard gates."""
+    """Returns the stored form of a task whose last rule gave hard gates."""
     moment = finished.moment
     sources = moment.found.get("sources", {})
     stored = store_channels(
@@ -47,7 +47,7 @@ def store_channels(
     sources: Mapping[str, Source],
     models: StoredModels,
 ) -> Stored:
-    """Returns what is stored of a network of shared channels.
+    """Returns the stored form of a network of shared channels.
 
     Args:
         layout: the backbone's layout.
@@ -56,7 +56,7 @@ def store_channels(
         gates: nested dict of hard gates; open channels are stored.
         sources: {path of a kernel: where the closed channels came from}; a layer that is missing took them
             from the pre-trained model at the same index.
-        models: those that `sources` counts.
+        models: the models to which `sources` refers.
     """
     flat_gates, leaves = (
         {path: np.asarray(leaf) for path, leaf in flatten(tree).items()} for tree in (gates, params)
@@ -79,7 +79,7 @@ def store_channels(
 
 
 def parent_rows(layer: Layer, source: Source | None, models: StoredModels) -> tuple[np.ndarray, np.ndarray]:
-    """Returns who stores each channel of a layer's parent, int64 (channels,), and its row there."""
+    """Returns the owner of each channel of a layer's parent, int64 (channels,), and its row there."""
     if source is None:
         return np.zeros(layer.channels, np.int64), np.arange(layer.channels, dtype=np.int64)
     where = np.asarray(source.model), np.asarray(source.channel)
@@ -91,7 +91,7 @@ def ownership(layout: Layout, own: Mapping[str, np.ndarray], identity: int) -> O
 
     Args:
         layout: the backbone's layout.
-        own: {path: array} of what is stored, without the rows.
+        own: {path: array}, the stored arrays without the rows.
         identity: number of the version itself.
     """
     found = {}
@@ -110,7 +110,7 @@ def opened(layer: Layer, own: Mapping[str, Any]) -> np.ndarray:
 
 
 def gates_of(layout: Layout, own: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the hard gates of what is stored, a nested dict of boolean arrays."""
+    """Returns the hard gates of a stored task, a nested dict of boolean arrays."""
     return unflatten(
         {
             layer.path: unpack_bits(own[f"masks/{layer.path}"], layer.channels).reshape(layer.gate_shape)
@@ -128,7 +128,7 @@ def restore_channels(view: Restoring) -> dict[str, Any]:
 
 
 def pack_bits(mask: np.ndarray) -> np.ndarray:
-    """Returns a mask as bits, uint8; one number, without axes, where all of it is the same."""
+    """Returns a mask as bits, uint8; one number, without axes, if all of it is the same."""
     flat = np.ravel(np.asarray(mask, bool))
     if flat.size and (flat.all() or not flat.any()):
         return np.asarray(flat[0], np.uint8)

@@ -50,23 +50,25 @@ class Cwps(Method):
 
     Attributes:
         granularity: the unit of one gate: a "channel", a "layer", or a "weight", which no later task borrows.
-        selection: how channels are chosen: "learned" in a soft stage, or by how far they "moved" in warm-up
-            for their price. "moved" has no soft stage: the hard stage has its epochs.
-        lambda_: weight of the sparsity penalty, in [0, 1], where there is no budget.
-        budget_rate: how fast lambda's base follows the budget, per unit of excess over the whole soft stage.
+        selection: "learned" chooses channels in a soft stage; "moved" opens those that the warm-up moved
+            most. "moved" divides the distance by the channel's price. It has no soft stage; the hard stage
+            has its epochs.
+        lambda_: weight of the sparsity penalty, in [0, 1], if there is no budget.
+        budget_rate: change of lambda's base per unit of excess over the budget, over the whole soft stage.
         budget_gain: lambda per unit of excess over the budget.
         estimator: how scores become gates: "annealed" sigmoid or "straight_through" threshold.
         compensate: whether the annealed gates' derivative is HAT's compensated one.
         max_temperature: s_max of the annealed gates.
-        score_optimizer: "sgd", or "adam", which does not depend on how many channels there are.
+        score_optimizer: "sgd", or "adam", whose steps do not depend on the number of channels.
         score_learning_rate: peak learning rate of the scores.
         warm_up_share: share of the epochs for the warm-up.
         hard_share: share of the epochs for the hard stage; the soft stage has the rest.
         stage_rates: factors of the learning rate in the warm-up, soft and hard stage.
-        search_distance: how rows are compared; see `search.composite.Search`.
-        search_granularity: what takes one source: a channel, a layer or the model; see `Search`.
-        search_candidates: which rows a channel may take; see `Search`.
-        search_z: how far above chance agreement "change" has to be.
+        search_distance: the distance between channels: "change", "l2" or "cosine"; see `cwps_jax.Search`.
+        search_granularity: the unit that has one source: "channel", "layer" or "model"; see
+            `cwps_jax.Search`.
+        search_candidates: the channels that may be taken: "aligned", "any", "random" or "pretrained".
+        search_z: how many standard deviations above chance the agreement of "change" has to be.
     """
 
     name: ClassVar[str] = "cwps"
@@ -120,7 +122,7 @@ class Cwps(Method):
         check_rounded(network, training)
         budgets.check_budget(prices(network, training), training.channel_budget)
         if training.epochs < 3:
-            raise CwpsError(f"config.epochs = {training.epochs}: cwps needs at least 3, one a stage")
+            raise CwpsError(f"config.epochs = {training.epochs}: cwps needs at least 3, one per stage")
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
         # Each stage has an epoch, and all of them together have no more than fine-tuning.
@@ -159,7 +161,7 @@ class Cwps(Method):
     def hard_stage(
         self, epochs: int, groups: dict[str, Group], network: Network, cost: budgets.Prices
     ) -> Stage:
-        """Returns the last stage, in which the gates stand and the open channels alone are parameters."""
+        """Returns the last stage, in which the gates are fixed and only the open channels are parameters."""
         by_weight = self.granularity == "weight"
         rule = dense_rule(network) if by_weight else compact_rule(network, cost)
         stage = Stage("hard", epochs, self._harden, rule, groups, reestimates_norms=True)
@@ -178,7 +180,7 @@ class Cwps(Method):
         return channels.restore_channels(view)
 
     def penalty(self, gates: Tree, scores: Tree, child: Tree) -> jax.Array:
-        """Returns what is added to the loss, times lambda: METHOD's sparsity."""
+        """Returns the penalty, which is added to the loss times lambda: METHOD's sparsity."""
         return core_masks.sparsity(gates, child)
 
     def _soft(self, network: Network, cost: budgets.Prices) -> Rule:
@@ -238,12 +240,12 @@ class Cwps(Method):
 
 
 def prices(network: Network, training: TrainConfig, models: StoredModels | None = None) -> budgets.Prices:
-    """Returns what channels cost: bytes where the config has a budget of these, else parameters.
+    """Returns the prices of channels: bytes if the config has a budget of bytes, otherwise parameters.
 
     Args:
         network: the backbone.
         training: the task's config.
-        models: whose channels may be borrowed; by default few of them.
+        models: the models whose channels may be borrowed; by default few of them.
     """
     layout = network.layout
     if not training.byte_budget or training.row_bits == BY_BUDGET:
@@ -276,14 +278,14 @@ def dense_rule(network: Network) -> Rule:
 
 
 def active_channels(effective: Effective, own: Tree, frozen: Tree) -> contextlib.AbstractContextManager[None]:
-    """The context in which a packed child's layers take the weight gradients of its channels alone."""
+    """The context in which a packed child's layers compute only the weight gradients of its channels."""
     return active_gradients(
         effective.params, own["params"], frozen["parent"], frozen["gates"], frozen["placed"]
     )
 
 
 def _caster(network: Network):
-    """Returns what gives the frozen tree with the parent in the types that the model casts it to.
+    """Returns a function that casts the parent of the frozen tree to the types that the model uses.
 
     Selection commutes with a cast, so that the stage computes the same to the bit from half the bytes.
     """

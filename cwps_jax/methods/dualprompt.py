@@ -20,17 +20,17 @@ from cwps_jax.settings.checks import at_least
 
 @dataclasses.dataclass(frozen=True)
 class DualPrompt(Prompting):
-    """Further keys and values in chosen attentions of a frozen ViT (prefix tuning).
+    """Additional keys and values in chosen attentions of a frozen ViT (prefix tuning).
 
-    A task is known here, and so it has an E-prompt of its own and needs no key to be found by; the
-    G-prompt, which the class-incremental form shares over all tasks, is the task's own too, since nothing
-    stored may change. Published settings (google-research/l2p, CIFAR-100): G-prompt of length 5 in blocks 0
-    and 1, E-prompt of length 5 in blocks 2 to 4, Adam with a constant rate of 0.03 for a batch of 256, 5
-    epochs, a batch of 24 on each device.
+    The task is known here, so it has an E-prompt of its own, and no key is needed to find it. The G-prompt,
+    which all tasks of the class-incremental form share, is also the task's own, because nothing stored may
+    change. Published settings (google-research/l2p, CIFAR-100): G-prompt of length 5 in blocks 0 and 1,
+    E-prompt of length 5 in blocks 2 to 4, Adam with a constant rate of 0.03 for a batch of 256, 5 epochs, a
+    batch of 24 on each device.
 
     Attributes:
         general_blocks: indices of the attentions that get the G-prompt; those that do not exist are left out.
-        expert_blocks: indices of the attentions that get the E-prompt; likewise.
+        expert_blocks: indices of the attentions that get the E-prompt; those that do not exist are left out.
         general_length: number of keys and values in each G-prompt.
         expert_length: number of keys and values in each E-prompt.
         learning_rate: learning rate of the prompts for a batch of 256; in proportion to the batch.

@@ -14,7 +14,7 @@ from cwps_jax.settings import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Finetune(Method):
-    """One stage over all epochs, whose step is the one that cwps warms up with."""
+    """One stage over all epochs, with the step of cwps's warm-up."""
 
     name: ClassVar[str] = "finetune"
 

@@ -1,4 +1,4 @@
-"""The head first: a task's first epochs train its new head alone, so that a random one moves no features.
+"""The head first: a task's first epochs train only its new head, so that a random head moves no features.
 
 Linear probing, then fine-tuning (Kumar et al. 2022, arXiv 2202.10054), in front of any method's own stages.
 """
@@ -18,7 +18,7 @@ def stages_of(method: Method, network: Network, training: TrainConfig) -> tuple[
     """Returns a method's stages, after one of the head alone for `config.head_share` of the epochs.
 
     Raises:
-        CwpsError: the method adds to the model, so that there is no plain one to train a head on.
+        CwpsError: the method changes the model, so there is no plain model for which to train a head.
     """
     epochs = round(training.epochs * training.head_share)
     if not epochs:
@@ -42,7 +42,7 @@ def _begin(moment: Moment) -> Begun:
 
 
 def _with_head(own: Tree, frozen: Tree, clock: Clock) -> Effective:
-    """The rule of the head's stage: all else is the pre-trained model's."""
+    """The rule of the head's stage: everything else is the pre-trained model's."""
     return Effective(unite(frozen["pretrained"], own["params"]))
 
 

@@ -20,13 +20,14 @@ from cwps_jax.settings.checks import at_least
 
 @dataclasses.dataclass(frozen=True)
 class L2P(Prompting):
-    """Prompts before the first block of a frozen ViT; see `methods.prompts.Prompted` for how they are chosen.
+    """Prompts before the first block of a frozen ViT; `methods.prompts.Prompted` says how they are chosen.
 
-    A task has a pool of prompts of its own, since nothing stored may change; the class-incremental form
-    shares one. Each image is answered by its own nearest keys: the public code takes a vote over the batch,
-    which leaks the task. Published settings (google-research/l2p, CIFAR-100): 10 prompts of length 10, the
-    4 nearest, Adam with a constant rate of 0.03 for a batch of 256, 5 epochs, a batch of 16 on each device.
-    The head reads the mean of the prompts' outputs, here taken before the last norm instead of behind it.
+    A task has a pool of prompts of its own, because nothing stored may change; all tasks of the
+    class-incremental form share one. Each image has its own nearest keys; in the public code the images of a
+    batch vote, which leaks the task. Published settings (google-research/l2p, CIFAR-100): 10 prompts of
+    length 10, the 4 nearest, Adam with a constant rate of 0.03 for a batch of 256, 5 epochs, a batch of 16 on
+    each device. The head reads the mean of the prompts' outputs, which is taken before the last norm here and
+    after it there.
 
     Attributes:
         prompts: number of prompts.
@@ -77,5 +78,5 @@ class L2P(Prompting):
 
 
 def _width(params: Tree, network: Network) -> int:
-    """Returns the features of a token: what the first attention reads."""
+    """Returns the number of features of a token, the input of the first attention."""
     return flatten(params)[f"{next(iter(network.attentions))}/query/kernel"].shape[0]

@@ -26,9 +26,9 @@ class Lora(Parts):
     """A low-rank change of each kernel, merged into it: no activation is computed twice.
 
     A is (fan-in, rank), uniform in +-1 / sqrt(fan-in); B is (rank, channels) and starts at 0. For a
-    convolution that is PEFT's: A is a convolution to `rank` channels and B a 1 x 1 one behind it. Rank and
-    alpha are PEFT's defaults; the rest of the network is frozen but for norm statistics, which are the
-    task's own and stored, and the head.
+    convolution this is PEFT's form: A is a convolution to `rank` channels and B a 1 x 1 convolution after it.
+    Rank and alpha are PEFT's defaults. The rest of the network is frozen, except for the head and the norm
+    statistics, which are the task's own and stored.
 
     Attributes:
         rank: r, the rank of each change.

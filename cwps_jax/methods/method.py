@@ -1,8 +1,8 @@
-"""The protocol that every sharing method keeps: one trainer, one pool and one accounting serve them all.
+"""The protocol of every sharing method, so that one trainer, one pool and one accounting serve them all.
 
-A method is a frozen dataclass: its fields are its settings, its functions are what it does. A task's *own
-tree* is what its training moves, {collection: nested dict of arrays}, such as {"params": ..., "masks": ...};
-the *frozen tree* is what the rule reads beside it. A *rule* computes the backbone's parameters from both.
+A method is a frozen dataclass whose fields are its settings. A task's *own tree* holds the trained arrays,
+{collection: nested dict of arrays}, such as {"params": ..., "masks": ...}; the *frozen tree* holds the other
+arrays that the rule reads. A *rule* computes the backbone's parameters from both.
 """
 
 import abc
@@ -26,7 +26,7 @@ from cwps_jax.settings.checks import check_types
 
 
 class Clock(NamedTuple):
-    """Where in its epoch a step is, traced: its number from 0, and how many there are."""
+    """The place of a step in its epoch, traced: its number from 0, and the number of steps."""
 
     batch: jax.Array
     batches: jax.Array
@@ -35,14 +35,14 @@ class Clock(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Effective:
-    """What a rule computes.
+    """The result of a rule.
 
     Attributes:
         params: nested dict, the plain backbone's parameters.
-        added: {collection: tree}, further collections that the model of `Method.wrap` reads.
-        gates: nested dict, the gates behind `params`: a closed channel is held; None holds nothing.
-        kept: float32, the share of the backbone that the task would keep now (params_ratio); None for all.
-        penalty: float32, what is added to the loss, times lambda; None for nothing.
+        added: {collection: tree}, additional collections that the model of `Method.wrap` reads.
+        gates: nested dict, the gates behind `params`; closed channels are not moved. None holds nothing.
+        kept: float32 (), the share of the backbone that the task would keep now (params_ratio); None for all.
+        penalty: float32 (), added to the loss times lambda; None for no penalty.
     """
 
     params: Tree
@@ -57,11 +57,11 @@ Loss = Callable[[Any, Mapping[str, jax.Array]], jax.Array]
 
 
 class Group(NamedTuple):
-    """How one collection of the own tree is trained.
+    """The training of one collection of a task's own tree.
 
     Attributes:
-        optimizer: without a learning rate; its `update` may take `gates=`. Equal settings should give the
-            same object, so that tasks share a compiled step.
+        optimizer: an optimizer without a learning rate; its `update` may take `gates=`. Equal settings should
+            give the same object, so that tasks share a compiled step.
         rate: its learning rate at the schedule's peak.
     """
 
@@ -73,7 +73,7 @@ class Penalty(NamedTuple):
     """The weight of a rule's penalty, lambda.
 
     Attributes:
-        weight: lambda, where there is no budget.
+        weight: lambda, if there is no budget.
         free_epochs: epochs of the stage before it counts.
         budget: largest `Effective.kept`; below 1 it steers lambda step by step, see `core.budgets.steer`.
         budget_rate: change of lambda's base per unit of excess, over the whole stage.
@@ -89,17 +89,16 @@ class Penalty(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """Where a task's training stands when a stage begins; all arrays are on the host.
+    """The state of a task's training when a stage begins; all arrays are on the host.
 
     Attributes:
         network: the backbone.
         pool: the stored models.
         training: the task's config.
         start: {collection: tree}, the pre-trained model's variables, with the task's new head.
-        own: the own tree at the end of the stage before; empty before the first.
-        frozen: what that stage read.
-        found: what the stages so far have found out for later ones and for the pool, such as the search's
-            sources.
+        own: the task's own tree at the end of the stage before; empty before the first.
+        frozen: the frozen tree of that stage.
+        found: findings of the stages so far for later ones and for the pool, such as the search's sources.
     """
 
     network: Network
@@ -113,14 +112,14 @@ class Moment:
 
 @dataclasses.dataclass(frozen=True)
 class Begun:
-    """What a stage begins with.
+    """The trees with which a stage begins.
 
     Attributes:
-        own: what it trains, {collection: tree}.
-        frozen: what its rule reads beside it.
-        found: to be added to `Moment.found`.
-        carried: {collection: a function from a tree like the collection of before to one like the new}: these
-            keep their optimizer's moments, where they fit; the others start anew.
+        own: its trained tree, {collection: tree}.
+        frozen: the frozen tree for its rule.
+        found: findings to be added to `Moment.found`.
+        carried: {collection: a function from a tree like the earlier collection to one like the new}. These
+            collections keep their optimizer's moments, if they fit; the others start again.
     """
 
     own: Tree
@@ -135,7 +134,7 @@ def no_context(effective: Effective, own: Tree, frozen: Tree) -> contextlib.Abst
 
 
 def unchanged(given: Any, *beside: Any) -> Any:
-    """Returns what it is given first."""
+    """Returns its first argument."""
     return given
 
 
@@ -144,21 +143,22 @@ class Stage:
     """One stage of training, with one compiled step for all tasks whose static parts are equal.
 
     Attributes:
-        name: for progress and metrics.
-        epochs: how many.
-        begin: what happens before the first step.
-        rule: the own and the frozen tree to what the model is applied with; jitted, and equal for equal
+        name: its name, for progress and metrics.
+        epochs: number of epochs.
+        begin: from the `Moment` to what the stage begins with.
+        rule: from the own and the frozen tree to the arguments of the model; jitted, and equal for equal
             settings.
         groups: {collection: how it is trained}.
-        penalty: the weight of the rule's penalty; None where it has none.
+        penalty: the weight of the rule's penalty; None if it has none.
         schedule: a factor of all rates over the progress of the whole task, from 0 to 1.
         inference: whether the model runs as in evaluation: stored norm statistics, no dropout.
-        reestimates_norms: whether norm statistics are estimated anew before the first step.
-        context: from (what the rule computed, own, frozen) to a context manager around the model.
-        loss: from the task's loss to the stage's, both functions of (outputs, batch) to one value an item.
-        on_device: from the frozen tree on the host to the one that the steps read, such as in other types.
-        project: what is done to the own tree after each update.
-        seen: from own and frozen tree to the own one that rule and context see in training, such as rounded.
+        reestimates_norms: whether norm statistics are estimated again before the first step.
+        context: from (the rule's result, own, frozen) to a context manager around the model.
+        loss: from the task's loss to the stage's, both functions of (outputs, batch) to one value per item.
+        on_device: from the frozen tree on the host to the one for the steps, which may have other types.
+        project: applied to the own tree after each update.
+        seen: from own and frozen tree to the own tree for rule and context in training, such as a rounded
+            one.
     """
 
     name: str
@@ -182,9 +182,9 @@ class Finished:
     """A task after its last stage; all arrays are on the host.
 
     Attributes:
-        moment: with the last own and frozen tree and all that was found.
+        moment: the last own and frozen tree, and all findings.
         params: the plain backbone's parameters, by the last rule.
-        gates: nested dict, the last rule's gates; empty where it has none.
+        gates: nested dict, the last rule's gates; empty if it has none.
         other: the model's other collections, such as batch_stats.
     """
 
@@ -196,14 +196,14 @@ class Finished:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What the pool stores of a task.
+    """The arrays that the pool stores of a task.
 
     Attributes:
         own: nested dict: "params", leaves of the plain model that are stored as they are; "other", its other
             collections; and whatever else the method needs, such as "masks".
         rows: {path of a leaf: (rows, fan-in)}, channels that later tasks may borrow; empty for none.
-        uses: names of stored versions that the task cannot be restored without, beside the rows' owners.
-        step: the step size of `core.entropy` that training has seen.
+        uses: names of other stored versions that are needed to restore the task, besides the rows' owners.
+        step: the step size of `core.entropy` in training.
     """
 
     own: Tree
@@ -214,16 +214,16 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Restoring:
-    """What a stored task is restored from.
+    """The arrays from which a stored task is restored.
 
     Attributes:
         layout: the backbone's.
         identity: number of the version, by which its own rows are known.
-        own: {path: array}, what `Stored.own` held.
+        own: {path: array}, the content of `Stored.own`.
         pretrained: the pre-trained model's leaves, a flat dict.
-        rows: an owner's number to its stored rows.
-        uses: for each of `Stored.uses` a function that gives (its plain parameters).
-        used: for each of `Stored.uses` a function that gives what the pool stores of it, flat.
+        rows: from an owner's number to its stored rows.
+        uses: for each of `Stored.uses` a function that returns its plain parameters.
+        used: for each of `Stored.uses` a function that returns its stored arrays, a flat dict.
     """
 
     layout: Layout
@@ -250,9 +250,9 @@ class Method(abc.ABC):
     """A sharing method; its subclasses are dataclasses of their settings.
 
     Attributes:
-        name: by which configs, results and the pool know it.
-        uses_own_tasks: whether a task is restored from what is stored of earlier tasks by the same method.
-        borrows: whether it takes channels of other tasks, so that other models of these make another task.
+        name: its name in configs, results and the pool.
+        uses_own_tasks: whether a task needs the earlier tasks of the same method to be restored.
+        borrows: whether it takes channels of other tasks, so that its result depends on their models.
     """
 
     name: ClassVar[str] = ""
@@ -263,7 +263,7 @@ class Method(abc.ABC):
         check_types(self, f"config.{self.name}.")
 
     def check(self, network: Network, training: TrainConfig) -> None:
-        """Raises CwpsError where the method cannot serve this backbone or config."""
+        """Raises CwpsError if the method cannot serve this backbone or config."""
         return  # it serves all, unless a method says otherwise
 
     @abc.abstractmethod
@@ -271,16 +271,16 @@ class Method(abc.ABC):
         """Returns the stages of one task."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Returns the model that a task's variables belong to: the plain one unless the method adds to it."""
+        """Returns the model for a task's variables: the plain one unless the method changes it."""
         return model
 
     @abc.abstractmethod
     def store(self, finished: Finished) -> Stored:
-        """Returns what the pool stores of a task."""
+        """Returns the arrays that the pool stores of a task."""
 
     @abc.abstractmethod
     def restore(self, view: Restoring) -> dict[str, Any]:
-        """Returns {collection: tree} of a stored task: "params", and what `wrap`'s model reads beside it.
+        """Returns {collection: tree} of a stored task: "params", and other collections of `wrap`'s model.
 
-        It is the definition of a task's model: what is evaluated is what is stored.
+        This defines a task's model: the evaluated model is the stored one.
         """

@@ -1,4 +1,4 @@
-"""`Network`: what is known of a model, for all of its tasks."""
+"""`Network`: a model and its properties, for all of its tasks."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Network:
-    """A model and what can be asked of it; costly answers are remembered.
+    """A model and its properties; those that take long to compute are kept.
 
     Attributes:
         model: a Linen model with its head.
@@ -40,13 +40,13 @@ class Network:
         self._capacities: list[Capacity] = []
 
     def remembered(self, key: Any, make: Callable[[], T]) -> T:
-        """Returns what `make` gave when it was first called for this key."""
+        """Returns the result of `make`, which is called once for each key."""
         if key not in self._remembered:
             self._remembered[key] = make()
         return self._remembered[key]
 
     def capacity(self, gates: Tree) -> Capacity:
-        """Returns the room for open channels, the same for as many tasks as may share a compiled step.
+        """Returns the array sizes for open channels, the same for all tasks that can share a compiled step.
 
         Args:
             gates: nested dict of hard gates, on the host.
@@ -56,14 +56,14 @@ class Network:
         return capacity
 
     def know_capacity(self, capacity: Capacity) -> None:
-        """Remembers the room of a task, such as of one that was learned before the process began."""
+        """Keeps the array sizes of a task, such as of one that was learned before the process began."""
         if capacity not in self._capacities:
             self._capacities.append(capacity)
 
     def begin_run(self) -> None:
-        """Forgets the rooms of earlier tasks, so that what comes now does not depend on what came before.
+        """Forgets the array sizes of earlier tasks, so that later results do not depend on them.
 
-        Another room adds in another order, which is another result in its last bits.
+        With other sizes, sums are taken in another order, which changes the last bits of a result.
         """
         self._capacities.clear()
 
@@ -94,7 +94,7 @@ class Network:
 
     @functools.cached_property
     def statistics(self) -> tuple[int, ...]:
-        """How many numbers each leaf of the model's other collections has, such as norm statistics."""
+        """{path: number of elements} of the model's other collections, such as norm statistics."""
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
         begin = lambda images: self.model.init(keys, images, **mode(self.model, train=False))
         shapes = jax.eval_shape(begin, self.example)

@@ -1,4 +1,4 @@
-"""Norms and head alone: scales, shifts and statistics of every norm are the task's own."""
+"""Norms and head: scales, shifts and statistics of every norm are the task's own."""
 
 import dataclasses
 from typing import ClassVar
@@ -9,7 +9,7 @@ from cwps_jax.methods.parts import Parts, norm_leaves
 
 @dataclasses.dataclass(frozen=True)
 class NormOnly(Parts):
-    """Trains and stores 2 numbers a channel of each norm, its statistics, and the head."""
+    """Trains and stores 2 numbers per channel of each norm, its statistics, and the head."""
 
     name: ClassVar[str] = "norm_only"
 

@@ -1,6 +1,6 @@
 """Optimizers without their learning rates, and updates that never move a channel the task does not own.
 
-What is equal is made once: the trainer tells compiled steps apart by the very transformations.
+Equal optimizers are the same object, because the trainer distinguishes compiled steps by it.
 """
 
 import functools
@@ -38,12 +38,12 @@ def adam(b2: float = 0.999, weight_decay: float = 0.0, clip: float = 0.0) -> opt
 def by_config(training: TrainConfig, network: Network) -> optax.GradientTransformationExtraArgs:
     """Returns the config's optimizer of a model's own leaves, whose rate is `training.peak`.
 
-    Its `update` takes `gates=`. Weight decay acts on the kernels of layers and head alone, times the gate of
-    each channel; that of a given optax transformation acts as it says.
+    Its `update` takes `gates=`. Weight decay acts only on the kernels of layers and head, times the gate of
+    each channel; a given optax transformation has its own weight decay.
 
     Args:
         training: the task's config.
-        network: the backbone, which says what a kernel is and how deep it is.
+        network: the backbone, which knows its kernels and their depths.
     """
     depths = network.depths if training.layer_decay < 1 else {}
     settings = (training.optimizer, training.momentum, training.weight_decay, training.layer_decay)
@@ -55,7 +55,7 @@ def by_config(training: TrainConfig, network: Network) -> optax.GradientTransfor
 def child_optimizer(
     config: TrainConfig, layout: Layout, depths: Mapping[str, int] | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns what `by_config` does, made anew.
+    """Returns a new optimizer like that of `by_config`.
 
     Args:
         config: the task's config.

@@ -37,13 +37,13 @@ from cwps_jax.settings.checks import at_least, within
 class PackNet(Method):
     """One shared network in which every weight of a kernel has one owner, or is free and zero.
 
-    A task trains the free weights from zero, with those of all earlier owners frozen; frees the smallest of
-    its own again, layer by layer; and trains the rest once more. Biases and norms stay the pre-trained
-    model's. Published settings (arunmallya/packnet): half of the pre-trained weights are freed first, then
-    0.75 of each task's; 20 epochs of SGD with momentum at 0.001, a tenth of that after 10, and 10 more
-    epochs at the lower rate; no weight decay. Differences: the pre-trained model is not trained again after
-    its pruning, since its data are gone; the public code keeps the epoch that is best on the test set, ours
-    the last one; the head follows the config's own optimizer, on the same schedule.
+    A task trains the free weights from zero, with those of all earlier owners frozen. Then it frees the
+    smallest of its own weights again, layer by layer, and trains the others once more. Biases and norms stay
+    the pre-trained model's. Published settings (arunmallya/packnet): half of the pre-trained weights are
+    freed first, then 0.75 of each task's; 20 epochs of SGD with momentum at 0.001, a tenth of that after 10,
+    and 10 more epochs at the lower rate; no weight decay. Differences: the pre-trained model is not trained
+    again after its pruning, because its data are gone. The public code keeps the epoch that is best on the
+    test set, ours keeps the last one. The head follows the config's own optimizer, on the same schedule.
 
     Attributes:
         free_share: share of each kernel's pre-trained weights that is freed before the first task; the same
@@ -68,7 +68,7 @@ class PackNet(Method):
 
     def check(self, network: Network, training: TrainConfig) -> None:
         if training.epochs < 2:
-            raise CwpsError(f"config.epochs = {training.epochs}: packnet needs at least 2, one a stage")
+            raise CwpsError(f"config.epochs = {training.epochs}: packnet needs at least 2, one per stage")
 
     def stages(self, network: Network, training: TrainConfig) -> tuple[Stage, ...]:
         again = min(max(1, round(self.retrain_share * training.epochs)), training.epochs - 1)
@@ -103,7 +103,7 @@ class PackNet(Method):
         return {"params": unflatten({**view.backbone, **kernels, **view.under("params")})}
 
     def _pruned(self, layout: Layout, pretrained: Mapping[str, np.ndarray]) -> tuple[Flat, Flat]:
-        """Returns the pre-trained kernels with their smallest weights at zero, and which these are."""
+        """Returns the pre-trained kernels with their smallest weights at zero, and the places of these."""
         kernels, free = {}, {}
         for layer in layout.layers:
             kernel = np.array(pretrained[layer.path])
@@ -124,7 +124,7 @@ class PackNet(Method):
                 )
             _place(kernels, free, stored)
         if not _count(free):
-            raise CwpsError("packnet: no weight of this backbone is free any more; begin another pool")
+            raise CwpsError("packnet: no weight of this backbone is free any longer; begin another pool")
         head = {path: start[path] for path in layout.head_paths}
         rest = {path: leaf for path, leaf in start.items() if path not in head}
         zeros = {path: np.zeros_like(kernel) for path, kernel in kernels.items()}
@@ -161,7 +161,7 @@ def _count(masks: Flat) -> int:
 
 
 def _place(kernels: Flat, free: Flat, stored: Mapping[str, np.ndarray]) -> None:
-    """Gives a stored task its weights, which are then free no more; in place."""
+    """Puts a stored task's weights in their places, which are then no longer free; in place."""
     for path, mask in free.items():
         places = np.flatnonzero(mask)[unpack_bits(stored[f"masks/{path}"], int(mask.sum()))]
         kernels[path].ravel()[places] = stored[f"weights/{path}"]
@@ -169,7 +169,7 @@ def _place(kernels: Flat, free: Flat, stored: Mapping[str, np.ndarray]) -> None:
 
 
 def _smallest(values: np.ndarray, among: np.ndarray, share: float) -> np.ndarray:
-    """Returns which of some values are the smallest, a share of them, by their absolute values."""
+    """Returns the places of a share of some values, the smallest by their absolute values."""
     places = np.flatnonzero(among)
     order = np.argsort(np.abs(values.ravel()[places]), kind="stable")
     found = np.zeros(values.size, bool)

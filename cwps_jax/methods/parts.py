@@ -1,7 +1,7 @@
 """Methods of one stage that train part of a network, or numbers from which its leaves are computed.
 
-Most compared methods are such: a bias, a norm, a low-rank change, a mask. What is stored of a task is what it
-trained; its network is computed from that and the pre-trained model, by one function for training and for
+Most compared methods are of this kind: a bias, a norm, a low-rank change, a mask. A task stores the trained
+arrays. Its network is computed from these and the pre-trained model, by one function for training and for
 restoring.
 """
 
@@ -42,7 +42,7 @@ class Parts(Method):
     """A method of one stage that starts from the pre-trained model.
 
     Attributes:
-        schedule: of all learning rates.
+        schedule: the schedule of all learning rates.
         inference: whether the model runs as in evaluation in training, too: norms keep the pre-trained
             model's statistics.
     """
@@ -51,15 +51,15 @@ class Parts(Method):
     inference: ClassVar[bool] = False
 
     def trained(self, layout: Layout) -> tuple[str, ...]:
-        """Returns the paths of the backbone's own leaves that are trained as they are; the head always is."""
+        """Returns the paths of the backbone's own leaves that are trained directly; the head always is."""
         return ()
 
     def added(self, moment: Moment) -> Tree:
-        """Returns the other collections of the own tree at their start."""
+        """Returns the other trained collections at their start."""
         return {}
 
     def groups(self, network: Network, training: TrainConfig) -> Mapping[str, Group]:
-        """Returns how the other collections are trained."""
+        """Returns the training of the other collections."""
         return {}
 
     def changed(self, layout: Layout, own: Tree, pretrained: Flat) -> Flat:
@@ -67,13 +67,13 @@ class Parts(Method):
 
         Args:
             layout: the backbone's.
-            own: the own tree; as it is restored, see `unpacked`.
+            own: the trained tree, or the restored one, see `unpacked`.
             pretrained: {path: leaf} of the pre-trained backbone.
         """
         return {}
 
     def penalised(self, own: Tree, network: Network) -> dict[str, Any]:
-        """Returns `kept` of `Effective`, and `penalty` where there is one."""
+        """Returns `kept` of `Effective`, and `penalty` if there is one."""
         kept = sum(leaf.size for leaf in jax.tree.leaves(own)) - network.layout.head_parameters
         return {"kept": jnp.float32(kept / network.layout.backbone_parameters)}
 
@@ -82,11 +82,11 @@ class Parts(Method):
         return None
 
     def packed(self, layout: Layout, own: Tree) -> Tree:
-        """Returns the other collections of the own tree in the form in which they are stored."""
+        """Returns the other trained collections in the form in which they are stored."""
         return own
 
     def unpacked(self, view: Restoring) -> Tree:
-        """Returns the other collections from what is stored, as `changed` takes them."""
+        """Returns the other collections from the stored arrays, in the form for `changed`."""
         names = dict.fromkeys(path.partition("/")[0] for path in view.own)
         return {name: unflatten(view.under(name)) for name in names if name not in ("params", "other")}
 

@@ -29,8 +29,8 @@ class Piggyback(Parts):
 
     Scores start at 0.01. Published: Adam at 1e-4 that falls to a tenth at half of the steps, for scores and
     for the classifier; here the head follows the config's own optimizer and rate, on the same schedule. The
-    public code keeps the epoch that is best on the test set, ours the last one. A mask belongs to the very
-    weights that it was learned on: the pool never changes these.
+    public code keeps the epoch that is best on the test set, ours the last one. A mask belongs to the weights
+    with which it was learned; the pool never changes these.
 
     Attributes:
         ternary: whether m is -1 where a score is below 0, with 2 bits per weight instead of 1.

@@ -14,10 +14,10 @@ class Pooled:
     """The models that exist so far, as a stage may see them.
 
     Attributes:
-        models: those that others can take channels from, oldest first and the pre-trained one at 0.
-        names: their names, as the pool knows them.
+        models: the models from which others can take channels, oldest first and the pre-trained one at 0.
+        names: their names in the pool.
         tasks: {name: a function that gives the task's plain parameters}, of every stored task.
-        stored: {name: a function that gives what the pool stores of it, flat}, of this method's versions.
+        stored: {name: a function that returns the stored arrays, a flat dict}, of this method's versions.
     """
 
     models: StoredModels

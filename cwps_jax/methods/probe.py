@@ -1,4 +1,4 @@
-"""Linear probe: the head alone is trained, on the frozen backbone's features."""
+"""Linear probe: only the head is trained, on the frozen backbone's features."""
 
 import dataclasses
 from typing import ClassVar
@@ -8,7 +8,7 @@ from cwps_jax.methods.parts import Parts
 
 @dataclasses.dataclass(frozen=True)
 class Probe(Parts):
-    """One stage over all epochs, with norms as the pre-trained model's; a task stores its head alone."""
+    """One stage over all epochs, with the pre-trained model's norms; a task stores only its head."""
 
     name: ClassVar[str] = "probe"
     inference: ClassVar[bool] = True

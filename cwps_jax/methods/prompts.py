@@ -1,7 +1,7 @@
-"""What L2P and DualPrompt share: a Vision Transformer with prompts, without a change of its own.
+"""The parts that L2P and DualPrompt share: a Vision Transformer with prompts, itself unchanged.
 
-Prompts are a collection of their own beside the plain model's parameters. Each image is answered by itself:
-what is beside it in a batch never matters.
+Prompts are a collection of their own, besides the plain model's parameters. The answer for an image never
+depends on the other images of a batch.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Prompting(Parts):
 
 
 class Prefixed(nn.Module):
-    """A model whose attentions see further keys and values, the collection "prefixes" (Li and Liang 2021).
+    """A model with additional keys and values in its attentions, in "prefixes" (Li and Liang 2021).
 
     The collection is {path of an attention: {"key": (length, heads, features of a head), "value": the same}}.
 
@@ -63,7 +63,7 @@ class Prefixed(nn.Module):
     model: nn.Module
 
     def __call__(self, images: jax.Array, train: bool = False) -> Any:
-        """Applies the model. Each image is seen with the same prefixes."""
+        """Applies the model, with the same prefixes for each image."""
         variables = dict(self.variables)
         prefixes = flatten(variables.pop("prefixes"))
         longer_ones: list[Any] = []
@@ -91,20 +91,20 @@ class Prefixed(nn.Module):
 
 
 class Prompted(nn.Module):
-    """A model whose first block sees further tokens, chosen for each image from a pool of prompts (L2P).
+    """A model with additional tokens for its first block, chosen for each image from a pool of prompts (L2P).
 
     The collections are "prompts", {"prompts": (pool, length, width)}, and "keys", {"keys": (pool, width)}.
-    The query is what the head reads of the model without prompts; the prompts with the keys nearest by
-    cosine are put behind the class token, and the mean of what they have become takes its place before the
-    last norm. The loss is lowered by the mean sum of those cosines.
+    The query is the input of the head in the model without prompts. The prompts with the keys nearest by
+    cosine are put after the class token, and the mean of their outputs replaces it before the last norm. The
+    sum of those cosines, a mean over images, is subtracted from the loss.
 
     Attributes:
         model: the plain model.
-        top: how many prompts an image gets.
+        top: number of prompts for each image.
         head: name of the head.
 
-    The blocks are the modules around the first and the last attention: from tokens, a class token first, to
-    tokens.
+    The blocks are the modules around the first and the last attention. Their inputs and outputs are tokens,
+    of which the first is the class token.
     """
 
     model: nn.Module
@@ -153,7 +153,7 @@ class Prompted(nn.Module):
 
 
 def apply_plain(module: Any, variables: Mapping[str, Any], images: jax.Array, train: bool) -> Any:
-    """Returns what a module's plain model gives, by variables of its own."""
+    """Returns the outputs of a module's plain model, with the given variables."""
     plain = module.model.clone(parent=None)
     keys = {name: module.make_rng(name) for name in module.scope.rngs}
     return plain.apply(variables, images, rngs=keys, **mode(plain, train=train))

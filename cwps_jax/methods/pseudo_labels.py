@@ -1,4 +1,4 @@
-"""Learning without labels: the network's own answers, where it is sure, are what it is trained on."""
+"""Learning without labels: the network is trained on its own answers where their probability is high."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from cwps_jax.methods.method import Loss
 
 @dataclasses.dataclass(frozen=True)
 class PseudoLabels:
-    """A loss whose labels are the network's own answers, over the images of which it is sure.
+    """A loss whose labels are the network's own answers, over the images with a high probability.
 
     Attributes:
         confidence: the least probability of an answer that counts.

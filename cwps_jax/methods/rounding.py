@@ -1,7 +1,7 @@
-"""Learning with the rounding: in a task's last epochs its network is the one that few bits will give.
+"""Training with rounded weights: in a task's last epochs its network is the one that will be stored.
 
-Gradients are taken where the rounded weights are, and move the exact ones (straight-through, Bengio et al.
-2013), which are rounded anew in each step.
+Gradients are taken at the rounded weights, and move the exact ones (straight-through, Bengio et al. 2013),
+which are rounded again in each step.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ START, STEP = "start", "step"  # keys of the frozen tree: what a change is relat
 
 
 def learned_rounded(stages: tuple[Stage, ...], training: TrainConfig, network: Network) -> tuple[Stage, ...]:
-    """Returns the stages with the rounding seen in the last epochs, for `config.row_bits` below 32.
+    """Returns the stages with rounded weights in the last epochs, for `config.row_bits` below 32.
 
     Args:
-        stages: those of a method whose own tree has the layers in its "params", whole or packed.
+        stages: the stages of a method whose own tree has the layers in its "params", whole or packed.
         training: the task's config.
         network: the backbone.
     """
@@ -58,12 +58,12 @@ def learned_rounded(stages: tuple[Stage, ...], training: TrainConfig, network: N
 
 
 def _parts(epochs: int, bits: int) -> int:
-    """Returns in how many parts the rounding is learned: at the beginning of each the step size fits anew."""
+    """Returns the number of parts of these epochs; each begins with a new step size that fits."""
     return min(epochs, PARTS) if bits == BY_BUDGET else 1
 
 
 def check_rounded(network: Network, training: TrainConfig) -> None:
-    """Raises CwpsError where a byte budget that is to set the bits leaves nothing for channels."""
+    """Raises CwpsError if a byte budget leaves nothing for channels."""
     if training.row_bits == BY_BUDGET:
         none = (0,) * len(network.layout.layers)
         beside = beside_rows(network.layout, BY_BUDGET, network.statistics, none)
@@ -72,7 +72,7 @@ def check_rounded(network: Network, training: TrainConfig) -> None:
 
 
 def _continued(stage: Stage) -> Callable[[Moment], Begun]:
-    """Returns how a stage begins that goes on where the one before ended."""
+    """Returns the `begin` of a stage that continues where the one before ended."""
     return lambda moment: Begun(moment.own, moment.frozen, carried=dict.fromkeys(stage.groups, unchanged))
 
 

@@ -20,9 +20,9 @@ from cwps_jax.settings.checks import at_least
 class Ssf(Parts):
     """y = scale * z + shift after each layer and each norm, which is the layer with other weights.
 
-    A layer without a bias gets a scale alone: a norm follows it, which takes any shift out again. Scales
-    start at N(1, 0.02), shifts at N(0, 0.02). AdamW as in the public code (dongzelian/SSF); its rate
-    depends on the data set.
+    A layer without a bias gets only a scale, because the norm after it would remove a shift. Scales start at
+    N(1, 0.02), shifts at N(0, 0.02). AdamW as in the public code (dongzelian/SSF); its rate depends on the
+    data set.
 
     Attributes:
         learning_rate: learning rate of scales and shifts, at the schedule's peak.

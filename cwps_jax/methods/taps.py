@@ -37,10 +37,9 @@ class Taps(Method):
     """W = P + I(s) D for each layer, s from 0.15 on and open at 0.1 or more; loss + lambda * mean |s|.
 
     One SGD for weights, scores, norms and head, as in the public code (MattWallingford/TAPS): the config's
-    own. There the rate is 0.005 or 0.01 on a cosine over 30 epochs and the penalty is left out for the
-    first three; its loss divides by 52 whatever the backbone, ours by the number of layers, as the paper. A
-    layer's bias is gated with its kernel. The public code selects the epoch on the test set; ours keeps the
-    last one.
+    own. There the rate is 0.005 or 0.01 on a cosine over 30 epochs, and the penalty is left out for the first
+    three. Its loss divides by 52 for every backbone, ours by the number of layers, as in the paper. A layer's
+    bias is gated with its kernel. The public code selects the epoch on the test set; ours keeps the last one.
 
     Attributes:
         lambda_: weight of the penalty; 0.1 to 1 are published.

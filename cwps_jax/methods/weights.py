@@ -1,4 +1,4 @@
-"""How the pool holds a network of single weights of its own over a parent of stored channels.
+"""The stored form of a network with single weights of its own over a parent of stored channels.
 
 ::
 
@@ -23,7 +23,7 @@ from cwps_jax.search.models import gather
 
 
 def store_finished(finished: Finished) -> Stored:
-    """Returns what is stored of a task whose last rule gave a hard gate for every weight."""
+    """Returns the stored form of a task whose last rule gave a hard gate for every weight."""
     moment = finished.moment
     layout, sources = moment.network.layout, moment.found["sources"]
     params, gates = flatten(finished.params), flatten(finished.gates)
@@ -54,18 +54,18 @@ def restore_weights(view: Restoring) -> dict[str, Any]:
 
 
 def borrows(layout: Layout, own: Mapping[str, Any]) -> bool:
-    """Whether what is stored of a version, {path: array}, is in this form, and it has no rows of its own."""
+    """Whether the stored arrays of a version, {path: array}, are in this form, without rows of its own."""
     return all(f"owner/{layer.path}" in own and f"weights/{layer.path}" in own for layer in layout.layers)
 
 
 def with_owners(
     layout: Layout, own: Mapping[str, Any], params: Mapping[str, np.ndarray], known: Mapping[int, int]
 ) -> Stored:
-    """Returns what to store of the same network where some owners are: other channels become its own.
+    """Returns the stored form of the same network in another pool: channels of missing owners become its own.
 
     Args:
         layout: the backbone's.
-        own: {path: array or codes}, what is stored of it now.
+        own: {path: array or codes}, its stored arrays now.
         params: {path: array}, its plain parameters.
         known: {number of an owner now: its number then}; 0 is the pre-trained model in both.
     """

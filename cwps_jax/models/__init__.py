@@ -1,4 +1,4 @@
-"""Backbones in Linen, by name: one file a family."""
+"""Backbones in Linen, by name: one file for each family."""
 
 import fnmatch
 from typing import Any
@@ -20,7 +20,7 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def find(name: str) -> Backbone:
-    """Returns what is known of a backbone. Raises CwpsError for a name that is not one."""
+    """Returns the description of a backbone. Raises CwpsError for an unknown name."""
     if name not in BACKBONES:
         raise CwpsError(f"backbone {name!r} is not known; choose one of {', '.join(sorted(BACKBONES))}")
     return BACKBONES[name]
@@ -48,7 +48,7 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
         **options: the family's own, such as `dtype`, `remat`, `stochastic_depth`.
 
     Raises:
-        CwpsError: no backbone of that name, or an option that it does not have.
+        CwpsError: there is no backbone of that name, or it does not have the option.
     """
     return find(name).create(num_classes, **options)
 

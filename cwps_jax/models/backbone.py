@@ -1,4 +1,4 @@
-"""What is known of a backbone by name."""
+"""The description of a named backbone."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ class Backbone:
 
     Attributes:
         module: the family's Linen class; its fields are the options.
-        settings: the fields that make this one of the family.
+        settings: the values of the fields that define this backbone.
         parameters: number of parameters, head included, with `num_classes` classes.
-        tables: the key names that its weights files come in; the first is what export writes.
-        image_size: side of the images, in pixels, that published weights are for.
+        tables: the sets of key names of its weights files; export writes the first.
+        image_size: side, in pixels, of the images for published weights.
         num_classes: classes of published weights.
     """
 

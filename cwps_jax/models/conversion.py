@@ -1,8 +1,8 @@
-"""Tables that say which key of a weights file is which leaf of our tree, and how its axes lie.
+"""Tables that map the keys of a weights file to the leaves of our trees, with the order of their axes.
 
-A family has one `Table` for each set of key names that its weights come in. An `Entry` names a module of
-ours and the same module in the file, `{}` standing for a whole number on both sides; its kind says how the
-module's leaves are called there and how their axes lie::
+A family has one `Table` for each set of key names of its weights. An `Entry` names a module of ours and the
+same module in the file, where `{}` is a whole number on both sides; its kind gives the names of the module's
+leaves in the file and the order of their axes::
 
     Entry("stage{}_block{}/conv{}", "layer{}.{}.conv{}", CONV)
 
@@ -24,7 +24,7 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How the axes of a leaf lie in a file.
+    """The order of a leaf's axes in a file.
 
     Attributes:
         to_file: from our leaf to the file's array.
@@ -76,9 +76,9 @@ class Entry:
         ours: path of our module; or of several, whose arrays are one array in the file, in this order along
             its first axis (a fused query, key and value).
         theirs: the module in the file.
-        kind: how its leaves are called and lie.
-        resize: for an array whose size follows the images': (array, our shape) -> array of our shape, or None
-            where it cannot be resized.
+        kind: names of its leaves, and the order of their axes.
+        resize: for an array whose size depends on that of the images: (array, our shape) -> array of our
+            shape, or None if it cannot be resized.
     """
 
     ours: str | tuple[str, ...]
@@ -129,8 +129,8 @@ class Table:
     """All keys of a family's weights files, in one set of names.
 
     Attributes:
-        name: of the set of names: "torchvision", "timm", "original".
-        entries: the first that fits a module holds.
+        name: name of the set: "torchvision", "timm", "original".
+        entries: the entries; the first that fits a module counts.
         suffix: of the files.
         counted: whether they have PyTorch's batch counters.
     """
@@ -141,7 +141,7 @@ class Table:
     counted: bool = True
 
     def conversions(self, leaves: Mapping[str, Any]) -> dict[str, Conversion]:
-        """Returns {key of the file: what it fills}.
+        """Returns {key of the file: the leaves that it fills}.
 
         Args:
             leaves: flat dict of arrays or shapes, {"params/...": ..., "batch_stats/...": ...}.

@@ -15,7 +15,7 @@ from cwps_jax.models.norm import batch_norm
 
 
 class DenseLayer(nn.Module):
-    """A 1x1 and a 3x3 convolution, each of normed features, over all that the block has so far.
+    """A 1x1 and a 3x3 convolution, each of normalised features, over all features of the block so far.
 
     Attributes:
         growth: channels that it adds.
@@ -46,7 +46,7 @@ class DenseNet(nn.Module):
         stem_width: channels of the stem.
         dtype: compute dtype; parameters stay float32, logits are float32.
         norm_momentum: share of the old running statistics at each update.
-        remat: recompute each layer's activations in the backward pass: far less memory, more time.
+        remat: compute each layer's activations again in the backward pass: far less memory, more time.
     """
 
     num_classes: int

@@ -41,20 +41,20 @@ def load_backbone(
             Flax models, or `hf://owner/repo/file` (with the extra `hub`). None starts from random weights.
         num_classes: outputs of the head; by default as many as the file's. A head of another size in the file
             is left out, and a new one made.
-        image_size: side of the images, or (height, width), in pixels; matters where parameters depend on it:
-            position embeddings are resized, a Mixer of another size is refused.
-        channels: of the images.
-        seed: of what is not in the file.
+        image_size: side of the images, or (height, width), in pixels. It matters if parameters depend on it:
+            position embeddings are resized, and a Mixer of another size is refused.
+        channels: number of channels of the images.
+        seed: seed of the variables that are not in the file.
         headless: whether a file without a head is taken too, and a new head made.
         **options: the family's own, such as `dtype`, `remat`, `stochastic_depth`.
 
     Returns:
         The Linen module, called by `model.apply(variables, images, train=False)` with normalised NHWC images,
-        and its variables: "params" and, where it has norm statistics, "batch_stats"; NumPy, float32.
+        and its variables: "params" and, if it has norm statistics, "batch_stats"; NumPy, float32.
 
     Raises:
-        CwpsError: an unknown name or option, or a file that cannot be read or does not fit: then the
-            first missing, surplus and misshapen keys are named, with what all of them begin with.
+        CwpsError: an unknown name or option, or a file that cannot be read or does not fit. Then the first
+            missing and surplus keys and those of another shape are named, with their common prefix.
     """
     backbone = find(name)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size or (None, None)
@@ -93,18 +93,18 @@ def save_backbone(
 ) -> None:
     """Writes a backbone's variables to a safetensors file that PyTorch users can load.
 
-    `load_backbone` reads it back bit by bit. PyTorch's `num_batches_tracked` are written as 0.
+    `load_backbone` reads it back, equal to the bit. PyTorch's `num_batches_tracked` are written as 0.
 
     Args:
         path: file to write, replaced if it is there.
         name: one of `cwps_jax.BACKBONES`.
         variables: "params" and the other collections, such as those of `Pool.effective`.
         keys: set of key names, such as "torchvision" or "timm"; the backbone's first by default.
-        metadata: text that the file says of itself.
+        metadata: {key: text} for the file's metadata.
 
     Raises:
-        CwpsError: unknown backbone or set of names, variables that are not this backbone's, or a disk that
-            is full; what was in the file's place is still there.
+        CwpsError: unknown backbone or set of names, variables that are not this backbone's, or a full disk;
+            an earlier file of this name is then unchanged.
 
     Examples:
         >>> save_backbone("birds.safetensors", "resnet50", pool.effective("birds"))  # doctest: +SKIP
@@ -151,10 +151,10 @@ def _in_head(path: str) -> bool:
 
 
 def local_weights(weights: str | pathlib.Path) -> pathlib.Path:
-    """Returns the path of a weights file, brought from the hub where it is `hf://owner/repo/file`.
+    """Returns the path of a weights file, downloaded if it is `hf://owner/repo/file`.
 
     Raises:
-        CwpsError: it cannot be brought.
+        CwpsError: it cannot be downloaded.
     """
     if not str(weights).startswith("hf://"):
         return pathlib.Path(weights).expanduser()
@@ -167,11 +167,11 @@ def local_weights(weights: str | pathlib.Path) -> pathlib.Path:
     try:
         return pathlib.Path(hf_hub_download("/".join(parts[:2]), parts[2]))
     except (OSError, ValueError) as error:  # the bases of all that the hub's client raises
-        raise CwpsError(f"{weights}: could not be brought from the hub: {error}") from error
+        raise CwpsError(f"{weights}: cannot be downloaded from the hub: {error}") from error
 
 
 def _table_of(file: WeightsFile, tables: Sequence[Table], published: Mapping[str, Any]) -> Table:
-    """Returns the table whose keys the file has most of."""
+    """Returns the table of which the file has the most keys."""
     fitting = [table for table in tables if table.suffix == file.path.suffix]
     if not fitting:
         suffixes = " or ".join(sorted({table.suffix for table in tables}))
@@ -184,7 +184,7 @@ def _table_of(file: WeightsFile, tables: Sequence[Table], published: Mapping[str
 
 
 def _classes(file: WeightsFile, table: Table, published: Mapping[str, Any]) -> int | None:
-    """Returns how many classes the file's head has, None where it has no head."""
+    """Returns the number of classes of the file's head, None if it has no head."""
     head = {path: leaf for path, leaf in published.items() if _in_head(path)}
     for key, conversion in table.conversions(head).items():
         if conversion.parts[0][0].endswith("/bias") and key in file.shapes:
@@ -198,7 +198,7 @@ def _has_head(file: WeightsFile, table: Table, published: Mapping[str, Any]) -> 
 
 
 def _few(keys: Sequence[str]) -> str:
-    """Returns the first of some keys and, of many, what all of them begin with."""
+    """Returns the first of some keys and, if there are many, their common prefix."""
     if len(keys) <= SHOWN:
         return ", ".join(keys)
     start = os.path.commonprefix(keys)  # noqa: RUF071  (names, not paths)

@@ -87,7 +87,7 @@ class SqueezeNet(nn.Module):
 def max_pool(x: jax.Array) -> jax.Array:
     """Returns 3x3 maxima with stride 2 of (batch, height, width, channels).
 
-    A last window that hangs over the edge by one pixel counts too: PyTorch's `ceil_mode`.
+    A last window that exceeds the edge by one pixel counts too, as with PyTorch's `ceil_mode`.
     """
     height, width = x.shape[1:3]
     padding = ((0, (height + 1) % 2), (0, (width + 1) % 2))

@@ -1,4 +1,4 @@
-"""What ViTs and Mixers share: images cut into tokens, and the MLP."""
+"""The parts that ViTs and Mixers share: images cut into tokens, and the MLP."""
 
 import functools
 from typing import Any
@@ -63,7 +63,7 @@ def embed_patches(images: jax.Array, width: int, patch_size: int, dtype: Any) ->
 
 
 def check_shape(module: nn.Module, path: str, shape: tuple[int, ...]) -> None:
-    """Raises CwpsError where the module has parameters already, and the one at `path` is not of `shape`."""
+    """Raises CwpsError if the module has parameters already, and the one at `path` is not of `shape`."""
     leaf: Any = module.variables.get("params", {})
     for name in path.split("/"):
         if name not in leaf:

@@ -1,4 +1,4 @@
-"""Weights files: what is in them, known before any array is read."""
+"""Weights files, whose keys, shapes and types are read before any array."""
 
 import pathlib
 import zipfile
@@ -21,8 +21,8 @@ class WeightsFile:
     """A safetensors or npz file.
 
     Attributes:
-        path: where it is.
-        prefix: what stands before every name in the file and is left out of them: that of a wrapper.
+        path: path of the file.
+        prefix: the prefix of every name in the file, from a wrapper; the keys here are without it.
         shapes: {key: shape}.
         dtypes: {key: name of its type}.
     """
@@ -106,7 +106,7 @@ class WeightsFile:
 
 
 def wrapper_prefix(keys: Iterable[str]) -> str:
-    """Returns what wrappers put before every one of the names, "" where there is a name without it."""
+    """Returns the prefix that a wrapper put before all names, "" if there is a name without it."""
     names, prefix = list(keys), ""
     while names:
         found = next((one for one in WRAPPERS if all(name.startswith(one) for name in names)), "")

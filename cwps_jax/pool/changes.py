@@ -51,7 +51,7 @@ def _verify(pool: Pool, given: argparse.Namespace) -> None:
         needed = f"; needed by {', '.join(one.versions)}" if one.versions else ""
         print_line(f"{one.where}: {one.problem}{needed}")
     if found:
-        raise CwpsError(f"{pool.folder}: {len(found)} damaged; restore what is named from a copy")
+        raise CwpsError(f"{pool.folder}: {len(found)} damaged; restore the named files from a copy")
     if not given.json:
         print_line(f"{pool.folder}: all files of {len(pool)} tasks are as they were stored")
 

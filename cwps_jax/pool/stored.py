@@ -137,7 +137,7 @@ def _list(pool: Pool, given: argparse.Namespace) -> None:
 
 def _show(pool: Pool, given: argparse.Namespace) -> None:
     if given.task == PRETRAINED:
-        raise CwpsError(f"{pool.folder}: {PRETRAINED!r} is no task; name one of {', '.join(pool.tasks)}")
+        raise CwpsError(f"{pool.folder}: {PRETRAINED!r} is not a task; name one of {', '.join(pool.tasks)}")
     found = shown(pool, given.task)
     if given.json:
         return print_json(found)

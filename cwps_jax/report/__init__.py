@@ -1,1 +1,1 @@
-"""What a person sees of a run: progress, results.json, the table and the pictures."""
+"""The output of a run for people: progress, results.json, the table and the pictures."""

@@ -1,7 +1,7 @@
 """Pictures of who stores the output channels: one of a single task in full, one of all tasks.
 
-Areas are true: a row is as high as its layer's share of the parameters, and as wide as all others, so that
-the area of a colour is the share of parameters that its owner stores.
+Areas are in proportion: a row is as high as its layer's share of the parameters, and as wide as all others,
+so the area of a colour is the share of parameters that its owner stores.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,7 +111,7 @@ def draw_overview(pool: Pool, tasks: Sequence[str], colours: Mapping[str, Colour
 def _edges(
     layers: Sequence[Layer], least: float, lowest: float, panels: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each layer's share of the parameters, and where rows begin and end, in inches.
+    """Returns each layer's share of the parameters, and the beginning and end of its row, in inches.
 
     Args:
         layers: in order.

@@ -1,4 +1,4 @@
-"""A contact sheet: pictures as the model saw them, with what it answered."""
+"""A contact sheet: pictures as the model saw them, with its predictions."""
 
 import pathlib
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ SIDE, CELL = 1.0, (1.45, 1.55)  # inches
 def draw_contact_sheet(
     split: Split, names: Sequence[str], answers: Sequence[str], path: pathlib.Path
 ) -> pathlib.Path:
-    """Draws every image as the model saw it, its answer and its name below it.
+    """Draws every image as the model saw it, with its prediction and its name below it.
 
     Args:
         split: the images, uint8.
         names: of the images.
-        answers: what is said of each.
+        answers: the text about each image.
         path: PNG file to write.
 
     Raises:

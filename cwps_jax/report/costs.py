@@ -1,4 +1,4 @@
-"""The table of a profiled run: what a step of every stage costs."""
+"""The table of a profiled run: the cost of a step of every stage."""
 
 from rich.console import Console
 from rich.table import Table
@@ -7,7 +7,7 @@ from cwps_jax.profiling import Profiler
 
 
 def show_costs(profiler: Profiler, console: Console) -> None:
-    """Prints a row a stage, and how to open the traces; one line where nothing was trained."""
+    """Prints a row per stage, and how to open the traces; one line if nothing was trained."""
     if not profiler.costs:
         console.print("Nothing was trained, so nothing was profiled.", highlight=False)
         return

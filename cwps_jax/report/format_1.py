@@ -1,4 +1,4 @@
-"""results.json as it was until format 2: an object a task, a column for each compared method's accuracy."""
+"""results.json before format 2: one object per task, with a key for each compared method's accuracy."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ def methods(method: str, task: Mapping[str, Any]) -> dict[str, str]:
 
 
 def rows(method: str, task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields what a task's object says in the words of a row; of a compared method it is very little."""
+    """Yields the rows of a task's object; the row of a compared method has only its accuracy."""
     for name, key in methods(method, task).items():
         own = name == method
         # A compared method was trained by the same seed for as many epochs.

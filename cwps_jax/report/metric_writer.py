@@ -1,4 +1,4 @@
-"""What a place for the numbers of every epoch has to do, and the two that are files of the workdir."""
+"""The protocol of a place for the numbers of every epoch, and the two that are files of the workdir."""
 
 import dataclasses
 import json
@@ -13,23 +13,23 @@ class MetricWriter(Protocol):
     """Writes the numbers of every epoch to one place."""
 
     def write(self, task: str, progress: Progress) -> None:
-        """Writes an epoch of a task, for good within seconds even if the process is killed then."""
+        """Writes an epoch of a task. Within seconds it is safe even if the process is killed."""
 
     def close(self) -> None:
-        """Writes what is still on its way."""
+        """Writes the numbers that are still buffered."""
 
 
 def numbers(task: str, progress: Progress) -> dict[str, float]:
-    """Returns what is drawn as a curve over the epochs: {"<task>/<method>/<what>": number}."""
+    """Returns the numbers that are drawn as curves over the epochs: {"<task>/<method>/<name>": number}."""
     fields = ("loss", "metric", "private", "lambda_")
     return {f"{task}/{progress.method}/{name.rstrip('_')}": getattr(progress, name) for name in fields}
 
 
 class JsonLines:
-    """metrics.jsonl: a line for each epoch, with all that is known of it.
+    """metrics.jsonl: a line for each epoch, with all of its numbers.
 
     Args:
-        workdir: where the file lies; it is appended to, behind its last whole line.
+        workdir: folder of the file; lines are appended after its last whole line.
     """
 
     def __init__(self, workdir: pathlib.Path) -> None:

@@ -26,11 +26,11 @@ def check_packages(names: Sequence[str]) -> None:
 
 
 def open_writers(names: Sequence[str], workdir: pathlib.Path, told: Mapping[str, Any]) -> list[MetricWriter]:
-    """Opens a writer for each name of config.metrics; each goes on where an earlier run stopped.
+    """Opens a writer for each name of config.metrics; each continues after the epochs of an earlier run.
 
     Args:
-        names: of `WRITERS`.
-        workdir: of the run; it is there.
+        names: keys of `WRITERS`.
+        workdir: folder of the run, which exists.
         told: the run's config as plain values, for trackers that show it.
 
     Raises:

@@ -19,15 +19,15 @@ _REFUSED = re.compile(r"[^/\w.\- :]")  # characters that the name of a metric ma
 
 
 class MlFlow:
-    """A run of MLflow for each workdir; a later run of the workdir goes on with it.
+    """A run of MLflow for each workdir; a later run of the workdir continues it.
 
-    MLflow's own environment variables say where it goes: MLFLOW_TRACKING_URI to a server or a data base,
-    and where it is not set to files in mlflow/ of the workdir; MLFLOW_EXPERIMENT_NAME. It sends from a
-    thread of its own, so that training never waits for it; what was not taken is told at the end.
+    MLflow's own environment variables choose the place: MLFLOW_TRACKING_URI, a server or a database, or files
+    in mlflow/ of the workdir if it is not set, and MLFLOW_EXPERIMENT_NAME. A thread of its own sends the
+    numbers, so training never waits for it; epochs that were not sent are reported at the end.
 
     Args:
         workdir: of the run.
-        told: its config, kept as config.json.
+        told: its config, stored as config.json.
 
     Raises:
         CwpsError: the store cannot be reached or written to.

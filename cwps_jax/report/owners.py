@@ -1,4 +1,4 @@
-"""Who stores each channel of a task, and the colour that each owner has in a run's pictures."""
+"""The owner of each channel of a task, and the colour of each owner in a run's pictures."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -37,15 +37,15 @@ _LAST = ("head", "classifier", "fc", "pre_logits")
 def owner_colours(relations: Relations) -> dict[str, Colour]:
     """Returns the colour of every owner, in the order in which they are stacked.
 
-    What a task stores itself has one colour, whatever the task, and so has the pre-trained model. Of the
-    tasks that others take channels from, those that lend most have a colour each, in the tasks' order; the
-    rest share one. So the legend has at most nine entries, however many tasks there are.
+    The channels that a task stores itself have one colour for all tasks, and the pre-trained model has one.
+    The tasks that lend most channels have a colour each, in the tasks' order; the other lending tasks share
+    one. So the legend has at most nine entries for any number of tasks.
 
     Args:
-        relations: of all tasks that are drawn, oldest first.
+        relations: the relations of all drawn tasks, oldest first.
 
     Returns:
-        Keys are `OWN`, names of tasks, `OTHERS` where there are any, "pretrained".
+        A dict with the keys `OWN`, names of tasks, `OTHERS` if there are any, and "pretrained".
     """
     lent: dict[str, float] = {}
     for task, relation in relations.items():
@@ -78,12 +78,12 @@ def stacked(relation: Mapping[str, float], task: str, colours: Mapping[str, Colo
 
 
 def owner_label(key: str) -> str:
-    """Returns what a legend calls the key of a colour."""
+    """Returns the legend's text for the key of a colour."""
     return {OWN: "the task itself", OTHERS: "other tasks", PRETRAINED: "pre-trained model"}.get(key, key)
 
 
 def series_colours(names: Iterable[str]) -> dict[str, Colour]:
-    """Returns a colour for each of several series, by its place alone.
+    """Returns a colour for each of several series, only by its position.
 
     After the eighth come the palette's hues darkened, then lightened, then all again.
 
@@ -105,7 +105,7 @@ def darker(colour: Colour) -> Colour:
 
 
 def on_white(colour: Colour) -> Colour:
-    """Returns the colour for thin lines on white: itself, or a shade of it where it is too light."""
+    """Returns the colour for thin lines on white: itself, or a darker shade if it is too light."""
     luminance = sum(weight * part / 255 for weight, part in zip((0.21, 0.72, 0.07), colour, strict=True))
     return _mixed(colour, (0, 0, 0), 0.25) if luminance > 0.7 else colour
 
@@ -137,7 +137,8 @@ def channel_owners(pool: Pool, task: str) -> dict[str, np.ndarray]:
 def strip(owners: np.ndarray, task: str, colours: Mapping[str, Colour], pixels: int) -> np.ndarray:
     """Returns a layer's row of the picture, (pixels, 3) uint8: its channels sorted by owner, equally wide.
 
-    A pixel is the mean of what it covers, so that no channel is dropped where there are more than pixels.
+    A pixel is the mean of the channels that it covers, so no channel is left out if there are more channels
+    than pixels.
 
     Args:
         owners: (channels,) names of the channels' owners, see `channel_owners`.

@@ -95,7 +95,7 @@ class Page:
         )
 
     def save(self, path: pathlib.Path) -> pathlib.Path:
-        """Writes a PNG that depends on what is drawn alone, its title inside as text; returns its path."""
+        """Writes a PNG file, with its title inside as text and nothing that changes; returns its path."""
         with path.open("wb") as file:
             self._canvas.print_png(file, metadata={"Software": None, **self._told})
         return path
@@ -103,7 +103,7 @@ class Page:
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """Where the entries of a legend stand when they fill one line after the other.
+    """The places of a legend's entries, which fill one line after the other.
 
     Attributes:
         places: (x, y) of each entry.
@@ -128,7 +128,7 @@ class Flow:
 
 
 def dressed(axes: Axes) -> Axes:
-    """Returns axes with a grid behind what is drawn, and without the frame's upper and right side."""
+    """Returns axes with a grid in the background, and without the frame's upper and right side."""
     axes.tick_params(labelsize=9, color=MUTED, labelcolor=INK)
     axes.grid(color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -138,7 +138,7 @@ def dressed(axes: Axes) -> Axes:
 
 
 def apart(places: np.ndarray, distance: float, low: float, high: float) -> np.ndarray:
-    """Returns where labels stand so that none covers another, each as near to its place as that lets it.
+    """Returns places for labels that do not overlap, each as near to its own place as possible.
 
     Args:
         places: (n,) ascending, of what is labelled.
@@ -167,7 +167,7 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 
 
 def shortened(name: str, longest: int = _LONGEST_NAME) -> str:
-    """Returns the name, its middle left out where it is too long for a picture."""
+    """Returns the name, shortened in its middle if it is too long for a picture."""
     if len(name) <= longest:
         return name
     tail = longest // 2

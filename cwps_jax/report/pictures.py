@@ -1,4 +1,4 @@
-"""Draws a finished run: who stores which channel, how tasks relate, accuracy and tasks against bytes.
+"""Draws a finished run: the owners of channels, the relation of tasks, accuracy and tasks against bytes.
 
 The same pool and results give the same PNG files, byte by byte.
 """
@@ -25,7 +25,7 @@ def draw_report(pool: Pool, results: Mapping[str, Any], folder: pathlib.Path) ->
 
     Args:
         pool: the stored models.
-        results: what was measured, see docs/results.md.
+        results: the content of results.json, see docs/results.md.
         folder: where to write; it is made.
 
     Returns:
@@ -42,10 +42,10 @@ def draw_report(pool: Pool, results: Mapping[str, Any], folder: pathlib.Path) ->
 
 
 def draw_comparison(results: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Draws what needs no pool.
+    """Draws the pictures that need no pool.
 
     Args:
-        results: what was measured.
+        results: the content of results.json.
         folder: where to write; it is made.
 
     Returns:

@@ -55,11 +55,11 @@ class RunProgress:
             writer.close()
 
     def say(self, text: str) -> None:
-        """Shows a line that stays."""
+        """Shows a line of text that stays."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def skip(self, epochs: int) -> None:
-        """Takes epochs off the run that need not be trained."""
+        """Removes epochs that need not be trained from the run's total."""
         self._bar.update(self._row, total=(self._bar.tasks[0].total or 0) - epochs)
 
     def epoch(self, task: str, progress: Progress) -> None:

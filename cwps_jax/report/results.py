@@ -1,6 +1,6 @@
-"""results.json: what a run reached, measured on what the pool really holds.
+"""results.json: the results of a run, measured on the models that the pool really holds.
 
-docs/results.md is the contract.
+docs/results.md describes its format.
 """
 
 import json

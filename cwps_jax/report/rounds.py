@@ -1,4 +1,4 @@
-"""What each round over the tasks has reached, read from the versions that the pool holds."""
+"""The results of each round over the tasks, read from the versions that the pool holds."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def measure_rounds(pool: Pool, tasks: Sequence[str], rounds: int, draw: int) -> 
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """Returns a row of texts a round: means over tasks and draws, and where channels came from.
+    """Returns a row of texts per round: means over tasks and draws, and the owners of channels.
 
     Args:
         rounds: "rounds" of results.json.

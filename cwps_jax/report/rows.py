@@ -1,4 +1,4 @@
-"""The rows of results.json: read, checked and averaged. docs/results.md is their contract."""
+"""The rows of results.json: read, checked and averaged. docs/results.md describes them."""
 
 import dataclasses
 import itertools
@@ -48,12 +48,12 @@ class Spread:
 
 
 def make_row(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a row of what is known; None stands for the rest, and keys that no row has are left out."""
+    """Returns a row of the known values; the other keys are None, and keys that no row has are left out."""
     return {key: known.get(key) for key in ROW}
 
 
 def totals(rows: Rows) -> list[dict[str, Any]]:
-    """Returns what all tasks cost together, for each method and draw; None where a row does not say."""
+    """Returns the sums over all tasks, for each method and draw; None if a row has no value."""
     found = []
     for method, draw in dict.fromkeys((row["method"], row["draw"]) for row in rows):
         own = [row for row in rows if (row["method"], row["draw"]) == (method, draw)]
@@ -72,7 +72,7 @@ def names(rows: Rows, key: str) -> list[Any]:
 def spread(rows: Rows, method: str, key: str, task: str | None = None) -> Spread | None:
     """Returns the mean of a method's values over the draws, for one task or averaged over all of them.
 
-    None where a draw or a task has no value: means over different tasks do not compare.
+    None if a draw or a task has no value, because means over different tasks cannot be compared.
     """
     tasks = names(rows, "task") if task is None else [task]
     values = {(row["draw"], row["task"]): row[key] for row in rows if row["method"] == method}
@@ -84,12 +84,12 @@ def spread(rows: Rows, method: str, key: str, task: str | None = None) -> Spread
 
 
 def total(results: Mapping[str, Any], method: str) -> Spread | None:
-    """Returns the mean over the draws of what a method's tasks and the pre-trained model cost together."""
+    """Returns the mean over the draws of the sum of a method's tasks and the pre-trained model."""
     return _over_draws([one["params_ratio"] for one in results["totals"] if one["method"] == method])
 
 
 def changed(results: Mapping[str, Any]) -> int:
-    """Returns how many stored models' test logits changed in any bit after they were learned."""
+    """Returns the number of stored models whose test logits changed in any bit after they were learned."""
     return sum(
         one["logits_sha256_when_learned"] != one["logits_sha256_at_end"] for one in comparable(results)
     )
@@ -128,7 +128,7 @@ def read_results(path: pathlib.Path) -> dict[str, Any]:
     """Returns the contents of a results.json in format 2; one run's file of format 1 is converted.
 
     Raises:
-        CwpsError: it is of another format, or something is missing in it.
+        CwpsError: it has another format, or a key is missing.
     """
     try:
         values = json.loads(path.read_text())
@@ -148,7 +148,7 @@ def read_results(path: pathlib.Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CwpsError(f"{path}: no such file") from error
     except KeyError as error:
-        raise CwpsError(f"{path}: no {error} in it; main --finish writes results.json anew") from error
+        raise CwpsError(f"{path}: no {error} in it; main --finish writes results.json again") from error
     except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
         raise CwpsError(f"{path}: not a results.json") from error
 

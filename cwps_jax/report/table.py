@@ -21,7 +21,7 @@ from cwps_jax.report.run_tables import (
 
 
 def show_results(results: Mapping[str, Any], console: Console) -> None:
-    """Prints the accuracies by task, what each method costs, and what all tasks cost together."""
+    """Prints the accuracies by task, the stored size of each method, and that of all tasks together."""
     methods, tasks, draws = (names(results["rows"], key) for key in ("method", "task", "draw"))
     console.print(_printed(run_title(results), tasks_table(results), last_apart=True))
     if results.get("rounds"):

@@ -27,7 +27,7 @@ COPIES = "a copy of the backbone for each task"
 def draw_total(parameters: Sequence[int], totals: Mapping[str, Sequence[float] | np.ndarray]) -> Page:
     """Draws one line for each series, and a dashed one for a whole backbone in float32 for each task.
 
-    Each line ends at its name, with what it has come to.
+    Each line ends at its name and its last value.
 
     Args:
         parameters: of the backbones.

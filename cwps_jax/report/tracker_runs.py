@@ -1,4 +1,4 @@
-"""What trackers have in common: a workdir's run there, which a resumed run goes on with, and their time."""
+"""The parts that trackers share: a workdir's run, which a resumed run continues, and time limits."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ LONGEST_END = 10  # seconds that the end of a run waits for a tracker: a preempt
 
 
 def known_run(workdir: pathlib.Path, tracker: str) -> str | None:
-    """Returns the id of the workdir's run at a tracker, None where it has none yet."""
+    """Returns the id of the workdir's run at a tracker, None if it has none yet."""
     return _known(workdir).get(tracker)
 
 

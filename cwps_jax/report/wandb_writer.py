@@ -13,10 +13,10 @@ from cwps_jax.train.records import Progress
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases for each workdir; a later run of the workdir goes on with it.
+    """A run of Weights & Biases for each workdir; a later run of the workdir continues it.
 
-    Its own environment variables say where it goes: WANDB_MODE=offline to files in wandb/ of the
-    workdir and nowhere else, WANDB_PROJECT, WANDB_ENTITY. It sends from a process of its own, so that
+    Its own environment variables choose the place: WANDB_MODE=offline writes only to files in wandb/ of the
+    workdir; WANDB_PROJECT and WANDB_ENTITY name the project. A process of its own sends the numbers, so
     training never waits for it.
 
     Args:

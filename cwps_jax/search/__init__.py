@@ -1,1 +1,1 @@
-"""The search: which stored channel each of a parent's channels is taken from. On the host, in NumPy."""
+"""The search for the stored channels of a composite parent, on the host, in NumPy."""

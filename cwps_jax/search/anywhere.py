@@ -1,7 +1,7 @@
-"""Which stored row of a layer is nearest to each of a child's channels, whichever its index.
+"""The search over any channel: the nearest stored row of a layer for each of a child's channels.
 
-All rows are compared with all channels by matrix products in float64, then weight by weight where their
-rounding leaves it open.
+All rows are compared with all channels by matrix products in float64, and weight by weight where the rounding
+of these does not decide.
 """
 
 import functools
@@ -17,7 +17,7 @@ EPS, EPS64 = (float(np.finfo(dtype).eps) for dtype in (np.float32, np.float64))
 
 
 def of_any(child: Child, models: StoredModels) -> Found:
-    """Returns for every channel the nearest channel of the same layer, whichever its index."""
+    """Returns for every channel the nearest channel of the same layer, of any index."""
     slots = models.mine
     read = functools.cache(models.read)
     near = [np.empty((4, 0), int)], [np.empty((2, 0))]
@@ -51,13 +51,13 @@ def of_any(child: Child, models: StoredModels) -> Found:
 def _bounds(
     child: Child, number: int, rows: np.ndarray, unmoved: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the least and the most that each row can cost each channel, float64 (channels, rows).
+    """Returns bounds of each row's distance to each channel, lower and upper, float64 (channels, rows).
 
     Args:
         child: the child.
         number: of one of its layers.
         rows: stored rows, as its distance compares them.
-        unmoved: bool (channels, rows), which rows are a channel's own start.
+        unmoved: bool (channels, rows), whether a row is the channel's own start.
     """
     x, own, start = (each.astype(np.float64) for each in (rows, child.own[number], child.start[number]))
     length, begin, norm = (np.einsum("rs,rs->r", each, each) for each in (own, start, x))

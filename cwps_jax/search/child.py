@@ -30,9 +30,9 @@ class Child:
         distance: as in `Search`.
         z: as in `Search`.
         own: of each layer, float32 (channels, size), the changes.
-        start: the same, what they are changes of.
+        start: of each layer, float32 (channels, size), the rows from which they changed.
         length: float64 (all channels,), their squared norms.
-        fan: int (all channels,), how many weights a channel has.
+        fan: int (all channels,), number of weights of a channel.
         layer: int (all channels,), the number of its layer.
         channel: int (all channels,), its number there.
     """
@@ -83,8 +83,8 @@ class Child:
         Args:
             models: the pool's models.
             channel: int (pairs,), counted through all layers, ascending in its layer.
-            owner: int (pairs,), who stores the row.
-            row: int (pairs,), where.
+            owner: int (pairs,), the owner of the row.
+            row: int (pairs,), its number there.
 
         Returns:
             Two arrays, float64 (pairs,): squared distances, or inner products with the distance "change"; and
@@ -118,7 +118,7 @@ class Child:
     def disagreement(
         self, product: np.ndarray, squared: np.ndarray, length: Any, parameters: Any
     ) -> np.ndarray:
-        """Returns the cost of "change": minus an agreement above z, else 0 for what never moved, else 1."""
+        """Returns the cost of "change": minus an agreement above z, or 0 for a row that never moved, or 1."""
         norm = np.sqrt(length * squared)
         agreement = product * (np.sqrt(parameters) / np.where(norm > 0, norm, np.inf))
         return np.where(agreement > self.z, -agreement, squared > 0)

@@ -1,7 +1,7 @@
-"""CPMS, the composite parent model search: which stored channel each parent channel is taken from.
+"""CPMS, the composite parent model search, which finds a stored channel for each channel of the parent.
 
-Layer by layer every output channel of the warmed child is compared with the same layer's channels of
-every model in the pool, and the nearest becomes the parent's channel (METHOD, stage 2).
+Layer by layer, every output channel of the child after warm-up is compared with the channels of the same
+layer of every model in the pool, and the nearest becomes the parent's channel (METHOD, stage 2).
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ Candidates = Literal["aligned", "any", "random", "pretrained"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a layer's parent channels come from.
+    """The sources of a layer's parent channels.
 
     Attributes:
         model: int32 (channels,), index of the model in the pool; 0 is the pre-trained one.
@@ -39,20 +39,20 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """How to search.
+    """The settings of the search.
 
     Attributes:
         distance: "l2", squared Euclidean distance of the weights; "cosine", one minus the cosine of the
-            weights; "change", direction of the change since pre-training: the model whose change has the
-            highest cosine with the child's, where that cosine times sqrt(fan-in) exceeds `z`, else the
-            pre-trained model.
-        granularity: "channel", a source a channel; "layer", one source a layer, by the sum over channels;
-            "model", one source for all layers: the best single model.
-        candidates: "aligned", the same channel index of every model; "any", every channel of the layer. And
-            what a search is measured against: "random", the channel of a model that is drawn; "pretrained",
-            the pre-trained model's.
-        z: how far above chance agreement "change" has to be.
-        seed: of what is drawn.
+            weights; "change", direction of the change since pre-training. It takes the model whose change has
+            the highest cosine with the child's, if that cosine times sqrt(fan-in) exceeds `z`, and otherwise
+            the pre-trained model.
+        granularity: "channel", one source for each channel; "layer", one for each layer, by the sum over
+            channels; "model", one for all layers: the best single model.
+        candidates: "aligned", the same channel index of every model; "any", every channel of the layer. Two
+            more are baselines: "random", the channel of a model that is drawn; "pretrained", the pre-trained
+            model's.
+        z: how many standard deviations above chance the agreement of "change" has to be.
+        seed: seed of the draw.
     """
 
     distance: Distance = "change"
@@ -76,20 +76,20 @@ class Search:
 def composite(
     layout: Layout, child: Tree, models: StoredModels, search: Search = Search()
 ) -> tuple[dict[str, Any], dict[str, Source]]:
-    """Returns the composite parent and where each of its channels came from, on the host.
+    """Returns the composite parent and the source of each of its channels, on the host.
 
     Args:
         layout: the backbone's layout.
-        child: nested dict, the warmed child's parameters.
+        child: nested dict, the child's parameters after warm-up.
         models: the pool's models.
-        search: how to compare.
+        search: the settings of the search.
 
     Returns:
         The parent, a nested dict of the layers' leaves, and {path of a kernel: its `Source`}.
         Ties go to the oldest model, then to the lowest channel.
 
     Raises:
-        CwpsError: it is called under jit, or what is stored is damaged.
+        CwpsError: it is called under jit, or a stored file is damaged.
     """
     flat = flatten(child)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in flat.values()):

@@ -1,4 +1,4 @@
-"""Models as the stored rows that they are made of: what one task borrowed is stored by another."""
+"""Models as the stored rows that they consist of; a task may borrow rows that another one stores."""
 
 import dataclasses
 import functools
@@ -17,12 +17,13 @@ Rows = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredModels:
-    """The models of a pool, oldest first and the pre-trained one at 0, as the stored rows they are made of.
+    """The models of a pool, oldest first and the pre-trained one at 0, as the rows that they consist of.
 
     Attributes:
         owner: {path of a kernel: int (models, channels)}, the id of each channel's owner, in the layout's
             order; older owners have smaller ids, and 0 is the pre-trained model.
-        row: the same, the row there; the pre-trained model's rows are its channels.
+        row: {path of a kernel: int (models, channels)}, the row's number at its owner; the pre-trained
+            model's rows are its channels.
         read: an owner's id to its stored rows, {path of a leaf: (rows, fan-in)}.
         sketch: an owner's id to its `cwps_jax.search.sketch`; the pre-trained model needs none.
         pretrained: gives the pre-trained model's leaves in their own shapes, a flat dict.
@@ -38,17 +39,17 @@ class StoredModels:
 
     @functools.cached_property
     def slots(self) -> Slots:
-        """What a search chooses from; found once, for the next search too."""
+        """The candidates of a search; they are found once, and kept for the next search."""
         return Slots.of(*(np.concatenate([*each.values()], axis=1) for each in (self.owner, self.row)))
 
     @functools.cached_property
     def mine(self) -> Slots:
-        """Those of the slots whose rows this process compares: all, unless there are other processes."""
+        """The slots whose rows this process compares: all of them, unless there are other processes."""
         return self.slots.mine()
 
     @functools.cached_property
     def sketched(self) -> Sketched | None:
-        """The sketches of this process's slots; None where there is none."""
+        """The sketches of this process's slots; None if there are none."""
         channels = [owner.shape[1] for owner in self.owner.values()]
         return Sketched.of(self.mine, channels, self.sketch)
 
@@ -94,7 +95,7 @@ def gather(
     Args:
         layout: the backbone's layout.
         owner: {path of a kernel: int (channels,)}.
-        row: the same, the row there.
+        row: {path of a kernel: int (channels,)}, the row's number at its owner.
         read: as in `StoredModels`; several threads call it.
         pretrained: the pre-trained model's leaves.
     """

@@ -1,4 +1,4 @@
-"""Which stored row is nearest to each channel: by sketches where they decide, else weight by weight."""
+"""The nearest stored row of each channel, by sketches where they decide, otherwise weight by weight."""
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def _left(found: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _bounds(child: Child, models: StoredModels) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the least and the most that each of this process's slots can cost, float64 (slots,)."""
+    """Returns bounds of the distance of this process's slots, lower and upper, float64 (slots,)."""
     slots = models.mine
     unmoved = (slots.owner == 0) & (slots.row == child.channel[slots.channel])  # all of it is zero
     known = unmoved.copy()
@@ -111,7 +111,7 @@ def _turned(
 def of_layers(child: Child, models: StoredModels, as_one: bool = False) -> Found:
     """Returns for every layer the model that is nearest as a whole; with `as_one` the same for all layers.
 
-    Sums over a layer differ by less than 8 bits leave open, so all of it is compared weight by weight.
+    Sums over a layer differ by less than the error of 8 bits, so all of it is compared weight by weight.
     """
     slots = models.slots
     cost, squared = child.weighed(models, slots.channel, slots.owner, slots.row)

@@ -1,8 +1,8 @@
 """Sketches: stored rows in 8 bits, which the search looks at before it reads the rows themselves.
 
-A sketch is written beside the rows, once, and mapped into memory. It tells how far it can be off, so that
-what it leaves open, and nothing else, has to be compared weight by weight. It is a flat dict of arrays over
-all rows of all layers, in the layout's order:
+A sketch is written once, with the rows, and mapped into memory. It has bounds of its error, so only the rows
+that it does not decide are compared weight by weight. It is a flat dict of arrays over all rows of all
+layers, in the layout's order:
 
     rows      int32 (layers,)   how many each layer has
     size      int32 (layers,)   how many weights a row of each has
@@ -34,7 +34,7 @@ def sketched(
     Args:
         layout: the backbone's layout.
         rows: {path of a leaf: (rows, fan-in)}.
-        channels: {path of a kernel: int (rows,)}, which channels they are.
+        channels: {path of a kernel: int (rows,)}, the channels of the rows.
         start: the pre-trained model's rows.
     """
     parts: list[dict[str, Any]] = []
@@ -54,9 +54,9 @@ def sketched(
 
 
 def rounded(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns rows over their scales in int8, their scales, and the norms of what that leaves out.
+    """Returns rows over their scales in int8, their scales, and the norms of the rounding errors.
 
-    It uses up the rows, float32 (rows, size).
+    The rows, float32 (rows, size), are overwritten.
     """
     most = np.maximum(rows.max(axis=1), -rows.min(axis=1))
     scale = np.where(most > VANISHING, most, 1) / np.float32(127)

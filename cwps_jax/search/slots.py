@@ -1,4 +1,4 @@
-"""What a search chooses from: every stored row once, and the sketches of many owners, arranged by channel."""
+"""The candidates of a search: every stored row once, and the sketches of many owners, arranged by channel."""
 
 import dataclasses
 import itertools
@@ -21,13 +21,13 @@ Sketch = Mapping[str, np.ndarray]  # see `cwps_jax.search.sketch`
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """The distinct candidates of a network's channels, each once however many models have it.
+    """The distinct candidates of a network's channels, each once for any number of models that have it.
 
     Attributes:
-        channel: int (slots,), whose candidate it is, counted through all layers; in ascending order.
+        channel: int (slots,), the channel of the candidate, counted through all layers; in ascending order.
         model: int (slots,), the oldest model that has it.
-        owner: int (slots,), who stores it.
-        row: int (slots,), where.
+        owner: int (slots,), its owner.
+        row: int (slots,), its number there.
     """
 
     channel: np.ndarray
@@ -61,9 +61,9 @@ class Sketched:
 
     Attributes:
         slots: int (sketched,), their numbers, ascending.
-        about: what the sketches tell of each, but for its values, and its layer, owner and row; (sketched,).
+        about: the numbers of the sketches except for the values, with layer, owner and row; (sketched,) each.
         sketches: the owners' sketches.
-        size: how many weights a channel of each layer has.
+        size: number of weights of a channel, for each layer.
         kept: rows that are arranged already, by the number of their block.
     """
 
@@ -79,7 +79,7 @@ class Sketched:
 
         Args:
             slots: the candidates.
-            channels: how many each layer has.
+            channels: number of channels of each layer.
             sketch: an owner's id to its sketch.
         """
         owners = np.unique(slots.owner[slots.owner > 0])
@@ -149,11 +149,11 @@ class Sketched:
 
 
 def runs(values: np.ndarray) -> Iterable[tuple[int, int]]:
-    """Returns where each run of equal values begins and ends."""
+    """Returns the beginning and the end of each run of equal values."""
     return itertools.pairwise([0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)])
 
 
 def in_threads(function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
-    """Returns what the function gives for each value."""
+    """Returns the function's result for each value."""
     with ThreadPoolExecutor(WORKERS) as threads:
         return list(threads.map(function, values))

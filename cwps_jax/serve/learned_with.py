@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from cwps_jax.data.preparation import Preparation
 from cwps_jax.data.transforms import Transform
 from cwps_jax.errors import CwpsError
@@ -33,6 +35,11 @@ class LearnedWith:
     preparation: Preparation
     transform: Transform | None
     record: Mapping[str, Any]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of one image as the model is given it."""
+        return np.dtype(self.told["input"]["dtype"] if self.transform is None else np.uint8)
 
     @property
     def told(self) -> Mapping[str, Any]:

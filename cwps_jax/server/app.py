@@ -4,30 +4,32 @@ import asyncio
 import collections
 import contextlib
 import importlib.resources
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from absl import logging
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 
 from cwps_jax.data.load import threads_of
 from cwps_jax.serve import LearnedWith, Predictions
-from cwps_jax.server import messages
+from cwps_jax.server import arrays, messages
 from cwps_jax.server.batching import Batcher
 from cwps_jax.server.guard import Guard
 from cwps_jax.server.limits import Limits
 from cwps_jax.server.listing import listed, resident_bytes
 from cwps_jax.server.metrics import Metrics
-from cwps_jax.server.pictures import prepare, read_pictures
+from cwps_jax.server.pictures import content_type, prepare, read_pictures
 from cwps_jax.server.refusals import Refusal, add_handlers
 from cwps_jax.server.tasks import Bank, Tasks
 from cwps_jax.settings import DataConfig
 from cwps_jax.store import Pool
 from cwps_jax.version import __version__
 
+_Result = TypeVar("_Result")
 NO_CACHE = {"Cache-Control": "no-store"}
 POLICY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -60,47 +62,76 @@ class Server:
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """Computes batches while the application lives, and has compiled before it is ready."""
         worker = asyncio.create_task(self.batcher.run())
-        of_shape = collections.defaultdict(list)
-        for name, known in self.tasks.known.items():
-            of_shape[known.shape].append(name)
-        for shape, names in of_shape.items():
-            await self.batcher.warm_up(np.zeros(shape, np.uint8), names)
+        sizes, ready_at = self.batcher.sizes, self.limits.ready_at
+        await self._warm_up([size for size in sizes if size <= ready_at])
+        later = asyncio.create_task(self._warm_up_later([size for size in sizes if size > ready_at]))
         self.ready = True
         try:
             yield
         finally:
             self.ready = False
+            later.cancel()
             worker.cancel()
             self.batcher.close()
             self.tasks.close()
             self.decoders.shutdown()
 
+    async def _warm_up(self, sizes: Sequence[int]) -> None:
+        alike = collections.defaultdict(list)
+        for name, known in self.tasks.known.items():
+            alike[known.shape, known.dtype].append(name)
+        for size in sizes:
+            for (shape, dtype), names in alike.items():
+                await self.batcher.warm_up(np.zeros(shape, dtype), names, size)
+
+    async def _warm_up_later(self, sizes: Sequence[int]) -> None:
+        try:
+            await self._warm_up(sizes)
+        except Exception:  # the server goes on with the batches that it can compute
+            logging.exception("batches stay at %d answers: larger ones failed", self.batcher.compiled)
+
     async def predict(self, request: Request, tasks: Sequence[str], top: int) -> list[messages.Prediction]:
         """Returns what tasks answer for a request's pictures; see `POST /v1/predict`."""
         async with contextlib.AsyncExitStack() as held:
             with self.batcher.coming():
-                pictures, named = await read_pictures(request, self.limits)
-                names = list(dict.fromkeys((*tasks, *named)))
-                known = await held.enter_async_context(self.tasks.holding(names))
-                way = {name: one.transform for name, one in known.items() if one.transform}
-                ways = tuple(dict.fromkeys(way.values()))
-                loop = asyncio.get_running_loop()
-                prepared = await asyncio.gather(
-                    *(
-                        loop.run_in_executor(self.decoders, prepare, name, content, ways, self.limits)
-                        for name, content in pictures
-                    )
-                )
-            of_way = [dict(zip(ways, pixels, strict=True)) for pixels in prepared]
-            asked = [(pixels[way[name]], name) for pixels in of_way for name in known]
+                kind = content_type(request)
+                if kind in arrays.KINDS:
+                    known = await held.enter_async_context(self.tasks.holding(tasks, of_arrays=True))
+                    body = await request.body()
+                    inputs = await self._apart(arrays.read_inputs, body, kind, [*known.values()], self.limits)
+                    given = [
+                        (f"input {number}", dict.fromkeys(known, one)) for number, one in enumerate(inputs)
+                    ]
+                else:
+                    pictures, named = await read_pictures(request, kind, self.limits)
+                    known = await held.enter_async_context(self.tasks.holding([*tasks, *named]))
+                    given = await asyncio.gather(*(self._prepared(*picture, known) for picture in pictures))
+            asked = [(pixels[task], task) for _, pixels in given for task in known]
             logits = iter(await self.batcher.ask(*map(list, zip(*asked, strict=True))))
         return [
             {"picture": name, "answers": [_answer(task, known[task], next(logits), top) for task in known]}
-            for name, _ in pictures
+            for name, _ in given
         ]
+
+    async def _prepared(
+        self, name: str, content: bytes, known: Mapping[str, LearnedWith]
+    ) -> tuple[str, dict[str, np.ndarray]]:
+        """Returns a picture's name, and {task: the picture as it takes it}."""
+        ways = {task: one.transform for task, one in known.items() if one.transform}
+        distinct = tuple(dict.fromkeys(ways.values()))
+        pixels = await self._apart(prepare, name, content, distinct, self.limits)
+        of_way = dict(zip(distinct, pixels, strict=True))
+        return name, {task: of_way[way] for task, way in ways.items()}
+
+    async def _apart(self, action: Callable[..., _Result], *given: Any) -> _Result:
+        """Runs what takes the processor for long in a thread, so that others are answered meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, action, *given)
 
 
 def _answer(task: str, known: LearnedWith, logits: np.ndarray, top: int) -> messages.Answer:
+    if not np.all(np.isfinite(logits)):
+        how = "send values like those that the task was learned from"
+        raise Refusal(422, f"what {known.name} answers is not finite", "inputs", how)
     best = Predictions(known.class_names, np.asarray(logits)[None]).top(top)[0]
     classes: list[messages.Share] = [{"class": name, "probability": share} for name, share in best]
     return {
@@ -152,7 +183,7 @@ def _add_endpoints(app: FastAPI, server: Server, protected: list) -> None:
     @app.get("/v1/tasks", dependencies=protected)
     async def tasks() -> messages.Listing:
         """All tasks of the pool: which are loaded, their bytes, classes, and whose channels they use."""
-        return listed(server.tasks)
+        return await listed(server.tasks)
 
     @app.post("/v1/load_task", dependencies=protected)
     async def load_task(named: messages.Named) -> messages.Loaded:
@@ -182,16 +213,24 @@ def _add_watched(app: FastAPI, server: Server) -> None:
         return {"status": "alive"}
 
     @app.get("/ready")
-    async def ready() -> dict[str, str]:
-        """Whether requests are answered: everything is loaded, and the server is not ending."""
+    async def ready() -> messages.Ready:
+        """Whether requests are answered: everything is loaded, and the server is not ending.
+
+        `compiled` is how many answers are computed in one call so far; it grows to `batch_size`.
+        """
         if not server.ready:
             raise Refusal(503, "not ready", "server", "ask again after a second", {"Retry-After": "1"})
-        return {"status": "ready"}
+        return {
+            "status": "ready",
+            "compiled": server.batcher.compiled,
+            "batch_size": server.limits.batch_size,
+        }
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Counts and times for Prometheus."""
-        return Response(server.metrics.text, media_type="text/plain; version=0.0.4", headers=NO_CACHE)
+        text = await asyncio.to_thread(server.metrics.text)  # a busy bank lets its gauges wait
+        return Response(text, media_type="text/plain; version=0.0.4", headers=NO_CACHE)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def front() -> HTMLResponse:

@@ -4,6 +4,8 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import itertools
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +17,11 @@ from cwps_jax.server.limits import Limits
 from cwps_jax.server.metrics import Metrics
 from cwps_jax.server.refusals import Refusal, busy
 
+TURNS = 3  # of a batch that is measured: the median counts
 # From prepared pictures, (n, height, width, channels), and a task for each, to the logits of each.
 Answer = Callable[[np.ndarray, Sequence[str]], Sequence[np.ndarray]]
+
+_Kind = tuple[tuple[int, ...], np.dtype]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +32,7 @@ class _Question:
     since: float
 
     @property
-    def kind(self) -> tuple[tuple[int, ...], np.dtype]:
+    def kind(self) -> _Kind:
         """What all of a batch have in common."""
         return self.pixels.shape, self.pixels.dtype
 
@@ -47,6 +52,7 @@ class Batcher:
         self._coming = 0  # requests that will ask soon
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "bank")
+        self._took: dict[_Kind, dict[int, float]] = {}  # seconds of batches that were warmed up, by size
 
     @property
     def waiting(self) -> int:
@@ -93,21 +99,35 @@ class Batcher:
         except TimeoutError as error:
             raise busy(f"no answer within {limits.seconds:g} seconds", "queue") from error
 
-    async def warm_up(self, pixels: np.ndarray, tasks: Sequence[str]) -> None:
-        """Computes batches of all sizes, for as long as it takes: programs have to be compiled for them.
+    @property
+    def compiled(self) -> int:
+        """Answers of the largest batch whose programs are compiled, for everything that was warmed up."""
+        return min((max(took) for took in self._took.values()), default=self._limits.batch_size)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sizes of batches whose programs are compiled: powers of two, and the largest."""
+        largest = self._limits.batch_size
+        return sorted({min(1 << power, largest) for power in range(largest.bit_length() + 1)})
+
+    async def warm_up(self, pixels: np.ndarray, tasks: Sequence[str], size: int) -> None:
+        """Computes batches of a size, for as long as it takes: programs have to be compiled for them.
+
+        From the first call for such pictures on, batches of them are not larger than what was warmed up.
+        What is asked meanwhile is answered between two programs.
 
         Args:
             pixels: of one picture.
             tasks: that take such pictures.
+            size: of `sizes`, in their order.
         """
         loop = asyncio.get_running_loop()
-        largest = self._limits.batch_size
-        sizes = {min(1 << power, largest) for power in range(largest.bit_length() + 1)}
-        for size in sorted(sizes):
-            batch = np.stack([pixels] * size)
-            of_one, of_many = [tasks[0]] * size, [tasks[number % len(tasks)] for number in range(size)]
-            for asked in (of_one, of_many):
-                await loop.run_in_executor(self._thread, self._answer, batch, asked)
+        batch, in_turn, takes = np.stack([pixels] * size), itertools.cycle(tasks), []
+        await loop.run_in_executor(self._thread, self._answer, batch, [tasks[0]] * size)
+        for _ in range(1 + TURNS):  # the first compiles
+            asked = [*itertools.islice(in_turn, size)]
+            takes.append(await loop.run_in_executor(self._thread, self._seconds, batch, asked))
+        self._took.setdefault((pixels.shape, pixels.dtype), {})[size] = statistics.median(takes[1:])
 
     async def run(self) -> None:
         """Computes batches until it is cancelled, which is when nothing waits any more."""
@@ -146,16 +166,32 @@ class Batcher:
 
     def _next(self) -> list[_Question]:
         """Takes the next batch from the queue, the oldest first; pictures of one batch have one shape."""
-        batch: list[_Question] = []
-        others: list[_Question] = []
-        while self._waiting and len(batch) < self._limits.batch_size:
-            one = self._waiting.popleft()
-            if one.found.done():
-                continue
-            same = not batch or one.kind == batch[0].kind
-            (batch if same else others).append(one)
-        self._waiting.extendleft(reversed(others))
+        waiting = [one for one in self._waiting if not one.found.done()]
+        same = [one for one in waiting if one.kind == waiting[0].kind]
+        batch = same[: self._best(waiting[0].kind, len(same))] if same else []
+        taken = set(batch)
+        self._waiting = collections.deque(one for one in waiting if one not in taken)
         return batch
+
+    def _best(self, kind: _Kind, count: int) -> int:
+        """Returns how many of those that wait to compute together: a batch costs what the next size does.
+
+        Nine at once cost as much as sixteen; eight and one may take less.
+        """
+        took = self._took.get(kind, {})
+        count = min(count, max(took, default=self._limits.batch_size))
+        whole = max((size for size in took if size <= count), default=count)
+        padded, rest = (
+            min((size for size in took if size >= least), default=0) for least in (count, count - whole)
+        )
+        if whole < count and took[whole] + took[rest] < took[padded]:
+            return whole
+        return count
+
+    def _seconds(self, batch: np.ndarray, tasks: Sequence[str]) -> float:
+        begun = time.monotonic()
+        self._answer(batch, tasks)
+        return time.monotonic() - begun
 
     def _computed(self, batch: list[_Question]) -> list[np.ndarray | Exception]:
         begun = time.monotonic()

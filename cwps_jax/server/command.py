@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from cwps_jax.config import RunConfig
 from cwps_jax.errors import CwpsError
 from cwps_jax.extras import check_extra
 
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     check_extra("serve", "the server")
     # Not before: they import what may be missing, and JAX, which takes seconds.
+    from cwps_jax.compilation_cache import keep_programs
     from cwps_jax.server.app import make_app
     from cwps_jax.server.limits import Limits
     from cwps_jax.server.running import check_address, read_token, serve
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     limits = Limits(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Limits)})
     token = read_token(given.token_file, os.environ.get(TOKEN, ""))
     check_address(given.host, given.port, token)
+    keep_programs(given.compilation_cache, "--compilation-cache ")
     pool = Pool.open(given.pool)
     from cwps_jax.serve import TaskBank
 
@@ -76,5 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device-bytes", type=int, default=0, help="of tasks on the device; 0: no limit")
     parser.add_argument("--host-bytes", type=int, default=0, help="of tasks on the host; 0: no limit")
+    parser.add_argument(
+        "--compilation-cache",
+        default=RunConfig.compilation_cache,
+        metavar="FOLDER",
+        help="of compiled programs, which the next start reuses; '' for none",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

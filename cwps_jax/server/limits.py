@@ -12,6 +12,8 @@ class Limits:
 
     Attributes:
         batch_size: answers that are computed in one call; an answer is a picture for one task.
+        ready_at: answers of the largest batch that is compiled before the server is ready; larger ones are
+            compiled after it.
         wait_ms: how long an answer waits for others to join it, in milliseconds.
         request_bytes: of a request's body.
         held_requests: how many bodies of that size may be in memory at once.
@@ -22,6 +24,7 @@ class Limits:
     """
 
     batch_size: int = 32
+    ready_at: int = 1
     wait_ms: float = 2.0
     request_bytes: int = 32 * 2**20
     held_requests: int = 16

@@ -1,18 +1,24 @@
 """What the server tells of its tasks: versions, bytes, classes, and whose channels they use."""
 
+import asyncio
+
 from cwps_jax.server import messages
 from cwps_jax.server.metrics import PLACES
-from cwps_jax.server.tasks import Bank, Tasks
+from cwps_jax.server.tasks import Bank, Tasks, taken
 
 
-def listed(tasks: Tasks) -> messages.Listing:
+async def listed(tasks: Tasks) -> messages.Listing:
     """Returns all tasks of the pool, and what is loaded beside their newest versions."""
+    resident = await asyncio.to_thread(resident_bytes, tasks.bank)
     names = dict.fromkeys((*tasks.bank.tasks, *tasks.pool.tasks))
-    return {"tasks": [_listed(tasks, name) for name in names], "resident": resident_bytes(tasks.bank)}
+    return {"tasks": [_listed(tasks, name) for name in names], "resident": resident}
 
 
 def resident_bytes(bank: Bank) -> dict[str, int]:
-    """Returns the bytes of a bank's tasks by where they are: on the device, on the host, on the disk."""
+    """Returns the bytes of a bank's tasks by where they are: on the device, on the host, on the disk.
+
+    A bank that compiles or reads a task lets wait for as long: not to be called where requests are answered.
+    """
     resident = bank.resident
     return {place: resident[place] for place in PLACES}
 
@@ -26,6 +32,7 @@ def _listed(tasks: Tasks, name: str) -> messages.Listed:
         "task": name,
         "version": version.name,
         "loaded": loaded,
+        "takes": taken(known) if known else "",
         "why": tasks.silent.get(name, ""),
         "bytes": version.bytes,
         "method": version.method,

@@ -28,11 +28,12 @@ class Predicted(TypedDict):
 
 
 class Listed(TypedDict):
-    """A task: its newest version, or the one that is loaded; `why` it answers no pictures."""
+    """A task: its newest version, or the one that is loaded; what it takes, or `why` it answers nothing."""
 
     task: str
     version: str
     loaded: bool
+    takes: str
     why: str
     bytes: int
     method: str
@@ -46,6 +47,14 @@ class Listing(TypedDict):
 
     tasks: list[Listed]
     resident: dict[str, int]
+
+
+class Ready(TypedDict):
+    """That requests are answered, and how many answers are computed in one call so far, and at most."""
+
+    status: str
+    compiled: int
+    batch_size: int
 
 
 class Named(BaseModel):
@@ -74,6 +83,7 @@ _FORM = {
     "type": "object",
     "properties": {"images": _FILES, "task": {"type": "array", "items": {"type": "string"}}},
 }
+_INPUTS = {"type": "object", "properties": {"inputs": {"type": "array"}}, "required": ["inputs"]}
 _RAW = {"schema": {"type": "string", "format": "binary"}}
 PICTURES: dict[str, Any] = {
     "requestBody": {
@@ -82,6 +92,8 @@ PICTURES: dict[str, Any] = {
             "multipart/form-data": {"schema": _FORM},
             "image/*": _RAW,
             "application/octet-stream": _RAW,
+            "application/x-npy": _RAW,
+            "application/json": {"schema": _INPUTS},
         },
     }
 }

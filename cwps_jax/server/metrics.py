@@ -82,7 +82,6 @@ class Metrics:
         for place in PLACES:
             held.labels(place).set_function(functools.partial(resident, place))
 
-    @property
     def text(self) -> bytes:
-        """All of it in the text format of Prometheus."""
+        """Returns all of it in the text format of Prometheus."""
         return generate_latest(self.registry)

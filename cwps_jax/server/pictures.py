@@ -15,17 +15,24 @@ FIELDS = 100  # of a form, beside its files: names of tasks
 RAW = ("image/", "application/octet-stream")
 
 
-async def read_pictures(request: Request, limits: Limits) -> tuple[list[tuple[str, bytes]], list[str]]:
+def content_type(request: Request) -> str:
+    """Returns the type of a request's body, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_pictures(
+    request: Request, kind: str, limits: Limits
+) -> tuple[list[tuple[str, bytes]], list[str]]:
     """Returns a request's pictures with their names, as they were sent, and the tasks that its form names.
 
     Args:
         request: multipart/form-data with files and fields "task", or a body that is one picture.
+        kind: its `content_type`.
         limits: see `Limits`.
 
     Raises:
         Refusal: no picture, too many, or a body of another kind.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith(RAW):
         return [("picture", await request.body())], []
     if kind != "multipart/form-data":
@@ -33,7 +40,8 @@ async def read_pictures(request: Request, limits: Limits) -> tuple[list[tuple[st
             415,
             f"{kind or 'no type'} is not what is read here",
             "header Content-Type",
-            "send multipart/form-data with files, or one picture as image/jpeg, image/png or the like",
+            "send multipart/form-data with files, one picture as image/jpeg, image/png or the like, or an "
+            "array as application/x-npy or application/json",
         )
     files = limits.pictures + FIELDS  # so that the refusal is this package's, which says what to do
     async with request.form(max_files=files, max_fields=FIELDS) as form:

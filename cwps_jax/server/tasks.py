@@ -73,23 +73,32 @@ class Tasks:
         self._learn_of(bank.tasks)
 
     @contextlib.asynccontextmanager
-    async def holding(self, names: Sequence[str]) -> AsyncIterator[dict[str, LearnedWith]]:
+    async def holding(
+        self, names: Sequence[str], *, of_arrays: bool = False
+    ) -> AsyncIterator[dict[str, LearnedWith]]:
         """Keeps tasks as they are while the block runs.
 
         Args:
-            names: of tasks; none for all that are loaded.
+            names: of tasks; none for all that are loaded and take what is asked about.
+            of_arrays: whether they are asked about arrays, not about pictures.
 
         Yields:
             {name: what the task was learned with}, in the order of the names.
 
         Raises:
-            Refusal: a task that is not loaded, or that answers no pictures.
+            Refusal: a task that is not loaded, or that does not take what it is asked about.
         """
         async with self._changed:
             await self._changed.wait_for(lambda: not self._closed & set(names or self.known))
-            known = {name: self._loaded(name) for name in names or self.known}
+            fitting = [name for name, one in self.known.items() if _takes_arrays(one) == of_arrays]
+            known = {name: self._loaded(name) for name in names or fitting}
             if not known:
-                raise Refusal(404, "no task is loaded", "task", "POST /v1/load_task loads one")
+                what = f"no task that takes {'arrays' if of_arrays else 'pictures'} is loaded"
+                raise Refusal(404, what, "task", "POST /v1/load_task loads one")
+            for one in known.values():
+                if _takes_arrays(one) != of_arrays:
+                    how = "/v1/tasks tells what each task takes"
+                    raise Refusal(422, f"{one.name} takes {taken(one)}", "task", how)
             self._held.update(known.keys())
         try:
             yield known
@@ -169,13 +178,7 @@ class Tasks:
             except CwpsError as error:
                 self.silent[name] = str(error).removeprefix(f"{self.pool.folder}: ")  # no client's concern
                 continue
-            if known.transform is None:
-                self.silent[name] = (
-                    f"{known.name} was learned from arrays that go into its model as they are, not from "
-                    "pictures; use cwps.predict in Python"
-                )
-            else:
-                self.known[name] = known
+            self.known[name] = known
 
     def _forget(self, names: Iterable[str]) -> None:
         for name in names:
@@ -197,3 +200,14 @@ class Tasks:
         return Refusal(
             404, f"no task {name[:80]!r}", "task", f"did you mean {near!r}? {how}" if near else how
         )
+
+
+def taken(known: LearnedWith) -> str:
+    """Returns what a task is asked about, in words."""
+    if not _takes_arrays(known):
+        return "pictures"
+    return f"arrays (n, {', '.join(map(str, known.shape))}) of {known.dtype.name}"
+
+
+def _takes_arrays(known: LearnedWith) -> bool:
+    return known.transform is None

@@ -1,4 +1,4 @@
-"""What can be set for one task and for its data, with its default and its check."""
+"""The settings of one task and of its data, with defaults and checks."""
 
 from cwps_jax.settings.checks import check_task_name, nearest, unknown_key
 from cwps_jax.settings.data import DataConfig

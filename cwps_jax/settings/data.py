@@ -1,4 +1,4 @@
-"""`DataConfig`: where a task's images come from, and what is done to them before a model sees them."""
+"""`DataConfig`: the source of a task's images, and their preparation for a model."""
 
 import dataclasses
 from typing import Literal
@@ -17,7 +17,7 @@ class DataConfig:
     Attributes:
         data: kind of data: "digits" (embedded), "folders" (or archives), "tfds" or "huggingface". "tfds" is
             TensorFlow Datasets as array_record.
-        dataset: name of the data set there; "{task}" stands for the task's name. Not for digits and folders.
+        dataset: name of the data set; "{task}" stands for the task's name. Not for digits and folders.
         data_dir: folder of the data, unless it is embedded; "" for the library's own default.
         train_split: name of the training split, such as "train+validation".
         test_split: name of the test split, which is read once, at the end.

@@ -16,24 +16,24 @@ OF_ITS_OWN = ("learning_rate", "momentum", "weight_decay")  # a given optimizer 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How one task is learned. `learn_task` takes it; main's config has the same keys.
+    """The settings with which one task is learned, for `learn_task`; main's config has the same keys.
 
     Attributes:
-        method: a method's name, with its default settings, or one with settings of its own, such as
-            ``cwps.methods.Lora(rank=4)``. See `cwps_jax.methods`.
+        method: name of a method. From Python also a method with settings, such as
+            ``cwps.methods.Lora(rank=4)``; see `cwps_jax.methods`.
         epochs: epochs over all stages together.
         batch_size: images per step, over all devices.
-        accumulate: number of parts, one after the other, in which a step's gradient is computed. Use it where
-            the memory does not hold the whole batch: the step is the same except for layers that look at
-            several images at once, such as batch norm, and dropout. The devices have to divide each part.
+        accumulate: number of parts in which a step's gradient is computed, one after the other. Use it if the
+            whole batch does not fit into memory. The step is the same except for dropout and for layers that
+            use several images at once, such as batch norm. The number of devices has to divide each part.
         learning_rate: peak learning rate of the model's own leaves, head and norms. One schedule runs over
             all stages. Parameters that a method adds have a learning rate of their own.
         learning_rate_warmup: share of all steps over which the learning rate rises from zero.
         layer_decay: factor of the learning rate from each block to the one before it, in (0, 1]. The head
             learns at the full rate, and the stem learns slowest. See `tracing.parameter_depths`.
-        optimizer: "sgd" or "adamw"; or, from Python, an optax transformation such as ``optax.adamw(1e-3)``,
-            used as it is: its updates are added, times the schedule with a peak of 1. Its learning rate,
-            momentum and weight decay are within it; these stay at their defaults here.
+        optimizer: "sgd" or "adamw". From Python also an optax transformation such as ``optax.adamw(1e-3)``,
+            whose updates are added, times the schedule with a peak of 1. Its learning rate, momentum and
+            weight decay are its own; leave the keys of these names at their defaults.
         momentum: momentum of SGD.
         weight_decay: weight decay of kernels only, times the gate of each channel.
         label_smoothing: share of each label that is spread over all classes, in [0, 1). For the default loss.
@@ -41,29 +41,30 @@ class TrainConfig:
             task keeps the average, which looks back about 1 / (1 - ema) steps. 0 means no average.
         seed: seeds the head, the data order and dropout.
         parallel: "jit" over a mesh of all devices, or "pmap".
-        shard: which of child, parent, scores and optimizer state is spread over the devices instead of being
-            on each: pairs of a pattern over paths of parameters and "split" or "whole", of which the first
-            that matches counts, such as ``(("head/*", "whole"), ("*kernel", "split"))``. Needs "jit".
-        budget: largest share of the backbone's parameters that the task may keep, in (0, 1]; 1 is no limit.
-            For methods that choose what to keep.
-        byte_budget: largest share of the backbone's bytes that the task may keep; 0 is no limit. Everything
-            that is stored counts except the head, over the bytes of the backbone in float32. It decides
-            which channels are opened, instead of `budget`; where `row_bits` is 0 it decides the bits, beside
-            `budget`.
-        budgets: several values for `byte_budget`, from one soft stage; the task keeps the smallest that is
-            good enough. For methods with a hard stage.
-        tolerance: how far the kept one of `budgets` may be below the best one on the validation set.
+        shard: rules for spreading parameters and their states over the devices. Each rule is a pair of a
+            pattern over paths of parameters and "split" or "whole", such as ``(("head/*", "whole"),
+            ("*kernel", "split"))``; the first that matches counts. Child, parent, scores and optimizer state
+            are spread instead of being whole on each device. Needs "jit".
+        budget: largest share of the backbone's parameters that the task may keep; 1 means no limit. It is in
+            (0, 1], and for methods that choose which parameters to keep.
+        byte_budget: largest share of the backbone's bytes that the task may keep; 0 means no limit.
+            Everything that is stored counts except the head, over the bytes of the backbone in float32. It
+            decides which channels are opened, instead of `budget`. If `row_bits` is 0, it decides the bits,
+            and `budget` the channels.
+        budgets: several values for `byte_budget`; the task keeps the smallest that is good enough. All are
+            made from one soft stage, by methods with a hard stage.
+        tolerance: how far the kept one of `budgets` may be below the best one in validation accuracy.
         head_share: share of the epochs, at the beginning, in which only the task's head is trained.
         row_bits: bits of each stored weight: 32, 16, 8, 4, 3, 2, 1, or 0 for as few as `byte_budget` has. 32
             is plain float32. 16 to 1 store the change since pre-training, with a step size for each output
             channel. Norms have at least 8 bits, their statistics 16, and the head stays in float32. With 0,
             changes are multiples of one step size, most of them zero, and entropy-coded.
-        rounded_share: share of the epochs, at the end, in which methods that store channels learn with the
-            rounding.
+        rounded_share: share of the epochs, at the end, that are trained with rounded weights. It is for
+            methods that store channels, and for `row_bits` below 32.
         norm_batches: training batches from which norm statistics are re-estimated after hardening.
         head: name of the model's head, or names of its heads.
-        keep_head: whether a task starts with the pre-trained model's head, whose classes are then its own, in
-            the same order; by default it starts with a new one.
+        keep_head: whether a task starts with the pre-trained model's head instead of a new one. Its classes
+            are then those of that head, in the same order.
         private: further patterns over paths of leaves that the task keeps for itself.
     """
 
@@ -104,11 +105,11 @@ class TrainConfig:
         below_one(self, "label_smoothing", "ema")
         if not 0 < self.layer_decay <= 1:
             raise CwpsError(
-                f"config.layer_decay = {self.layer_decay}: must be above 0 and at most 1 (1 is no decay)"
+                f"config.layer_decay = {self.layer_decay}: must be above 0 and at most 1 (1 means no decay)"
             )
         if self.row_bits not in (*BITS, BY_BUDGET):
             raise CwpsError(
-                f"config.row_bits = {self.row_bits}: choose one of {', '.join(map(str, BITS))} bits a "
+                f"config.row_bits = {self.row_bits}: choose one of {', '.join(map(str, BITS))} bits per "
                 "weight, or 0 for as few as config.byte_budget has"
             )
         if self.row_bits == BY_BUDGET and not (self.byte_budget or self.budgets):
@@ -119,16 +120,16 @@ class TrainConfig:
         if not 0 <= self.byte_budget <= 1 or (chosen and self.byte_budget and self.budget < 1):
             raise CwpsError(
                 f"config.byte_budget = {self.byte_budget}: must be in [0, 1], a share of the backbone's "
-                f"bytes, and stands instead of config.budget ({self.budget}; 1 is no limit)"
+                f"bytes, and replaces config.budget ({self.budget}; 1 means no limit)"
             )
         if not 0 < self.budget <= 1:
             raise CwpsError(
                 f"config.budget = {self.budget}: must be above 0 and at most 1, a share of the backbone's "
-                "parameters (1 is no limit)"
+                "parameters (1 means no limit)"
             )
         if self.budgets and self.byte_budget and self.byte_budget not in self.budgets:
             raise CwpsError(
-                f"config.budgets = {self.budgets}: stands instead of config.byte_budget ({self.byte_budget})"
+                f"config.budgets = {self.budgets}: replaces config.byte_budget ({self.byte_budget})"
             )
         for one in self.budgets:
             if self.budgets.count(one) > 1:
@@ -143,7 +144,7 @@ class TrainConfig:
                 )
 
     def by_budget(self) -> tuple["TrainConfig", ...]:
-        """Returns the config for each of its `budgets`, the largest first; itself where it has none."""
+        """Returns the config for each of its `budgets`, the largest first; only itself if it has none."""
         largest_first = sorted(self.budgets, reverse=True)
         return tuple(dataclasses.replace(self, budgets=(), byte_budget=one) for one in largest_first) or (
             self,

@@ -1,4 +1,4 @@
-"""The only place that speaks to Orbax: trees of NumPy arrays in and out, with a hash of our own.
+"""The only module that uses Orbax: it saves and loads trees of NumPy arrays, with a hash of our own.
 
 ::
 
@@ -8,11 +8,10 @@
       arrays/               an Orbax tree: for each dtype one flat array, of all leaves that have it
         float32/0             its values and nothing else
 
-Orbax costs up to a millisecond an array, and a model has hundreds of leaves. An array's file is its plain
-values, so that a reader maps it into memory: what is read is what is used, and stays in memory no longer
-than the system has room. Orbax verifies its index files but not array bytes: a flipped bit in an array file
-restores without an error. So every file of a saved tree is hashed, and the hash is compared before anything
-is read.
+Orbax takes up to a millisecond per array, and a model has hundreds of leaves. An array's file has only its
+values, so a reader maps it into memory: only used parts are read, and they stay in memory while the system
+has space. Orbax verifies its index files but not array bytes: a flipped bit in an array file restores without
+an error. So every file of a saved tree is hashed, and the hash is compared before anything is read.
 """
 
 import hashlib
@@ -34,10 +33,10 @@ from cwps_jax.errors import CwpsError
 
 
 def save(folder: pathlib.Path, tree: Tree) -> str:
-    """Writes a tree of arrays and returns the SHA-256 of what was written.
+    """Writes a tree of arrays and returns the SHA-256 of its files.
 
     Args:
-        folder: a folder that the index does not refer to; one left by an interrupted run is replaced.
+        folder: a folder to which the index does not refer; one left by an interrupted run is replaced.
         tree: nested dict of arrays and codes.
     """
     import orbax.checkpoint as ocp
@@ -132,7 +131,7 @@ def load(folder: pathlib.Path, sha256: str) -> Leaves:
 
 
 def _parts(described: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the arrays that a leaf in few bits is stored as."""
+    """Returns the names of the arrays in which a leaf in few bits is stored."""
     return [key for key, part in described.items() if isinstance(part, dict)]
 
 
@@ -152,6 +151,6 @@ def files_sha256(folder: pathlib.Path) -> str:
 
 
 def payload_bytes(tree: Tree) -> int:
-    """Returns the bytes of all arrays and codes: what is stored, without the file system's own."""
+    """Returns the bytes of all arrays and codes, without those of the file system."""
     leaves = flatten(tree).values()
     return sum(leaf.nbytes if isinstance(leaf, Codes) else np.asarray(leaf).nbytes for leaf in leaves)

@@ -1,8 +1,8 @@
-"""What a task's leaves become in few bits, and back: which leaf in how many bits, and relative to what.
+"""A task's leaves in few bits, and back: the bits of each leaf, and the reference of its change.
 
-Channels and a method's own matrices have the bits that are asked for, with a step size for each output
-channel. Norms and other vectors are few and count for more: they have 8 bits, and norm statistics 16. A head
-is stored as it is. Whatever the pre-trained model has too is stored as the change since then.
+Channels and a method's own matrices have `bits` bits, with a step size for each output channel. Norms and
+other vectors are few and matter more: they have 8 bits, and norm statistics 16. A head is stored in float32.
+Leaves that the pre-trained model has too are stored as the change since then.
 """
 
 import dataclasses
@@ -35,18 +35,18 @@ def coded(
     before: Mapping[str, Any],
     byte_budget: float = 0.0,
 ) -> Stored:
-    """Returns what there is to store of a task, in few bits.
+    """Returns the stored arrays of a task in few bits.
 
     Args:
         layout: the backbone's.
-        stored: what there is, in float32.
-        bits: of a weight; 32 leaves all as it is, 0 gives channels what the budget leaves for them.
+        stored: the arrays in float32.
+        bits: bits of a weight; 32 changes nothing, 0 gives channels the bits that the budget leaves for them.
         start: the pre-trained model's rows.
         before: its variables, a flat dict.
-        byte_budget: largest byte_ratio of it all, where bits is 0.
+        byte_budget: largest byte_ratio of everything, if bits is 0.
 
     Raises:
-        CwpsError: what is stored beside channels leaves nothing for them.
+        CwpsError: the other arrays leave nothing for channels.
     """
     if bits == 32:
         return stored
@@ -128,7 +128,7 @@ class DecodedRows:
 
     Args:
         codes: (rows, fan-in).
-        channels: int (rows,), which channels they are.
+        channels: int (rows,), the channels of the rows.
         before: (fan-in, all channels), the pre-trained model's leaf.
     """
 
@@ -153,13 +153,13 @@ class DecodedRows:
 def decoded_rows(
     layout: Layout, own: Callable[[], Leaves], rows: Leaves, pretrained: Callable[[], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Returns the rows of a version as arrays, or as what gives arrays for the rows that are taken.
+    """Returns the rows of a version as arrays, or as objects that decode the rows that are taken.
 
     Args:
         layout: the backbone's.
-        own: gives {path: array}, with the masks that say whose rows they are.
+        own: returns {path: array}, with the masks that say which channels the rows are.
         rows: {path of a leaf: (rows, fan-in)}, arrays and codes.
-        pretrained: gives the pre-trained model's leaves, a flat dict.
+        pretrained: returns the pre-trained model's leaves, a flat dict.
     """
     found: dict[str, Any] = dict(rows)
     for layer in layout.layers if rows else ():

@@ -1,4 +1,4 @@
-"""`Contents`: what a pool holds, as it is read: models, and who stores each of their channels."""
+"""`Contents`: the readable content of a pool: models, and the owners of their channels."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ class Contents:
     """The models stored in one folder, to be read.
 
     Attributes:
-        folder: where it is.
+        folder: the pool's folder.
     """
 
     def __init__(self, folder: pathlib.Path, index: Index) -> None:
@@ -45,7 +45,7 @@ class Contents:
 
     @property
     def index(self) -> Index:
-        """What it holds."""
+        """The index of the pool."""
         return self._trees.index
 
     @property
@@ -63,11 +63,11 @@ class Contents:
         return task in self.index.by_name
 
     def __len__(self) -> int:
-        """How many tasks it holds."""
+        """The number of tasks."""
         return len(self.tasks)
 
     def __bool__(self) -> bool:
-        """A pool is one, even while it holds no task."""
+        """True: a pool is one, even without tasks."""
         return True
 
     def __iter__(self) -> Iterator[str]:
@@ -79,7 +79,7 @@ class Contents:
         return listed(self.folder, self.index, self.tasks)
 
     def verify(self) -> list[Damage]:
-        """Looks at every file and every owner, and returns what is damaged and which versions need it."""
+        """Checks every file and every owner, and returns the damage and the versions that need each part."""
         return damaged(self._trees)
 
     def version(self, task: str) -> Version:
@@ -93,7 +93,7 @@ class Contents:
         """
         if task == PRETRAINED:
             raise CwpsError(
-                f"{self.folder}: {task!r} is the model that tasks start from, and no task; name one of "
+                f"{self.folder}: {task!r} is the model that tasks start from, and not a task; name one of "
                 f"{', '.join(self.tasks[-NAMED:]) or 'none yet'}"
             )
         if task not in self.index.by_name:
@@ -120,7 +120,7 @@ class Contents:
         return self._trees.restored(self.method(task), version.id, own, rows, uses, self.effective)
 
     def restored(self, method: Method, stored: Stored) -> dict[str, Any]:
-        """Returns `effective` of what is not in the pool yet, as it will be.
+        """Returns `effective` of a task that is not in the pool yet.
 
         Args:
             method: by which it is restored.
@@ -131,7 +131,7 @@ class Contents:
         return self._trees.restored(method, number, own, stored.rows, uses, self.effective)
 
     def coded(self, stored: Stored, bits: int, byte_budget: float = 0.0) -> Stored:
-        """Returns what there is to store of a task in few bits, see `store.coded`.
+        """Returns the stored arrays of a task in few bits, see `store.coded`.
 
         Args:
             stored: the same in float32.
@@ -158,7 +158,7 @@ class Contents:
             ) from error
 
     def model(self, task: str, model: nn.Module) -> nn.Module:
-        """Returns the model that a task's variables belong to: the plain one, unless its method adds to it.
+        """Returns the model for a task's variables: the plain one, unless its method changes it.
 
         Args:
             task: a task's name, "task@n", or "pretrained".
@@ -167,7 +167,7 @@ class Contents:
         return model if task == PRETRAINED else self.method(task).wrap(model)
 
     def shares_channels(self, task: str) -> bool:
-        """Returns whether a task is stored as channels: its own rows, and who stores each of the others.
+        """Returns whether a task is stored as channels: its own rows, and the owners of the others.
 
         Args:
             task: a task's name, or "task@n".
@@ -228,11 +228,11 @@ class Contents:
         return tasks, owners, accounting.relation_matrix(relations, owners)
 
     def total_ratio(self) -> float:
-        """Returns what all tasks and the pre-trained model, which is 1, keep over its parameters."""
+        """Returns the stored parameters of all tasks and the pre-trained model, over those of the latter."""
         return 1 + sum(self.count(task).ratio for task in self.tasks)
 
     def count(self, task: str) -> accounting.Count:
-        """Returns what a task's version stores, counted without reading its rows.
+        """Returns the counts of what a task's version stores, without reading its rows.
 
         Args:
             task: a task's name, or "task@n".
@@ -246,9 +246,9 @@ class Contents:
         """Returns the pre-trained model and every task's newest one, oldest first, as a new task uses them.
 
         Args:
-            without: a task to leave out: its models, and its rows wherever others have borrowed them; the
-                pre-trained model's stand there instead.
-            method: by which the new task is learned: what is stored by it is handed to it.
+            without: a task to leave out, with its models and its rows that others have borrowed; these are
+                replaced by the pre-trained model's.
+            method: the method of the new task, which gets the stored arrays of its earlier tasks.
         """
         tasks = [task for task in self.tasks if task != without]
         names = (PRETRAINED, *(task for task in tasks if self.shares_channels(task)))
@@ -272,7 +272,7 @@ class Contents:
         return f"{f'did you mean {near!r}? ' if near else ''}it has {', '.join((PRETRAINED, *last))}{more}"
 
     def _models(self, names: tuple[str, ...]) -> StoredModels:
-        """Returns the models of tasks; a row of one that is not named is the pre-trained model's there."""
+        """Returns the models of tasks; rows of other tasks are replaced by the pre-trained model's."""
         # Two threads: one waits for files; more would wait for Python's lock.
         with ThreadPoolExecutor(2) as readers:
             ownerships = list(readers.map(self.ownership, names[1:]))

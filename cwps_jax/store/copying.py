@@ -1,4 +1,4 @@
-"""Versions that go from one pool into another of the same pre-trained model: one of them, or all."""
+"""Copies of versions from one pool into another of the same pre-trained model: one of them, or all."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ from cwps_jax.store.writing import Writable
 
 
 class Copying(Writable):
-    """A pool's contents, and how its versions get into another pool."""
+    """A pool's contents, with the copying of versions into another pool."""
 
     def copy(self, task: str, to: "Copying", name: str | None = None) -> Version:
         """Copies a task's newest version, or the one named "task@n", into another pool.
 
-        Rows that it borrows become its own there, unless the other pool has the very version that stores
-        them. Tasks that it is restored from as a whole (aTLAS, PackNet) come along under their own names,
-        unless the other pool has them under any name. Its variables are the same to the bit.
+        Rows that it borrows become its own there, unless the other pool has the same version that stores
+        them. Tasks that it needs as a whole (aTLAS, PackNet) are copied too, under their own names, unless
+        the other pool has them under any name. Its variables are the same to the bit.
 
         Args:
             task: its name.
@@ -34,8 +34,9 @@ class Copying(Writable):
             The new version.
 
         Raises:
-            CwpsError: not in the pool; another pre-trained model; a name that is taken there, its own or
-                that of a task which comes along; a stored tree is damaged. Nothing is copied then.
+            CwpsError: it is not in the pool; the other pool has another pre-trained model; its name, or that
+                of a task that is copied with it, is taken there; or a stored tree is damaged. Nothing is
+                copied then.
         """
         version, name = self.version(task), self.version(task).task if name is None else name
         check_task_name(name)
@@ -52,8 +53,8 @@ class Copying(Writable):
     def merge(self, other: "Copying") -> tuple[str, ...]:
         """Copies every task of another pool into this one, or nothing.
 
-        That is each task's newest version, with compared methods' models of it, and older versions that
-        these need. What this pool has already, under the same name, stays as it is.
+        These are each task's newest version, the compared methods' models of it, and older versions that
+        these need. A version that this pool has already, under the same name, stays as it is.
 
         Args:
             other: a pool of the same pre-trained model, which stays as it is.
@@ -62,7 +63,8 @@ class Copying(Writable):
             Names of the versions that are new here, such as "birds@1".
 
         Raises:
-            CwpsError: another pre-trained model; names that are other models here; a stored tree is damaged.
+            CwpsError: the other pool has another pre-trained model; names belong to other models here; or a
+                stored tree is damaged.
         """
         other._check_same_model(self, "its tasks")
         with self._turn() as index:
@@ -91,7 +93,7 @@ class Copying(Writable):
             return tuple(one.name for one in merged.versions[len(index.versions) :])
 
     def needed(self, names: Iterable[str]) -> tuple[Version, ...]:
-        """Returns versions and all others that these are restored from, oldest first.
+        """Returns versions and all others that they need to be restored, oldest first.
 
         Args:
             names: tasks' names, or "task@n".
@@ -102,7 +104,7 @@ class Copying(Writable):
         return tuple(one for one in self.index.versions if one.id in kept)
 
     def _needed(self) -> tuple[Version, ...]:
-        """Returns each task's newest version, and older ones that these are restored from."""
+        """Returns each task's newest version, and older ones that these need."""
         return self.needed({one.task for one in self.index.versions})
 
     def _check_same_model(self, to: "Copying", what: str) -> None:
@@ -171,9 +173,9 @@ class Copying(Writable):
 
 
 def _same(pool: Copying, one: Version, other: Copying, two: Version) -> bool:
-    """Whether a version of one pool is that of another: the same model to the bit, of the same training.
+    """Whether versions of two pools are the same model to the bit, of the same training.
 
-    Who stores its channels may differ, and so may the numbers of the versions that it is restored from.
+    The owners of its channels may differ, and so may the numbers of the versions that it needs.
     """
     if (one.method, one.record) != (two.method, two.record):
         return False

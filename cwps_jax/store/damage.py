@@ -1,4 +1,4 @@
-"""What is wrong with a pool's files: every hash is compared, and every owner looked up."""
+"""The damage of a pool's files: every hash is compared, and every owner looked up."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,13 @@ from cwps_jax.store.trees import OWN, PRETRAINED, ROWS, SKETCH, TASKS, Trees
 
 @dataclasses.dataclass(frozen=True)
 class Damage:
-    """Something in a pool that is not as it was stored.
+    """A part of a pool that is not as it was stored.
 
     Attributes:
         where: the folder, within the pool's.
-        problem: what is wrong with it.
-        versions: names of the versions that cannot be restored for it; none for a sketch, which serves the
-            search alone.
+        problem: the damage, as text.
+        versions: names of the versions that cannot be restored because of it; empty for a sketch, which only
+            the search uses.
     """
 
     where: str
@@ -30,10 +30,10 @@ class Damage:
 
 
 def damaged(trees: Trees) -> list[Damage]:
-    """Returns all damage: what is read now, not what this process has read before.
+    """Returns all damage, by reading all files again.
 
     Args:
-        trees: a pool's; its index says what there should be.
+        trees: the trees of a pool, with its index.
     """
     return list(_damaged(Trees(trees.folder, trees.index)))
 
@@ -102,7 +102,7 @@ def _wrong_owner(trees: Trees, version: Version, readable: Mapping[int, Version]
 
 
 def _rows(trees: Trees, version: Version) -> dict[str, int]:
-    """Returns how many rows a version has of each layer, as its masks say."""
+    """Returns the number of rows of each layer of a version, by its masks."""
     if not version.rows_sha256:
         return {}
     found = ownership(trees.index.layout, trees.own(version), version.id)

@@ -1,4 +1,4 @@
-"""Pools that are read from a bucket, through a copy on this machine that is brought up to date when asked."""
+"""Pools that are read from a bucket, through a copy on this machine that is updated on demand."""
 
 import os
 import pathlib
@@ -15,8 +15,9 @@ def fetched(folder: str | pathlib.Path) -> pathlib.Path:
     """Returns a pool's folder on this machine.
 
     Args:
-        folder: that folder itself, or an address such as gs://mine/run/pool. Of an address, and of the folder
-            that was returned for one, the newest is fetched: files that are there are not fetched again.
+        folder: that folder itself, or an address such as gs://mine/run/pool. For an address, and for the
+            folder that was returned for one, the newest state is fetched; existing files are not fetched
+            again.
 
     Raises:
         CwpsError: there is no pool at that address, or it cannot be read.
@@ -41,7 +42,7 @@ def fetched(folder: str | pathlib.Path) -> pathlib.Path:
 def check_writable(folder: pathlib.Path) -> None:
     """Raises CwpsError for a pool that is only read: in a folder that cannot be written to, or in a bucket.
 
-    What were written to the copy of one in a bucket would be lost.
+    Changes to the copy of a pool in a bucket would be lost.
 
     Args:
         folder: the pool's, on this machine.
@@ -59,7 +60,7 @@ def check_writable(folder: pathlib.Path) -> None:
 
 
 def _whole(address: str) -> tuple[str, str]:
-    """Returns the address of the copy that an address lies in, and where in it."""
+    """Returns the address of the whole copy of which an address is a part, and the path in it."""
     whole, below = address, ""
     for _ in range(DEPTH):
         if Commits(Bucket(whole)).last():

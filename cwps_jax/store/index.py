@@ -1,4 +1,4 @@
-"""The pool's index: one JSON file, replaced atomically, that says what the pool holds."""
+"""The pool's index: one JSON file, replaced atomically, with all versions of the pool."""
 
 import dataclasses
 import functools
@@ -23,23 +23,23 @@ class Version:
 
     Attributes:
         id: its number in the pool, from 1; channels name their owner by it. 0 is the pre-trained model. It is
-            never given again, so that who has read it knows what it means, whatever others have written.
+            never used again, so it always means the same version.
         task: the task's name.
         version: 1 for the task's first.
-        rows_sha256: of the files of its rows, which other versions borrow; "" where it has none.
-        own_sha256: of the files of all that is its own alone.
-        bytes: payload bytes of both trees; a sketch can be made anew, and does not count.
-        record: what was measured when it was learned; plain JSON.
+        rows_sha256: SHA-256 of the files of its rows, which other versions borrow; "" if it has none.
+        own_sha256: SHA-256 of its other files.
+        bytes: payload bytes of both trees; a sketch can be made again, and does not count.
+        record: measurements from when it was learned; plain JSON.
         method: name of the method by which it is restored, and
         settings: its settings; plain JSON.
-        uses: numbers of the versions that it cannot be restored without, beside its rows' owners.
-        compared: whether it is a compared method's model of a task: no task of its own.
-        sketch_sha256: of the files of its rows' sketch; "" where it has none.
+        uses: numbers of other versions that it needs to be restored, besides its rows' owners.
+        compared: whether it is a compared method's model of a task, and not a task.
+        sketch_sha256: SHA-256 of the files of its rows' sketch; "" if it has none.
         folder: its folder's name, which stays when the task is renamed.
-        owned: {number of an owner, as text: parameters of this version's channels that it stores}; None for
-            what is not stored as channels, and where an earlier release stored it.
+        owned: {number of an owner, as text: parameters of this version's channels that it stores}; None for a
+            task that is not stored as channels, or that an earlier release stored.
         ratio: the share of the backbone that it stores (params_ratio), so that a list of all tasks reads no
-            tree; None where an earlier release stored it.
+            tree; None if an earlier release stored it.
     """
 
     id: int
@@ -65,13 +65,13 @@ class Version:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """All that the pool knows without reading an array.
+    """Everything that the pool knows without reading an array.
 
     Attributes:
         backbone: name of the backbone.
         layout: the layout of the pre-trained model; a task's head may differ.
-        pretrained_sha256: of the shared tree's files.
-        pretrained_record: where it came from; plain JSON.
+        pretrained_sha256: SHA-256 of the shared tree's files.
+        pretrained_record: the origin of the pre-trained model; plain JSON.
         versions: all stored versions, oldest first.
         next_id: the number of the version that is stored next.
     """
@@ -111,7 +111,7 @@ class Index:
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> "Index":
-        """Reads the index. Raises CwpsError where there is none or it cannot be understood."""
+        """Reads the index. Raises CwpsError if there is none or it cannot be understood."""
         path = folder / "index.json"
         try:
             values = json.loads(path.read_text())
@@ -154,5 +154,5 @@ def _layout(values: Mapping[str, Any]) -> Layout:
 
 
 def compared_name(task: str, method: str) -> str:
-    """Returns the name by which the pool keeps a compared method's model of a task."""
+    """Returns the pool's name of a compared method's model of a task."""
     return f"{task}+{method}"

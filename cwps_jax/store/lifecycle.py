@@ -14,20 +14,20 @@ from cwps_jax.store.trees import TASKS
 
 
 class Lifecycle(Copying):
-    """A pool's contents, and how stored tasks are moved about."""
+    """A pool's contents, with the removal, renaming and compaction of tasks."""
 
     def remove(self, task: str, rehome: bool = False) -> None:
         """Removes a task's newest version, or the one named "task@n", with its files.
 
         Args:
             task: its name.
-            rehome: whether versions that borrow its rows get these, where each row goes to the oldest that
-                has it and the others borrow it from there. They are stored anew under their names, and their
-                variables stay the same to the bit; their files and their numbers in the pool are new.
+            rehome: whether versions that borrow its rows get these. Each row goes to the oldest of them, and
+                the others borrow it from there. They are stored again under their names, and their variables
+                stay the same to the bit; their files and their numbers in the pool are new.
 
         Raises:
-            CwpsError: not in the pool, or another version by now; others are restored from it and `rehome` is
-                false, or they are restored from its whole model.
+            CwpsError: it is not in the pool, or is another version by now; others borrow its rows and
+                `rehome` is false; or others need its whole model.
         """
         known = self.index.by_name.get(task)
         with self._turn() as index:
@@ -59,10 +59,10 @@ class Lifecycle(Copying):
 
         Args:
             old: the task's name.
-            new: what it shall be.
+            new: its new name.
 
         Raises:
-            CwpsError: no such task, a name that cannot be a task's, or one that is taken.
+            CwpsError: there is no such task, or the new name is not allowed or is taken.
         """
         check_task_name(new)
         with self._turn() as index:
@@ -83,14 +83,14 @@ class Lifecycle(Copying):
             )
 
     def compact(self, older: bool = False) -> tuple[str, ...]:
-        """Removes what nobody refers to: folders that writers which were killed have left.
+        """Removes files to which nothing refers: folders that killed writers have left.
 
         Args:
-            older: whether to remove versions too that are not their task's newest, and that no other version
-                is restored from.
+            older: whether to remove also versions that are not their task's newest and that no other version
+                needs.
 
         Returns:
-            What was removed: names of folders, and of versions.
+            Names of the removed folders and versions.
         """
         with self._turn() as index:
             self._see(index)

@@ -1,4 +1,4 @@
-"""A pool as a small table, of text or of HTML."""
+"""A pool as a small table, in text or in HTML."""
 
 import html
 import pathlib
@@ -11,11 +11,11 @@ TITLES = ("task", "version", "method", "kept", "bytes", "accuracy")
 
 
 def listed(folder: pathlib.Path, index: Index, tasks: Sequence[str]) -> str:
-    """Returns a table of the newest of some tasks, with what the index knows of them.
+    """Returns a table of the newest of some tasks, from the index.
 
     Args:
         folder: the pool's.
-        index: what it holds.
+        index: the pool's index.
         tasks: their names, oldest first.
     """
     rows = [TITLES, *_rows(index, tasks)]
@@ -38,8 +38,8 @@ def html_table(caption: str, titles: Sequence[str], rows: Sequence[Sequence[str]
     """Returns a table as HTML in which every text is escaped.
 
     Args:
-        caption: a line above it.
-        titles: of the columns.
+        caption: a line above the table.
+        titles: titles of the columns.
         rows: a text for each column.
     """
 

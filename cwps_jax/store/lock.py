@@ -1,9 +1,9 @@
-"""Locks on files that the operating system frees when their holder dies, however it dies.
+"""Locks on files that the operating system frees whenever their holder dies.
 
-A lock is `flock` on a file that is never removed: nobody has to find out whether a holder is still alive.
-It holds between the processes and threads of one machine. On a network file system it holds between
-machines only where that passes `flock` on (NFS from version 4 does; Lustre needs the mount option "flock");
-where there is no `flock` at all, the pool is not written.
+A lock is `flock` on a file that is never removed, so nobody has to find out whether a holder is still alive.
+It works between the processes and threads of one machine. On a network file system it works between machines
+only if that supports `flock` (NFS does from version 4; Lustre needs the mount option "flock"). If there is no
+`flock` at all, the pool is not written.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ def locked(path: pathlib.Path, what: str, seconds: float | None = None) -> Itera
     """Holds an exclusive lock while its block runs.
 
     Args:
-        path: of the lock's file; it is made where there is none, and stays.
-        what: is locked, for the error: "this pool is being written".
-        seconds: to wait for it; `SECONDS` by default.
+        path: path of the lock's file, which is made if it does not exist, and stays.
+        what: a text about the lock for the error: "this pool is being written".
+        seconds: longest time to wait for it; `SECONDS` by default.
 
     Raises:
         Taken: another process held it all that time.

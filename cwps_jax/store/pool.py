@@ -1,4 +1,4 @@
-"""`Pool`: the stored models, of which every new task takes channels and to which it adds its own.
+"""`Pool`: the stored models, from which every new task takes channels and to which it adds its own.
 
 ::
 
@@ -12,7 +12,7 @@
         rows/                 what later versions borrow, where the method has such
         sketch/               the same in 8 bits, what a search looks at first: `cwps_jax.search.sketch`
 
-What is written is never changed. How a tree is stored: `cwps_jax.store.arrays`; how the folder is changed by
+A written tree is never changed. How a tree is stored: `cwps_jax.store.arrays`; how the folder is changed by
 several processes, of which any may be killed: `cwps_jax.store.writing`.
 """
 
@@ -53,17 +53,18 @@ class Pool(Lifecycle):
         backbone: str = "",
         record: Mapping[str, Any] | None = None,
     ) -> "Pool":
-        """Makes a pool that holds the pre-trained model alone.
+        """Makes a pool that holds only the pre-trained model.
 
         Args:
             folder: a folder without a pool.
-            variables: the pre-trained model's variables: "params" and its other collections.
-            layout: where its leaves belong, see `channel_layout`; the head may have another size.
-            backbone: its name, so that another one is refused.
-            record: where it came from; plain JSON.
+            variables: the pre-trained model's variables: {"params" and its other collections: nested dict of
+                float32 arrays}.
+            layout: its layout, see `channel_layout`; the head may have another size.
+            backbone: the backbone's name, by which another one is refused later.
+            record: the origin of the model; plain JSON.
 
         Raises:
-            CwpsError: there is a pool already, or the variables are not those of the layout.
+            CwpsError: the folder has a pool already, or the variables are not those of the layout.
         """
         folder = pathlib.Path(folder)
         shapes = {path: tuple(leaf.shape) for path, leaf in flatten(variables["params"]).items()}
@@ -73,7 +74,7 @@ class Pool(Lifecycle):
             path = min(path for path in shapes.keys() | wanted.keys() if shapes.get(path) != wanted.get(path))
             raise CwpsError(
                 f"{path}: {shapes.get(path, 'missing')} in the variables, {wanted.get(path, 'missing')} in "
-                "the layout; give the layout of this very model"
+                "the layout; give the layout of this model"
             )
         together.agree_on(PRETRAINED, variables)
 
@@ -96,11 +97,11 @@ class Pool(Lifecycle):
         """Opens a pool.
 
         Args:
-            folder: where it is; or the gs:// or s3:// address of one in a run's workdir, which is fetched and
-                can only be read.
+            folder: the pool's folder, or the gs:// or s3:// address of one in a run's workdir, which is
+                fetched and can only be read.
 
         Raises:
-            CwpsError: there is none.
+            CwpsError: there is no pool.
         """
         folder = fetched(folder)
         return cls(folder, Index.read(folder))
@@ -110,22 +111,22 @@ class Pool(Lifecycle):
         self._learning: set[str] = set()
 
     def _repr_html_(self) -> str:
-        """The table of the newest tasks, as a notebook shows it."""
+        """Returns the table of the newest tasks that a notebook shows."""
         return listed_html(self.folder, self.index, self.tasks)
 
     @contextlib.contextmanager
     def learning(self, task: str) -> Iterator[None]:
-        """Holds a task's name while its block runs, and sees what other processes have stored by then.
+        """Reserves a task's name while its block runs, and reads the index again before that.
 
-        Whoever is about to train a task asks for it first: another run that does is told before its first
-        step, and not after its last. It holds nothing else: other tasks are learned and stored meanwhile. A
-        run that dies holds no name.
+        Use it before training a task: a second run with this name is then refused before its first step, and
+        not after its last. Other tasks can be learned and stored meanwhile. When a run dies, its name is free
+        again.
 
         Args:
             task: its name.
 
         Raises:
-            CwpsError: a name that cannot be a task's, or another process or thread is learning this task.
+            CwpsError: the name is not allowed, or another process or thread is learning this task.
         """
         check_task_name(task)
         check_writable(self.folder)
@@ -159,12 +160,12 @@ class Pool(Lifecycle):
 
         Args:
             task: its name.
-            params: the plain backbone's parameters, mixed.
-            other: its other collections.
+            params: nested dict, the plain backbone's mixed parameters.
+            other: its other collections, such as batch_stats.
             gates: nested dict of hard gates; open channels are stored.
-            sources: {path of a kernel: where the closed channels came from}; a layer that is missing took
-                them from the pre-trained model at the same index.
-            pooled: names of the models that `sources` counts, as in `Pooled.names`.
+            sources: {path of a kernel: `Source` of its closed channels}; those of a missing layer are the
+                pre-trained model's at the same index.
+            pooled: names of the models to which `sources` refers, as in `Pooled.names`.
             record: what was measured; plain JSON.
 
         Raises:
@@ -186,20 +187,20 @@ class Pool(Lifecycle):
     ) -> Version:
         """Stores a new version of a task. No file of an earlier one is touched.
 
-        Other processes may have changed the pool since it was opened or last written here: other tasks of
-        theirs stay, and are seen from now on.
+        Other processes may have changed the pool since it was opened or last written here: their other tasks
+        stay, and this object knows them from now on.
 
         Args:
             task: its name.
             method: by which it is restored.
             stored: what there is to store of it.
             record: what was measured; plain JSON.
-            compared: whether it is a compared method's model: no task of its own.
+            compared: whether it is a compared method's model, and not a task.
 
         Raises:
-            CwpsError: a name that cannot be a task's, a method that is not registered, the name of a compared
-                model for a task or the other way round; another process has stored this task since, or has
-                removed what it is restored from; or it writes, and does not end.
+            CwpsError: the name is not allowed, or belongs to a compared model and this is a task, or the
+                other way round; the method is not registered; another process has stored this task since, or
+                has removed a version that it needs; or another process does not end writing.
         """
         check_task_name(task)
         if methods.find(method.name) is not type(method):
@@ -240,7 +241,7 @@ class Pool(Lifecycle):
     def _check_current(
         self, index: Index, task: str, method: Method, needed: set[int], compared: bool
     ) -> None:
-        """Raises CwpsError where what others have done since forbids to store a task."""
+        """Raises CwpsError if changes by other processes forbid storing a task."""
         if any(one.task == task and one.compared != compared for one in index.versions):
             raise CwpsError(f"{self.folder}: {task!r} is a task here and a compared model; rename the task")
         new = [one for one in index.versions if one.id not in self.index.by_id]
@@ -258,11 +259,11 @@ class Pool(Lifecycle):
         if gone:
             raise CwpsError(
                 f"{self.folder}: {task!r} is restored from {', '.join(gone)}, removed by another process "
-                "since this pool was opened; open it again and learn the task anew"
+                "since this pool was opened; open it again and learn the task again"
             )
         mine = [one.name for one in new if one.method == method.name] if method.uses_own_tasks else []
         if mine:
             raise CwpsError(
                 f"{self.folder}: another process has stored {', '.join(mine)} since this pool was opened, "
-                f"and {method.name} builds on all of its tasks; open it again and learn {task!r} anew"
+                f"and {method.name} builds on all of its tasks; open it again and learn {task!r} again"
             )

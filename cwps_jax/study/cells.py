@@ -66,7 +66,7 @@ def read_cell(path: pathlib.Path) -> dict[str, Any]:
     Raises:
         CwpsError: it is of another format, or something is missing in it.
     """
-    again = "remove it, and the study computes it anew"
+    again = "remove it, and the study computes it again"
     try:
         values = json.loads(path.read_text())
         if values["format"] != FORMAT:
@@ -97,7 +97,7 @@ def finished_cells(workdir: pathlib.Path, cells: Sequence[Cell]) -> list[Finishe
         if wrong:
             raise CwpsError(
                 f"{cell_path(workdir, cell)}: computed with another config: {wrong}; use another --workdir, "
-                "the former config, or remove the file to compute it anew"
+                "the earlier config, or remove the file to compute it again"
             )
     _check_agreement(workdir, found)
     return found
@@ -118,8 +118,8 @@ def check_now(workdir: pathlib.Path, cell: Cell, values: Mapping[str, Any], data
                 wrong = wrong or f"the {split} data of {task!r} have other contents"
     if wrong:
         raise CwpsError(
-            f"{cell_path(workdir, cell)}: computed with something else than is here now: {wrong}; use "
-            "another --workdir, or remove the file to compute it anew"
+            f"{cell_path(workdir, cell)}: computed with other versions or data: {wrong}; use "
+            "another --workdir, or remove the file to compute it again"
         )
 
 

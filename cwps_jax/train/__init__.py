@@ -1,1 +1,1 @@
-"""Training: state, one step a stage, the loop over stages, evaluation."""
+"""Training: state, one step for each stage, the loop over stages, evaluation."""

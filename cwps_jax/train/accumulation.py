@@ -1,4 +1,4 @@
-"""Gradients of a batch in several parts, one after the other, for batches that do not fit the memory."""
+"""Gradients of a batch in several parts, one after the other, for batches that do not fit into memory."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,13 +18,13 @@ Gradient = Callable[[TrainState, Batch], tuple[Tree, tuple[Any, Tree, Any]]]
 def accumulated(gradient: Gradient, count: int, group: int) -> Gradient:
     """Returns the function that takes gradients part by part: their mean, and the means' mean.
 
-    That is the whole batch's gradient, but for what looks at several items at once: each part is normed by
-    its own statistics, which move once a part, and draws its own dropout.
+    That is the whole batch's gradient, except for operations over several items: each part is normalised by
+    its own statistics, which are updated once per part, and draws its own dropout.
 
     Args:
         gradient: of one batch.
         count: parts of a batch; 1 is the function itself.
-        group: how many items that follow each other have to stay in one part.
+        group: number of consecutive items that have to stay in one part.
     """
     if count == 1:
         return gradient

@@ -1,4 +1,4 @@
-"""`Course` and `Point`: what stays the same while a task is trained, and where in it training stands."""
+"""`Course`, everything that stays the same while a task is trained, and `Point`, a state of its training."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,21 +19,21 @@ from cwps_jax.train.state import TrainState, begun_state, start_state
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A place in a task's training, between two steps, that it can go on from; all arrays are on the host.
+    """A state of a task's training between two steps, from which it can be resumed; arrays are on the host.
 
-    In memory several trainings may go on from one point, such as several hard stages from one soft stage: by
-    courses that differ in later stages alone.
+    In memory several trainings may continue from one point, such as several hard stages from one soft stage,
+    by courses that differ only in later stages.
 
     Attributes:
-        stage: number of the stage that goes on here, or that begins here.
-        steps: steps of that stage that are taken; 0 where it has not begun.
-        state: after the newest step: of the stage before, where `stage` has not begun.
-        frozen: what that step's stage reads.
-        found: what the stages that have begun have found.
-        ended: the own trees with which the stages before that step's ended. From them, what these stages
-            froze and found is computed anew: it need not be saved.
-        rows: float32 (steps of the epoch so far, 4), what they measured, see `records.METRICS`.
-        so_far: what the training has taken.
+        stage: number of the stage that continues or begins here.
+        steps: number of finished steps of that stage; 0 if it has not begun.
+        state: the state after the newest step, which is one of the stage before if `stage` has not begun.
+        frozen: the frozen tree of that step's stage.
+        found: the findings of the stages that have begun.
+        ended: the trained trees with which the stages before that step's ended. The frozen trees and findings
+            of these stages are computed from them again, and need not be saved.
+        rows: float32 (steps of the epoch so far, 4), their measurements, see `records.METRICS`.
+        so_far: the cost of the training so far.
     """
 
     stage: int
@@ -48,16 +48,16 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """All that stays the same while a task is trained.
+    """Everything that stays the same while a task is trained.
 
     Attributes:
         network: the backbone.
-        method, stages: how the task is learned.
+        method, stages: the method, and its stages for the task.
         start: {collection: tree}, the variables that it starts from, on the host.
         split: the training data.
         config: the task's config.
         pool: the stored models, for the search.
-        steps: of an epoch.
+        steps: number of steps per epoch.
     """
 
     network: Network
@@ -84,15 +84,15 @@ class Course:
         return sum(stage.epochs for stage in self.stages[:number])
 
     def steps_of(self, number: int) -> int:
-        """Returns how many steps a stage has."""
+        """Returns the number of steps of a stage."""
         return self.stages[number].epochs * self.steps
 
     def averages(self, number: int) -> bool:
-        """Whether a stage keeps moving averages: the last one, with `config.ema`."""
+        """Whether a stage keeps moving averages: only the last one does, with `config.ema`."""
         return self.config.ema > 0 and number == len(self.stages) - 1
 
     def moment(self, own: Tree, frozen: Tree, found: Mapping[str, Any]) -> Moment:
-        """Returns what a stage is told when it begins."""
+        """Returns the `Moment` for a stage that begins."""
         return Moment(self.network, self.pool, self.config, self.start, own, frozen, found)
 
     def beginning(self) -> Point:
@@ -100,7 +100,7 @@ class Course:
         return Point(0, 0, start_state(self.other, self.config), {}, {})
 
     def begun(self, point: Point) -> tuple[Begun, Point]:
-        """Returns what the stage of a point begins with, and the point with what it froze and found."""
+        """Returns what the stage of a point begins with, and the point with its frozen tree and findings."""
         stage = self.stages[point.stage]
         begun = stage.begin(self.moment(point.state.own, point.frozen, point.found))
         ended = (*point.ended, point.state.own) if point.stage else ()
@@ -108,11 +108,11 @@ class Course:
         return begun, dataclasses.replace(point, frozen=begun.frozen, found=found, ended=ended)
 
     def retraced(self, leaves: Sequence[np.ndarray], ended: int) -> Point:
-        """Returns the point whose trees have these leaves, with what its stages froze and found, anew.
+        """Returns the point whose trees have these leaves, with frozen trees and findings computed again.
 
         Args:
             leaves: of the point's (ended, state), in the order of `jax.tree.leaves`.
-            ended: how many trees `Point.ended` has.
+            ended: number of trees of `Point.ended`.
 
         Raises:
             ValueError: the leaves are of other trees.
@@ -129,7 +129,7 @@ class Course:
         return dataclasses.replace(point, state=state)
 
     def _like(self, number: int, begun: Begun, state: TrainState) -> TrainState:
-        """Returns a state of a stage, of which structure and shapes alone are what they will be."""
+        """Returns a state of a stage of which only structure and shapes matter."""
         stage = self.stages[number]
         fresh = {
             name: jax.eval_shape(group.optimizer.init, begun.own[name])

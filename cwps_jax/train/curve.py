@@ -1,4 +1,4 @@
-"""Several budgets for little more than the price of one: their hard stages go on from one soft stage."""
+"""Several budgets from one soft stage, by a hard stage for each."""
 
 import contextlib
 import dataclasses
@@ -25,10 +25,10 @@ def hardened(
     observe: Observe,
     saves: Saves | None,
 ) -> list[tuple[TrainConfig, Trained]]:
-    """Returns what is trained for each of the config's budgets, with its own config, the largest first.
+    """Returns the trained network for each of the config's budgets, with its config, the largest first.
 
-    The stages before the hard one are trained once, for the largest budget: what a smaller one opens are the
-    channels with the highest scores among these. They alone are saved. A method without a hard stage is
+    The stages before the hard one are trained once, for the largest budget; a smaller one opens those of its
+    channels that have the highest scores. Only these stages are saved. A method without a hard stage is
     trained for the largest budget.
 
     Args:
@@ -58,11 +58,11 @@ def hardened(
 
 
 def smallest(curve: Sequence[Mapping[str, Any]], tolerance: float) -> int:
-    """Returns the number of the smallest budget whose validation is within a tolerance of the best one's.
+    """Returns the index of the smallest budget whose validation accuracy is within a tolerance of the best.
 
     Args:
-        curve: of each budget "byte_budget" and "validation_accuracy".
-        tolerance: of that metric.
+        curve: "byte_budget" and "validation_accuracy" of each budget.
+        tolerance: the largest allowed difference, in [0, 1].
     """
     least = max(one["validation_accuracy"] for one in curve) - tolerance
     good = [at for at, one in enumerate(curve) if one["validation_accuracy"] >= least]

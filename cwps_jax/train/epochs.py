@@ -35,30 +35,31 @@ def run_epoch(
     rows: np.ndarray = NO_STEPS,
     between: Callable[[TrainState, Rows], None] = lambda state, rows: None,
 ) -> tuple[TrainState, np.ndarray, float]:
-    """Returns the state after one epoch, what its steps measured, and the seconds that an epoch takes.
+    """Returns the state after one epoch, the measurements of its steps, and the seconds of an epoch.
 
     Args:
         step: compiled by `parallel`; the state is donated to it.
-        state, frozen, plan: what it takes beside a batch, on the devices.
+        state, frozen, plan: its other arguments, on the devices.
         split: the training data.
         config: the task's config.
         parallel: how batches are spread over devices.
         epoch: its number, counted from the task's beginning.
-        rows: float32 (steps, 4), what those of its steps measured that were taken before.
-        between: called after each step with the state and with what gives the rows up to it, which waits.
+        rows: float32 (steps, 4), the measurements of its steps that were taken before.
+        between: called after each step with the state, and with a function that waits for the rows so far and
+            returns them.
 
     Returns:
         The state; float32 (steps, 4), see `records.METRICS`; the seconds of a whole epoch.
 
     Raises:
-        FloatingPointError: a loss is not finite; the batch is looked at first.
+        FloatingPointError: a loss is not finite; the message names a cause in the batch if there is one.
     """
     began = time.perf_counter()
     steps, taken = steps_per_epoch(split, config.batch_size), len(rows)
     found, waiting = list(rows), list[Any]()
 
     def look(last: int | None = None) -> np.ndarray:
-        """Returns the rows up to now, or but for the last ones; these alone have to be waited for."""
+        """Returns the rows so far, or those without the last ones, which are the only ones to wait for."""
         nonlocal waiting
         seen, waiting = waiting[:last], waiting[len(waiting[:last]) :]
         for row in parallel.fetch(seen):
@@ -95,7 +96,7 @@ def mean_statistics(
 
     Args:
         statistics: compiled by `parallel`, see `step.make_norm_step`.
-        state, frozen: what it takes beside a batch and its number, on the devices.
+        state, frozen: its arguments besides a batch and its number, on the devices.
         split: the training data.
         config: the task's config.
         parallel: how batches are spread over devices.

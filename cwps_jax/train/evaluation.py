@@ -50,8 +50,8 @@ class Predictor:
 
         Args:
             variables: "params" and the model's other collections.
-            split: the items; or a dict of arrays with "image" and what else the model takes.
-            batch_size: items a batch, rounded up to a multiple of the devices.
+            split: the items, or a dict of arrays with "image" and the model's other inputs.
+            batch_size: items per batch, rounded up to a multiple of the number of devices.
         """
         split, names = as_split(split), input_names(self.model)
         check_inputs(self.model, {*split.fields, "image"}, "the data")
@@ -73,7 +73,7 @@ def measure(metric: Metric, outputs: Any, split: Split | Arrays) -> float:
     """Returns a metric of a split, from the outputs of a `Predictor`: its mean, or that of all items at once.
 
     Args:
-        metric: of one item, or of a `whole_split`.
+        metric: a metric of single items, or of a `whole_split`.
         outputs: (items, ...), or a tree of such.
         split: the items.
 
@@ -100,7 +100,7 @@ def measure(metric: Metric, outputs: Any, split: Split | Arrays) -> float:
 
 
 def outputs_sha256(outputs: Any) -> str:
-    """Returns the SHA-256 of a model's outputs, bit by bit."""
+    """Returns the SHA-256 of all bits of a model's outputs."""
     sha256 = hashlib.sha256()
     for leaf in jax.tree.leaves(outputs):
         sha256.update(np.ascontiguousarray(leaf).tobytes())

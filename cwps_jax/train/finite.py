@@ -1,4 +1,4 @@
-"""What is not finite, and why: an item of a batch, or a leaf of what was trained."""
+"""Values that are not finite, and their cause: an item of a batch, or a trained leaf."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +11,14 @@ from cwps_jax.settings import TrainConfig
 
 
 def why(split: Split, config: TrainConfig, step: int) -> str:
-    """Returns what makes the loss of a step not finite: an item of its batch, or else the rate."""
+    """Returns the cause of a loss that is not finite: an item of its batch, or else the learning rate."""
     rows = rows_of_step(split, config.batch_size, config.seed, step)
     for name, values in split.read(rows, None).items():
         found = not_finite(values)
         if found:
-            return f": the {name!r} of training item {rows[found[0]]} has a value that is {found[1]}; mend it"
+            return (
+                f": the {name!r} of training item {rows[found[0]]} has a value that is {found[1]}; repair it"
+            )
     rate = "the rate of config.optimizer" if config.optimizer_given else "config.learning_rate"
     return f"; its images and labels are finite: lower {rate}"
 

@@ -1,4 +1,4 @@
-"""What is done to a stage's state before its first step: norm statistics, and the start of averages."""
+"""The changes to a stage's state before its first step: norm statistics, and the start of averages."""
 
 import dataclasses
 
@@ -14,13 +14,13 @@ from cwps_jax.train.state import TrainState
 def before_first_step(
     programs: Programs, parallel: Parallel, course: Course, number: int, state: TrainState, held: Tree
 ) -> TrainState:
-    """Returns a stage's state with norm statistics estimated anew and with averages, if it has them.
+    """Returns a stage's state with norm statistics estimated again and with averages, if it has them.
 
     Args:
-        programs: where the model's statistics are compiled.
+        programs: the compiled functions of the model.
         parallel: how batches are spread over devices.
         course, number: the stage.
-        state, held: as it begins, and what its steps read beside it, on the devices.
+        state, held: its first state, and the frozen arrays that its steps read, on the devices.
     """
     if course.stages[number].reestimates_norms and "batch_stats" in course.other:
         state = _reestimated(programs, parallel, course, number, state, held)
@@ -33,7 +33,7 @@ def before_first_step(
 def _reestimated(
     programs: Programs, parallel: Parallel, course: Course, number: int, state: TrainState, held: Tree
 ) -> TrainState:
-    """Returns the state with norm statistics estimated anew over single batches of training data."""
+    """Returns the state with norm statistics estimated again over single batches of training data."""
     stage, start = course.stages[number], course.first_epoch(number) * course.steps
     statistics = programs.statistics(stage, course.method, course.split.preparation)
 

@@ -1,4 +1,4 @@
-"""Heads: one size for all tasks of a trainer, cut to each task's own, or begun from the pre-trained one."""
+"""Heads: one size for all tasks of a trainer, cut to each task's size; and heads that start pre-trained."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from cwps_jax.tracing import mode
 
 
 def cut_to_model(variables: Tree, model: nn.Module, example: Any) -> dict[str, Any]:
-    """Returns variables cut to a model's own shapes: the leading outputs of a larger head.
+    """Returns variables cut to a model's own shapes, with the first outputs of a larger head.
 
     Args:
         variables: {collection: tree}; the statistics of a norm in the head are as large as the head.
-        model: the model that they are for.
+        model: the model for which they are.
         example: shape of its input.
     """
     wanted = _shapes(model, example)
@@ -29,7 +29,7 @@ def cut_to_model(variables: Tree, model: nn.Module, example: Any) -> dict[str, A
 
 
 def with_kept_head(new: Tree, pretrained: Tree, model: nn.Module, example: Any) -> dict[str, Any]:
-    """Returns a new head whose leading outputs are the pre-trained head's: a task of the very same classes.
+    """Returns a new head whose first outputs are the pre-trained head's, for a task of the same classes.
 
     Args:
         new: {collection: tree}, a head in the trainer's size.
@@ -38,7 +38,7 @@ def with_kept_head(new: Tree, pretrained: Tree, model: nn.Module, example: Any) 
         example: shape of its input.
 
     Raises:
-        CwpsError: the pre-trained model has no such head, or one of another size than the task's.
+        CwpsError: the pre-trained model has no such head, or its head has another size than the task's.
     """
     wanted, stored = _shapes(model, example), flatten(pretrained)
 

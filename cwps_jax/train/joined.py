@@ -8,7 +8,7 @@ import numpy as np
 
 
 def joined(leaves: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns the bytes of arrays one after the other: Orbax takes up to a millisecond an array."""
+    """Returns the bytes of arrays one after the other, because Orbax takes up to a millisecond per array."""
     whole, offset = np.empty(sum(leaf.nbytes for leaf in leaves), np.uint8), 0
     for leaf in leaves:
         whole[offset : offset + leaf.nbytes] = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
@@ -17,7 +17,7 @@ def joined(leaves: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def parted(whole: np.ndarray, described: Sequence[Any]) -> list[np.ndarray]:
-    """Returns the arrays whose bytes were joined. Raises ValueError where these are not as many."""
+    """Returns the arrays whose bytes were joined. Raises ValueError if their number differs."""
     leaves, offset = [], 0
     for name, shape in described:
         dtype, count = np.dtype(name), math.prod(shape)

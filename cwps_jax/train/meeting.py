@@ -1,4 +1,4 @@
-"""Where a task's data, model, loss and metric meet: what does not fit is refused before the first step."""
+"""Checks that a task's data, model, loss and metric fit together, before the first step."""
 
 import contextlib
 import warnings
@@ -41,11 +41,11 @@ def check_given(data: Any, config: Any) -> None:
 
 @contextlib.contextmanager
 def calling(model: nn.Module, inputs: Any) -> Iterator[None]:
-    """Within it, a model that cannot be called with what the data has raises a CwpsError.
+    """A context in which a model that cannot be called with the data's arrays raises a CwpsError.
 
     Args:
         model: the model.
-        inputs: shapes of what it is called with.
+        inputs: shapes of its inputs.
     """
     try:
         yield
@@ -59,12 +59,12 @@ def calling(model: nn.Module, inputs: Any) -> Iterator[None]:
 
 
 def check_meeting(trainer: Trainer, model: nn.Module, data: TaskData, config: TrainConfig) -> None:
-    """Raises CwpsError unless a trainer can learn a task with a model; nothing is computed but shapes.
+    """Raises CwpsError unless a trainer can learn a task with a model; only shapes are computed.
 
-    A metric over a whole split alone is tried, on random outputs.
+    Only a metric over a whole split is really computed, on random outputs.
 
     Args:
-        trainer: by which the task is trained; it has the loss and the metric.
+        trainer: the trainer of the task, with the loss and the metric.
         model: the task's own, whose head may be smaller than the trainer's.
         data: the task's.
         config: the task's.
@@ -88,7 +88,7 @@ def check_meeting(trainer: Trainer, model: nn.Module, data: TaskData, config: Tr
 
 
 def _check_optimizer(trainer: Trainer, config: TrainConfig) -> None:
-    """Raises CwpsError for an optax transformation that wants more than a step has."""
+    """Raises CwpsError for an optax transformation that needs more arguments than a step has."""
     given = config.optimizer
     if not isinstance(given, optax.GradientTransformation):
         return
@@ -104,7 +104,7 @@ def _check_optimizer(trainer: Trainer, config: TrainConfig) -> None:
 
 
 def _outputs(trainer: Trainer, model: nn.Module, data: TaskData, count: int) -> Any:
-    """Returns the shapes of a model's outputs for so many images of the task, one array or a tree of them."""
+    """Returns the shapes of a model's outputs for a number of images, one array or a tree of them."""
     inputs = inputs_of(model, batch_shapes(data.train, count))
 
     def look() -> tuple[Any, nn.Module]:
@@ -118,8 +118,8 @@ def _outputs(trainer: Trainer, model: nn.Module, data: TaskData, count: int) -> 
             if leaf.shape[:1] != (count,):
                 hint = "; add a channel axis by images[..., None]" if len(data.train.image.shape) == 2 else ""
                 raise CwpsError(
-                    f"the model gives outputs {leaf.shape} for images {_told(inputs)}: must be one an image, "
-                    f"({count}, ...){hint}"
+                    f"the model gives outputs {leaf.shape} for images {_told(inputs)}: must be one per "
+                    f"image, ({count}, ...){hint}"
                 )
         if trainer.parallel.axis_name is None:  # pmap has an axis, which the model may know
             _check_training(model, inputs, nn.meta.unbox(variables))
@@ -178,7 +178,7 @@ def _check_classes(outputs: Any, data: TaskData, splits: Mapping[str, Split]) ->
 
 
 def _check_inputs(model: nn.Module, splits: Mapping[str, Split]) -> None:
-    """Raises CwpsError unless all splits have what a model takes, beside the images, in one finite form."""
+    """Raises CwpsError unless all splits have the model's other inputs in one form, and finite."""
     names = [name for name in input_names(model) if name != "image"]
     forms: dict[str, str] = {}
     for where, split in splits.items():
@@ -189,7 +189,7 @@ def _check_inputs(model: nn.Module, splits: Mapping[str, Split]) -> None:
             if forms.setdefault(name, form) != form:
                 raise CwpsError(f"{where} {name!r} is {form} an item, train {forms[name]}: give it one form")
             if wrong := not_finite(field):
-                raise CwpsError(f"{where} {name!r} {wrong[0]} has a value that is {wrong[1]}: mend it")
+                raise CwpsError(f"{where} {name!r} {wrong[0]} has a value that is {wrong[1]}: repair it")
     if names and splits["train"].preparation.group > 1:
         raise CwpsError(
             f"mixup and cutmix blend images alone, and the model takes {names[0]!r} too: set both to 0"
@@ -197,12 +197,12 @@ def _check_inputs(model: nn.Module, splits: Mapping[str, Split]) -> None:
 
 
 def batch_shapes(split: Split, count: int, *, image: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and types of a batch of so many items, as the device holds them.
+    """Returns the shapes and types of a batch of a number of items, as on the device.
 
     Args:
         split: the items.
-        count: how many.
-        image: whether the image is in it.
+        count: their number.
+        image: whether the image is included.
     """
     fields = {name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in split.fields.items()}
     one = {**fields, "image": split.image} if image else fields
@@ -231,7 +231,7 @@ def _check_values(what: str, function: Callable[..., Any], outputs: Any, batch: 
         remedy = f"({count}, 1) and ({count},) were combined: give both one shape, as by outputs[:, 0]"
     came = type(values).__name__ if shape is None else shape
     raise CwpsError(
-        f"the {what} gives {came} for {count} items: must be one value an item, ({count},); {remedy}"
+        f"the {what} gives {came} for {count} items: must be one value per item, ({count},); {remedy}"
     )
 
 

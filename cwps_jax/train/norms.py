@@ -1,4 +1,4 @@
-"""Norm statistics of the trained network, of `nn.BatchNorm` and of other modules, whatever their momentum."""
+"""Norm statistics of the trained network, of `nn.BatchNorm` and of other modules, with any momentum."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -11,15 +11,15 @@ from cwps_jax.core.trees import Tree, flatten, unflatten
 
 
 def estimated(after: Callable[[Tree], Tree], now: Tree, batch_norms: Collection[str]) -> dict[str, Any]:
-    """Returns the model's "batch_stats" estimated anew, as the mean over batches of their own statistics.
+    """Returns the model's "batch_stats" estimated again, as the mean of the statistics of single batches.
 
-    `nn.BatchNorm` gives them as they are. What another module does is taken to be
-    `momentum * statistic + (1 - momentum) * batch's`, with a momentum that it does not tell: statistics that
-    are larger by some number before a step are larger by the momentum times it after. What moves in any
-    other way stays as training left it, and the log says so; a counter, and what does not move, stay too.
+    `nn.BatchNorm` gives them directly. Another module is assumed to compute `momentum * statistic + (1 -
+    momentum) * batch's` with an unknown momentum: if a statistic is larger by some number before a step, it
+    is larger by the momentum times this number after it. Statistics that change in any other way stay as
+    training left them, and the log says so; counters and constants stay, too.
 
     Args:
-        after: from statistics to those after one step from them, averaged over batches, on the host.
+        after: a function from statistics to those after one more step, averaged over batches, on the host.
         now: the statistics as training left them, on the host.
         batch_norms: paths of the modules that are `nn.BatchNorm`.
     """
@@ -41,7 +41,7 @@ def estimated(after: Callable[[Tree], Tree], now: Tree, batch_norms: Collection[
         settled = _settled(begun[path], found[path], apart[path]) if path in moved else None
         if path in moved and settled is None:
             logging.warning(
-                "batch_stats/%s: not estimated anew, since its module does not average it over batches; it "
+                "batch_stats/%s: not estimated again, since its module does not average it over batches; it "
                 "stays as training left it",
                 path,
             )
@@ -50,7 +50,7 @@ def estimated(after: Callable[[Tree], Tree], now: Tree, batch_norms: Collection[
 
 
 def _settled(start: np.ndarray, after: np.ndarray, after_larger: np.ndarray) -> np.ndarray | None:
-    """Returns where a statistic comes to rest, or None where it does not move by one momentum below 1."""
+    """Returns the limit of a statistic, or None if it does not move by one momentum below 1."""
     begun, moved = np.asarray(start, np.float64), np.asarray(after, np.float64)
     apart = (np.asarray(after_larger, np.float64) - moved) / _shift(start)
     momentum = float(np.median(apart))
@@ -61,5 +61,5 @@ def _settled(start: np.ndarray, after: np.ndarray, after_larger: np.ndarray) -> 
 
 
 def _shift(leaf: np.ndarray) -> Any:
-    """Returns a number as large as the statistics, so that little of its share is rounded away."""
+    """Returns a number as large as the statistics, so that rounding loses little of it."""
     return leaf.dtype.type(max(1.0, float(np.abs(leaf).max())))

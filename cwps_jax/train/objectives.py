@@ -18,16 +18,16 @@ Objective = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class WholeSplit:
-    """A metric over a whole split, which no mean over items gives; see `whole_split`.
+    """A metric over a whole split that is not a mean over items; see `whole_split`.
 
     Attributes:
-        function: (outputs, fields) of all items, in NumPy, to one number.
+        function: from (outputs, fields) of all items, in NumPy, to one number.
     """
 
     function: Callable[[Any, Mapping[str, np.ndarray]], float]
 
     def per_item(self, outputs: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Returns what stands for it while training: not a number, (batch,)."""
+        """Returns its values during training, which are not numbers: nan, (batch,)."""
         return jnp.full(len(jax.tree.leaves(outputs)[0]), jnp.nan)
 
 
@@ -38,11 +38,12 @@ def whole_split(function: Callable[[Any, Mapping[str, np.ndarray]], float]) -> W
     """Marks a metric that is computed once, of all outputs of a split: F1, mean average precision, mean IoU.
 
     It runs in NumPy on the host, after training, on validation and on test data, so it may be scikit-learn's.
-    No batch has it, so `Progress.metric` is not a number (nan) while training.
+    It is not computed for batches, so `Progress.metric` is not a number (nan) during training.
 
     Args:
-        function: (outputs, fields) to one number, better when larger: the model's outputs, (items, ...) or a
-            tree of such, and the split's fields, such as "label", (items, ...), as NumPy arrays.
+        function: from (outputs, fields) to one number that is better when larger. `outputs` are the model's,
+            (items, ...) or a tree of such arrays, and `fields` are the split's, such as "label", (items,
+            ...); all are NumPy arrays.
 
     Examples:
         >>> import numpy as np
@@ -86,10 +87,10 @@ def cross_entropy(logits: jax.Array, batch: Mapping[str, jax.Array], smoothing: 
 
 
 def smoothed(loss: Objective, smoothing: float) -> Objective:
-    """Returns a loss with label smoothing; the loss itself where there is none.
+    """Returns a loss with label smoothing, or the loss itself without it.
 
     Raises:
-        CwpsError: smoothing of another loss than `cross_entropy`.
+        CwpsError: the loss is not `cross_entropy`.
     """
     if not smoothing:
         return loss

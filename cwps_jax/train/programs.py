@@ -1,4 +1,4 @@
-"""`Programs`: what is compiled for the tasks of one model, once each."""
+"""`Programs`: the compiled functions for the tasks of one model, each made once."""
 
 import functools
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from cwps_jax.train.step import at_the_end, make_norm_step, make_step
 
 
 class Programs:
-    """Compiled functions by what they are built from; all else is traced, so that tasks share them.
+    """Compiled functions by their static parts; everything else is traced, so tasks share them.
 
     Args:
         network: the model.
@@ -37,17 +37,17 @@ class Programs:
         self._built: dict[Any, Compiled] = {}
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of functions."""
         return len(self._built)
 
     def once(self, key: Any, build: Callable[[], Compiled]) -> Compiled:
-        """Returns what `build` gave when it was first called for this key."""
+        """Returns the result of `build`, which is called once for each key."""
         if key not in self._built:
             self._built[key] = build()
         return self._built[key]
 
     def model_of(self, method: Method, model: nn.Module | None = None) -> nn.Module:
-        """Returns what a method makes of a model, by default of the network's own, the same each time."""
+        """Returns the model that a method makes of one, by default of the network's; the same each time."""
         plain = self._network.model if model is None else model
         return self._network.remembered(("model", method, id(plain)), lambda: method.wrap(plain))
 
@@ -87,7 +87,7 @@ class Programs:
         )
 
     def statistics(self, stage: Stage, method: Method, preparation: Preparation) -> Compiled:
-        """Returns what gives the norm statistics of one batch."""
+        """Returns the function that computes the norm statistics of one batch."""
         model = self.model_of(method)
         return self.once(
             ("norms", stage.rule, stage.seen, id(model), preparation),
@@ -97,7 +97,7 @@ class Programs:
         )
 
     def fresh(self, group: Group) -> Callable[[Tree], Any]:
-        """Returns what makes an optimizer's state before its first step."""
+        """Returns the function that makes an optimizer's state before its first step."""
         # One program for all of its zeros, where op by op would compile one for each shape.
         return self.once(("fresh", group.optimizer), lambda: Compiled(jax.jit(group.optimizer.init)))
 

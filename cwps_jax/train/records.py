@@ -1,4 +1,4 @@
-"""What training tells: each epoch's `Progress`, and the network that is `Trained` at the end."""
+"""The reports of training: each epoch's `Progress`, and the network that is `Trained` at the end."""
 
 import dataclasses
 import time
@@ -16,7 +16,7 @@ NO_STEPS = np.zeros((0, len(METRICS)), np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class SoFar:
-    """What a task's training has taken so far, in all processes that it went through.
+    """The cost of a task's training so far, in all of its processes.
 
     Attributes:
         seconds: of its steps and of what lies between stages.
@@ -77,13 +77,13 @@ class Progress:
     """One epoch, as it is reported.
 
     Attributes:
-        method, stage: which.
-        epoch, epochs: number of the epoch, from 1, and how many the task has.
+        method, stage: names of the method and the stage.
+        epoch, epochs: number of the epoch, from 1, and number of epochs of the task.
         last_of_stage: whether the stage ends with it.
-        loss, metric: means over the epoch's batches, on training data; a metric of a `whole_split` is nan.
-        private: share of the backbone that the task would keep now (params_ratio).
+        loss, metric: means over the epoch's batches, on training data; nan for a metric of a `whole_split`.
+        private: share of the backbone's parameters that the task would keep now (params_ratio).
         lambda_: weight of the sparsity penalty.
-        seconds_per_epoch: the median of this stage so far.
+        seconds_per_epoch: median over this stage's epochs so far.
     """
 
     method: str
@@ -102,7 +102,7 @@ Observe = Callable[[Progress], None]
 
 
 def unobserved(progress: Progress) -> None:
-    """Tells nobody of an epoch."""
+    """Reports an epoch to nobody."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +111,10 @@ class Trained:
 
     Attributes:
         finished: its trees, as the method stores them.
-        method: by which it was trained.
-        epochs: of all stages.
-        so_far: what the training took, and where it left lambda.
-        curve: of each of `config.budgets` what it has reached, plain JSON; none where there are no several.
+        method: the method by which it was trained.
+        epochs: number of epochs of all stages.
+        so_far: the cost of the training, and its last lambda.
+        curve: the results of each of `config.budgets`, plain JSON; empty if there are not several.
     """
 
     finished: Finished

@@ -1,4 +1,4 @@
-"""`Saves`: points of one task's training on disk, from which the same training goes on.
+"""`Saves`: points of one task's training on disk, from which the same training resumes.
 
 ::
 
@@ -8,8 +8,8 @@
         told/                 plain JSON: types and shapes, where it is, and what it belongs to
 
 Orbax gives a checkpoint its name when all of it is written: what was being written when the process died has
-no such name, and is removed by the next. What the stages froze and found is not saved: it follows from the
-rest, see `Course.retraced`.
+no such name, and is removed by the next. The frozen trees and findings of the stages are not saved, because
+they follow from the rest, see `Course.retraced`.
 """
 
 import contextlib
@@ -40,14 +40,14 @@ SHORT = 0.1  # of the time between saves: a stage that was shorter is not worth 
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-    """Where and when points of a training are saved.
+    """The folder and the times of saving the points of a training.
 
     Attributes:
-        folder: where; each task and method has a folder in it.
-        minutes: from one save to the next, above 0. A save costs a copy of what is trained to the host; what
-            a process that is killed has to do again is half of this time, in the mean.
-        stopping: asked after every step; once it says so, the point is saved and `Preempted` is raised.
-        say: is told, in a line each, where a training goes on and why, and how many of its epochs are over.
+        folder: the folder; each task and method has a folder in it.
+        minutes: minutes from one save to the next, above 0. A save copies the trained arrays to the host. A
+            killed process has to repeat half of this time on average.
+        stopping: called after every step; when it returns True, the point is saved and `Preempted` is raised.
+        say: called with a line of text when a training resumes, and with the number of its finished epochs.
     """
 
     folder: str | os.PathLike[str]
@@ -64,11 +64,11 @@ class Saves:
     """The saved points of one task's training by one method.
 
     Args:
-        saving: where and when.
-        name: of the folder of this training in `saving.folder`.
-        belongs: what a point has to be of, to be gone on from; plain JSON.
-        beside: what else the training reads that others may change meanwhile; plain JSON.
-        differences: from two mappings of plain JSON to how they differ, in a line.
+        saving: the folder and the times.
+        name: name of the folder of this training in `saving.folder`.
+        belongs: the settings and data that a point must have to be resumed; plain JSON.
+        beside: other data that the training reads and that other runs may change meanwhile; plain JSON.
+        differences: from two mappings of plain JSON to a line about their differences.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class Saves:
         self._steps = self._answer = 0
 
     def wanted(self, *, between_stages: bool = False) -> bool:
-        """Whether the point that is reached is to be saved: the one place where that is decided.
+        """Whether the present point is to be saved; this is decided only here.
 
-        Of many processes all save as soon as one of them has to, at the same step.
+        If there are several processes, all save at the same step as soon as one of them has to.
 
         Args:
             between_stages: whether a stage has just ended.
@@ -112,11 +112,11 @@ class Saves:
         return self._answer > 0
 
     def save(self, course: Course, point: Point) -> None:
-        """Copies a point, which is written while training goes on.
+        """Copies a point, which is written in the background.
 
         Raises:
             Preempted: the process has been asked to end; the point is on the disk.
-            FloatingPointError: what is trained is not finite; nothing is written.
+            FloatingPointError: a trained array is not finite; nothing is written.
             CwpsError: it cannot be written.
         """
         import orbax.checkpoint as ocp
@@ -153,13 +153,13 @@ class Saves:
         self._last = time.monotonic()
         if stopping:
             where = f"{self._name}: stopped {_where(course, point)}, and saved in {self.folder}"
-            raise Preempted(f"{where}; the same command goes on from there")
+            raise Preempted(f"{where}; the same command resumes from there")
 
     def newest(self, course: Course) -> Point | None:
-        """Returns the newest point that is whole, or None where there is none; says which.
+        """Returns the newest complete point, or None if there is none; says which.
 
         Raises:
-            CwpsError: it is of another training than the course's.
+            CwpsError: it belongs to another training than the course's.
         """
         import orbax.checkpoint as ocp
 
@@ -201,7 +201,7 @@ class Saves:
             self.folder.rmtree()
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for the point that is being written."""
         if self._manager:
             with self._readable_errors():
                 self._manager.close()
@@ -235,25 +235,27 @@ class Saves:
         return self._manager
 
     def _of_another(self, told: Mapping[str, Any]) -> bool:
-        """Whether the training has to begin anew, since what it reads has changed by the work of others.
+        """Whether the training has to start again, because other runs have changed the data that it reads.
 
         Raises:
-            CwpsError: the user has changed what it is.
+            CwpsError: its settings or data have been changed.
         """
         found = self._differences(told["belongs"], self._belongs)
         if found:
             raise CwpsError(
                 f"{self.folder}: has a training of {self._name} that was interrupted, and was another one: "
-                f"{found}; give it what it had to go on with it, or remove this folder to begin anew"
+                f"{found}; give it what it had to go on with it, or remove this folder to start again"
             )
         if told["beside"] == self._beside:
             return False
-        line = f"{self._name}: begins anew, since the pool has other tasks now than when it was interrupted"
+        line = (
+            f"{self._name}: starts again, because the pool has other tasks now than when it was interrupted"
+        )
         self._saving.say(line, 0)
         return True
 
     def _tell(self, course: Course, point: Point, told: Mapping[str, Any]) -> None:
-        """Says where the training goes on, in at most two lines."""
+        """Says where the training resumes, in at most two lines."""
         epochs = course.first_epoch(point.stage) + (point.steps - len(point.rows)) // course.steps
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told["at"]))
         where = f"{self._name}: goes on {_where(course, point)}, as it was saved at {at} in {self.folder}"
@@ -269,7 +271,7 @@ class Saves:
         except (OSError, ValueError, RuntimeError) as error:  # what Orbax and TensorStore raise
             raise CwpsError(
                 f"{self.folder}: the training of {self._name} cannot be saved here ({_line(error)}); make "
-                "room, or name another place: the same command goes on from what was saved before"
+                "room, or name another place: the same command resumes from the last save"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""How long a task with little data is trained, and in which batches."""
+"""The epochs and the batch size of a task with little data."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ def fit_to_data(
         count: training images.
         least_steps: fewest training steps.
         few_shot: whether the batch may shrink; otherwise too few images are refused.
-        multiple: what a batch has to be a multiple of, such as the number of devices.
+        multiple: a number of which the batch has to be a multiple, such as the number of devices.
 
     Raises:
         CwpsError: there are fewer images than the smallest batch.

@@ -1,4 +1,4 @@
-"""What a step carries, and what it is told."""
+"""The state and the plan of a training step."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from cwps_jax.settings import TrainConfig
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that changes from step to step; donated.
+    """Everything that changes from step to step; donated.
 
     Attributes:
         step: int32, steps since the task's beginning.
-        own: {collection: nested dict}, what is trained, float32.
+        own: {collection: nested dict}, the trained tree, float32.
         other: the model's other collections, such as batch_stats.
         average: moving averages of `own` and `other`, in the last stage with `config.ema`; else empty.
         optimizers: {collection: optax state}.
@@ -39,13 +39,13 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a stage's steps are told, all traced: other lengths or rates do not recompile.
+    """The numbers for a stage's steps. All are traced, so other lengths or rates do not recompile.
 
     Attributes:
         stage_start: int32, the step at which the stage began.
         steps_per_epoch: int32.
-        total_steps: int32, of all stages.
-        warmup_steps: int32, over which the learning rates rise.
+        total_steps: int32, number of steps of all stages.
+        warmup_steps: int32, number of steps over which the learning rates rise.
         rates: {collection: float32}, at the schedule's peak.
         ema: float32, share of the old average that each step keeps.
         free_steps: int32, steps of the stage in which lambda is zero.
@@ -100,11 +100,11 @@ def start_state(other: Tree, config: TrainConfig) -> TrainState:
 
 
 def moved_moments(state: TrainState, stage: Stage, begun: Begun) -> dict[str, Any]:
-    """Returns {collection: the optimizer's state} of the collections whose moments a stage goes on with.
+    """Returns {collection: the optimizer's state} of the collections whose moments a stage keeps.
 
-    In an optax state, what is a tree like the collection is moved as the collection is: momentum, or Adam's
-    moments. An optimizer whose state is made of other trees, such as Adafactor's, does not fit a collection
-    that has been cut, and begins anew.
+    Trees in an optax state that are like the collection, such as momentum or Adam's moments, are cut as the
+    collection is. An optimizer whose state has other trees, such as Adafactor's, does not fit a collection
+    that has been cut, and starts again.
 
     Args:
         state: at the end of the stage before, on the host.

@@ -46,14 +46,15 @@ def make_step(
     """Returns the step of a stage: batch -> rule -> model -> loss + lambda * penalty -> update.
 
     Args:
-        stage: whose rule computes the effective parameters, and whose optimizers update the own tree.
-        model: what is applied: the plain backbone with its head, or what the method makes of it. What it sows
-            into "losses" is added to the loss.
+        stage: the stage, whose rule computes the effective parameters, and whose optimizers update the
+            trained tree.
+        model: the applied model: the plain backbone with its head, or the method's wrapper of it. Values that
+            it sows into "losses" are added to the loss.
         loss, metric: functions of (outputs, batch) to one value per item.
         axis_name: the axis to average over under pmap, None under jit.
-        preparation: what is done to a batch first.
-        accumulate: in how many parts the gradient of a batch is taken.
-        whole: gathers the effective parameters where they are spread over the devices.
+        preparation: the preparation of a batch, done first.
+        accumulate: number of parts in which the gradient of a batch is computed.
+        whole: gathers the effective parameters if they are spread over the devices.
     """
     loss = blended(stage.loss(loss))
 
@@ -142,7 +143,7 @@ def make_step(
 def rate(step: jax.Array, total_steps: jax.Array, warmup_steps: jax.Array, schedule: Schedule) -> jax.Array:
     """Returns a step's share of the peak learning rates: a linear rise, then the schedule to the end.
 
-    Written out because all of it is traced, so that tasks of any length share compiled steps.
+    All of it is traced, so tasks of any length share compiled steps.
     """
     rise = (step + 1) / jnp.maximum(warmup_steps, 1)
     progress = (step - warmup_steps) / jnp.maximum(total_steps - warmup_steps, 1)
@@ -150,7 +151,7 @@ def rate(step: jax.Array, total_steps: jax.Array, warmup_steps: jax.Array, sched
 
 
 def move_average(average: Tree, new: Tree, keep: jax.Array) -> Tree:
-    """Returns keep * average + (1 - keep) * new; what is not a number with a fraction is new."""
+    """Returns keep * average + (1 - keep) * new for floats; leaves of other types are the new ones."""
 
     def move(old: jax.Array, new: jax.Array) -> jax.Array:
         if not jnp.issubdtype(old.dtype, jnp.inexact):
@@ -166,7 +167,7 @@ def step_key(state: TrainState) -> jax.Array:
 
 
 def random_keys(key: jax.Array) -> dict[str, jax.Array]:
-    """Returns a model's keys: Linen falls back on that of "params" for any name that is not given."""
+    """Returns a model's random keys; for other names Linen uses that of "params"."""
     return {"dropout": key, "params": jax.random.fold_in(key, 0)}
 
 
@@ -176,10 +177,10 @@ def make_norm_step(
     axis_name: str | None = None,
     preparation: Preparation = Preparation(),
 ) -> Callable[[TrainState, Tree, jax.Array, Mapping[str, jax.Array]], Tree]:
-    """Returns a function that gives the model's norm statistics after one batch, and takes its number.
+    """Returns a function that takes a batch and its number, and returns the norm statistics after it.
 
-    Those of `nn.BatchNorm` are the batch's alone, if they were finite before; a module of another class moves
-    its own by a momentum of its own, see `norms.estimated`.
+    The statistics of `nn.BatchNorm` are those of the batch, if they were finite before; a module of another
+    class uses its own momentum, see `norms.estimated`.
     """
 
     def statistics(
@@ -203,5 +204,5 @@ def make_norm_step(
 
 
 def at_the_end(stage: Stage, own: Tree, frozen: Tree) -> Effective:
-    """Returns what a stage's rule computes at the end of an epoch."""
+    """Returns the result of a stage's rule at the end of an epoch."""
     return stage.rule(own, frozen, Clock(jnp.int32(0), jnp.int32(1)))

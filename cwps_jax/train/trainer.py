@@ -1,4 +1,4 @@
-"""`Trainer`: runs a method's stages for one task after another, with one compiled step a stage."""
+"""`Trainer`: runs a method's stages for one task after another, with one compiled step for each stage."""
 
 import contextlib
 import dataclasses
@@ -49,16 +49,16 @@ NO_POOL = Pooled(
 
 
 class Trainer:
-    """Trains tasks of one model. Keep it over the tasks: its compiled steps serve them all.
+    """Trains tasks of one model. Use one trainer for all tasks, so that they share its compiled steps.
 
     Args:
         model: a Linen model with its head.
         layout: its layout.
         example: shape and type of a batch of one image; a dict of such for `Inputs`.
-        loss: function of (outputs, batch) to one value per item.
-        metric: likewise; it is better when larger, and may be one of a `whole_split`.
-        parallel: how steps are spread over devices.
-        profiler: looks at a few steps of every stage.
+        loss: a function of (outputs, batch) that returns one value per item, (batch,).
+        metric: a function like `loss` whose values are better when larger, or a metric of `whole_split`.
+        parallel: how steps are spread over the devices.
+        profiler: traces and times a few steps of every stage.
     """
 
     def __init__(
@@ -92,20 +92,20 @@ class Trainer:
         observe: Observe = unobserved,
         saves: Saves | None = None,
     ) -> Trained:
-        """Runs all stages of the config's method, from where a training that was interrupted had been saved.
+        """Runs all stages of the config's method, from the newest saved point of an interrupted training.
 
         Args:
-            variables: the start, "params" and the model's other collections, on the host.
+            variables: the start, {"params" and the model's other collections: nested dict}, on the host.
             split: the training data.
             config: the task's config.
             pool: the stored models, for the search.
-            observe: called once an epoch.
-            saves: where points of this training are saved, and which was the newest; None saves nothing.
+            observe: called once per epoch with a `Progress`.
+            saves: the saved points of this training; None saves nothing.
 
         Raises:
-            CwpsError: there is not one batch of images, the devices do not divide it, the method cannot
-                serve this backbone, or what is saved is of another training.
-            FloatingPointError: a loss is not finite, or what was trained at the end.
+            CwpsError: there are fewer images than a batch, the number of devices does not divide a batch, the
+                method cannot serve this backbone, or the saved points belong to another training.
+            FloatingPointError: a loss is not finite, or a trained array at the end.
             Preempted: the process has been asked to end, and the point has been saved.
         """
         course = self.course(variables, split, config, pool)
@@ -120,7 +120,7 @@ class Trainer:
         config: TrainConfig,
         pool: Pooled = NO_POOL,
     ) -> Course:
-        """Returns what stays the same while a task is trained, see `train`.
+        """Returns everything that stays the same while a task is trained, see `train`.
 
         Raises:
             CwpsError: as `train`.
@@ -145,7 +145,8 @@ class Trainer:
 
         Args:
             course: see `course`.
-            point: `course.beginning()`, or what `run_stage` gave of a course with the same stages before it.
+            point: `course.beginning()`, or the result of `run_stage` of a course with the same stages before
+                it.
             observe: see `train`.
             saves: see `train`.
         """
@@ -231,7 +232,7 @@ class Trainer:
         return dataclasses.replace(reached(state, rows, 0), stage=number + 1, rows=NO_STEPS)
 
     def begin(self, course: Course, point: Point) -> tuple[Point, TrainState, Tree]:
-        """Returns a stage's point as it begins, and on the devices its state and what its steps read beside.
+        """Returns a stage's first point, and on the devices its state and the frozen arrays for its steps.
 
         Args:
             course: see `go_on`.
@@ -249,7 +250,7 @@ class Trainer:
         return point, *map(self.parallel.place, (point.state, stage.on_device(begun.frozen)))
 
     def _finished(self, course: Course, point: Point) -> Trained:
-        """Returns what was trained, from the point after the last stage."""
+        """Returns the trained network, from the point after the last stage."""
         clock, state = Stopwatch(), point.state
         final = state.average or {"own": state.own, "other": state.other}
         moment = course.moment(final["own"], point.frozen, point.found)
@@ -279,7 +280,7 @@ class Trainer:
         return self._predictors[id(model)]
 
     def model_of(self, method: Method, model: nn.Module | None = None) -> nn.Module:
-        """Returns what the method makes of a model, by default the trainer's own, the same each time."""
+        """Returns the model that the method makes of one, by default of the trainer's; the same each time."""
         return self.programs.model_of(method, model)
 
     def _watched(

@@ -1,4 +1,4 @@
-"""The progress of one task's training where a person looks: a bar on a terminal, or in a notebook."""
+"""The progress of one task's training: a bar on a terminal, or in a notebook."""
 
 import contextlib
 import html
@@ -24,10 +24,10 @@ def described(task: str, progress: Progress) -> str:
 
 @contextlib.contextmanager
 def watched(task: str) -> Iterator[Observe]:
-    """Gives what shows each epoch of a task while its block runs.
+    """Gives a function that shows each epoch of a task, while its block runs.
 
-    A terminal is one if it is where errors go, so that output may be redirected. In a pipe, in a log, and in
-    all processes but the first, nothing is shown.
+    It shows a bar if stderr is a terminal, so that stdout may be redirected. In a pipe, in a log, and in all
+    processes except the first, nothing is shown.
 
     Args:
         task: its name.
@@ -52,13 +52,13 @@ def watched(task: str) -> Iterator[Observe]:
 
 
 def _in_notebook() -> bool:
-    """Whether this process is a notebook's: IPython with a kernel, which a terminal's IPython has not."""
+    """Whether this process is a notebook's: IPython with a kernel, which IPython in a terminal lacks."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 def _notebook_bar(task: str) -> Observe:
-    """Shows a bar of plain HTML, which needs no widgets and stays in a notebook that is saved."""
+    """Shows a bar of plain HTML, which needs no widgets and stays in a saved notebook."""
     from IPython.display import display
 
     def shown(line: str, epoch: int, epochs: int) -> dict[str, str]:

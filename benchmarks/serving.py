@@ -1,0 +1,159 @@
+"""Tables and pictures of docs/serving.md, made from the result files of serving."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from cwps_jax.report.owners import on_white, series_colours
+from cwps_jax.report.page import INK, MARGIN, SHAPES, Flow, Page, dressed, rgb
+
+Result = Mapping[str, Any]
+# A ratio of serve_cpu.json, what it is, its aim, and how an aim is judged: -1 at most, 1 at least.
+COSTS = (
+    ("resident_float32", "bytes on the device over as many full copies, float32", 0.12, -1),
+    ("resident_4_bits", "the same in 4 bits", 0.02, -1),
+    ("resident_entropy_coded", "the same entropy-coded, all channels in 0.01x on disk", None, 0),
+    ("swap_over_forward", "a swap over a forward pass of one picture", 0.05, -1),
+    ("copy_over_swap", "a full copy over a swap", 8, 1),
+    ("loop_over_mixed_distinct", "a loop over tasks, each kept whole, over the mixed batch", 4.5, 1),
+    ("swaps_over_mixed_distinct", "a loop by swaps over the mixed batch", None, 0),
+    ("mixed_throughput_distinct", "throughput of the mixed batch over one plain model's", 0.8, 1),
+)
+PANEL = 2.7, 2.1  # inches of one mix's curves
+
+
+def costs_table(result: Result) -> str:
+    """Returns the table of benchmarks/serve.py."""
+    lines = ["| | measured | aim |", "|---|---|---|"]
+    for name, what, aim, sign in COSTS:
+        value, spread = result["ratios"][name], result["quartiles"].get(name)
+        told = f"{value:.3g}" + (" ({:.3g} to {:.3g})".format(*spread) if spread else "")
+        goal = "-"
+        if aim is not None:
+            goal = f"{aim:g}" + (", met" if (value - aim) * sign >= 0 else ", missed")
+        lines.append(f"| {what} | {told} | {goal} |")
+    settings = result["settings"]
+    switches = f"{settings['switches']:,} random switches"
+    lines.append(f"| compilations in {switches} | {result['compilations_of_switches']} | 0 |")
+    ways = ", ".join(f"{way} for {mix} tasks" for mix, way in result["way"].items())
+    lines += ["", f"{_where(result)}, {settings['tasks']} tasks. The bank chose: {ways}."]
+    return "\n".join(lines)
+
+
+def storm_table(result: Result) -> str:
+    """Returns the table of scripts/storm_server.py."""
+    lines = ["| clients | answers per second | half within | 99% within |", "|---|---|---|---|"]
+    for clients, seen in result["calm"].items():
+        cells = f"{seen['answers_per_second']:.0f} | {seen['p50_ms']:.0f} ms | {seen['p99_ms']:.0f} ms"
+        lines.append(f"| {clients} | {cells} |")
+    phases = result["storm"].values()
+    refused = sum(sum(seen["refused"].values()) for seen in phases)
+    wrong = sum(seen["wrong"] for seen in phases)
+    slowest = max(seen["p99_ms"] for seen in phases)
+    lines += [
+        "",
+        f"{result['machine']}, {result['tasks']} tasks on `{result['backbone']}`, cwps_jax "
+        f"{result['version']}. 16 clients sent {result['requests']:,} requests. {refused} of them were "
+        f"malformed and refused with their reason, and {wrong} were answered wrongly; 99% of the good ones "
+        f"were answered within {slowest:.0f} ms. The server's memory changed by "
+        f"{result['resident']['growth']:+.1%} after the first 1,000. With 16 clients it had "
+        f"{result['over_bare']:.2f} of the throughput of the bank alone (aim: 0.8).",
+    ]
+    return "\n".join(lines)
+
+
+def curves_table(result: Result) -> str:
+    """Returns the table of benchmarks/serve_curves.py."""
+    rows = result["curves"]
+    counts, mixes, ways = (list(dict.fromkeys(row[key] for row in rows)) for key in ("tasks", "mix", "way"))
+    found = {(row["tasks"], row["mix"], row["way"]): row for row in rows}
+    lines = [
+        f"| tasks | way | memory, in full copies | {' | '.join(mixes)} |",
+        "|---" * (3 + len(mixes)) + "|",
+    ]
+    for count in counts:
+        for way in ways:
+            cells = [f"{found[count, mix, way]['throughput']:.2f}" for mix in mixes]
+            memory = f"{found[count, mixes[0], way]['memory']:.2f}"
+            lines.append(f"| {count} | {way} | {memory} | {' | '.join(cells)} |")
+    chosen = {
+        f"{row['chosen']} for {row['mix']}" for row in rows if row["tasks"] == max(counts) and row["chosen"]
+    }
+    lines += [
+        "",
+        f"The last columns: throughput over one plain model's, by how the tasks of a request are drawn. "
+        f"{_where(result)}. Ratios of turns that alternate, on a machine that others may have used "
+        f"meanwhile. With {max(counts)} tasks the bank chose {', '.join(sorted(chosen))}.",
+    ]
+    return "\n".join(lines)
+
+
+def draw_serving(result: Result, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Draws the curves of benchmarks/serve_curves.py.
+
+    Args:
+        result: its result file.
+        folder: where serving_memory.png and serving_throughput.png go.
+    """
+    rows = result["curves"]
+    mixes = list(dict.fromkeys(row["mix"] for row in rows))
+    of_mix = {mix: [row for row in rows if row["mix"] == mix] for mix in mixes}
+    memory = _drawn(
+        "Memory on the device against the number of tasks", result, {"": of_mix[mixes[0]]}, "memory"
+    )
+    speed = _drawn("Throughput against the number of tasks", result, of_mix, "throughput")
+    return [memory.save(folder / "serving_memory.png"), speed.save(folder / "serving_throughput.png")]
+
+
+UNITS = {"memory": "in full copies", "throughput": "over one plain model's"}
+
+
+def _drawn(title: str, result: Result, panels: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> Page:
+    ways = list(dict.fromkeys(row["way"] for row in result["curves"]))
+    colours = series_colours(ways)
+    width, height = PANEL if len(panels) > 1 else (2 * PANEL[0] + 0.7, 3.4)
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    left, top, beside, below = MARGIN + 0.7, 1.1, 0.7, 0.85
+    flow = Flow.of(ways, 2 * PANEL[0] + 0.7)
+    page = Page(
+        left + across * (width + beside) - beside + MARGIN, top + down * (height + below) + flow.height
+    )
+    page.title(title, f"{UNITS[key]}. {_where(result)}.")
+    for place, (name, rows) in enumerate(panels.items()):
+        x, y = left + place % across * (width + beside), top + place // across * (height + below)
+        axes = dressed(page.inset(x, y, width, height))
+        page.text(x, y - 0.16, name, 10, weight="bold")
+        counts = sorted({row["tasks"] for row in rows})
+        for number, way in enumerate(ways):
+            values = [row[key] for row in rows if row["way"] == way]
+            axes.plot(
+                counts, values, f"-{SHAPES[number]}", color=rgb(on_white(colours[way])), markersize=5,
+                linewidth=1.4, clip_on=False, zorder=3,
+            )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=10 if key == "memory" else 2)
+        axes.xaxis.set_major_locator(FixedLocator(counts))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_minor_locator(NullLocator())
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.set_xlabel("tasks", fontsize=9, color=INK)
+        axes.set_ylabel(f"{key}, {UNITS[key]}" if len(panels) == 1 else UNITS[key], fontsize=9, color=INK)
+    bottom = top + down * (height + below) - 0.2
+    for number, (way, (dx, dy)) in enumerate(zip(ways, flow.places, strict=True)):
+        ink = rgb(on_white(colours[way]))
+        page.axes.plot([left + dx + 0.07], [bottom + dy], SHAPES[number], color=ink, markersize=6)
+        page.text(left + dx + 0.21, bottom + dy, way)
+    return page
+
+
+def _where(result: Result) -> str:
+    settings = result["settings"]
+    return (
+        f"{settings['backbone']} at {settings['size']} px, {settings['active']:.0%} of the channels private, "
+        f"{settings['batch']} pictures per request, medians of {settings['repeats']} interleaved turns, "
+        f"{result['device']}, jax {result['versions']['jax']}, commit {result['commit']}"
+    )

@@ -1,0 +1,68 @@
+"""The server answers before all sizes of batches are compiled, and says which are."""
+
+import concurrent.futures
+import threading
+import time
+
+import numpy as np
+import pytest
+from serving import PlainBank, ask, check, running
+
+from cwps_jax.server.batching import Batcher
+from cwps_jax.server.limits import Limits
+from cwps_jax.server.metrics import Metrics
+
+
+def test_it_answers_with_small_batches_until_larger_ones_are_compiled(served_pool, served_files):
+    bank, seen, let_go = PlainBank(served_pool, ["digits"]), [], threading.Event()
+
+    def before(tasks):
+        seen.append(len(tasks))
+        if max(seen) > 2:
+            let_go.wait(20)
+
+    bank.before = before
+    limits = Limits(batch_size=6, ready_at=2)
+    with running(bank, served_pool, limits, warm=False) as client:
+        assert client.get("/ready").json() == {"status": "ready", "compiled": 2, "batch_size": 6}
+        with concurrent.futures.ThreadPoolExecutor(1) as clients:
+            asked = clients.submit(ask, client, served_files[:5])
+            while client.server.batcher.waiting > 3 or not seen or client.server.batcher.waiting == 0:
+                time.sleep(0.01)
+            let_go.set()
+            check(served_pool, served_files[:5], asked.result())
+        while client.get("/ready").json()["compiled"] < 6:
+            time.sleep(0.01)
+        client.server.batcher._took.clear()  # what they cost here is chance
+        del seen[:]
+        check(served_pool, served_files[:5], ask(client, served_files[:5]))
+        assert seen == [5]
+
+
+def test_batches_stay_small_where_larger_ones_fail(served_pool, served_files, caplog):
+    bank = PlainBank(served_pool, ["digits"])
+
+    def before(tasks):
+        if len(tasks) > 2:
+            raise MemoryError("no room for so many")
+
+    bank.before = before
+    with running(bank, served_pool, Limits(batch_size=8), warm=False) as client:
+        while "batches stay at 2 answers" not in caplog.text:
+            time.sleep(0.01)
+        assert client.get("/ready").json()["compiled"] == 2
+        check(served_pool, served_files[:5], ask(client, served_files[:5]))
+
+
+@pytest.mark.parametrize(
+    ("waiting", "taken"),
+    [(1, 1), (2, 2), (4, 4), (5, 4), (6, 6), (8, 8), (9, 8), (12, 8), (13, 13), (16, 16), (99, 16)],
+)
+def test_a_batch_is_as_large_as_it_pays(waiting, taken):
+    """Sizes between powers of two cost what the next one does; each call costs one more."""
+    batcher = Batcher(lambda pixels, tasks: [], Limits(batch_size=16), Metrics())
+    kind = (2, 2, 3), np.dtype(np.uint8)
+    batcher._took[kind] = {size: 2.0 + size for size in (1, 2, 4, 8, 16)}
+    assert batcher._best(kind, waiting) == taken
+    assert batcher._best(((3,), kind[1]), waiting) == min(waiting, 16)
+    batcher.close()
