@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PARITY ?= .venv-parity
 LOWEST ?= .venv-lowest
 
-.PHONY: demo demo-methods demo-docs test test-slow test-trackers test-lowest torture docs lint lint-docs format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build check-build lowest clean
+.PHONY: demo demo-methods demo-docs test test-slow test-trackers test-lowest torture docs notebooks lint lint-docs format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build check-build lowest clean
 
 # Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
@@ -54,6 +54,11 @@ torture: $(VENV)/test
 # without a network: python -m http.server --directory site
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+# Runs the notebooks of examples/notebooks/ and keeps their outputs; Jupyter's kernel is asked for by nothing else.
+notebooks: $(VENV)/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check nbclient==0.11.0 ipykernel==7.4.0
+	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python scripts/notebooks.py $(ARGS)
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

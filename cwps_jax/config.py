@@ -56,6 +56,8 @@ class RunConfig(TrainConfig, DataConfig):
         draws: number of independent runs, with the seeds from `seed` on. Each has a folder of its own in the
             workdir, and results.json has the rows of all of them.
         least_steps: fewest training steps of a task; epochs are added if its data give fewer.
+        metric: the metric for choices on validation data and for tables. All except "accuracy" are computed
+            over a whole split by scikit-learn: "macro_f1", "mean_iou", "mean_average_precision".
         metrics: places for the numbers of every epoch: tensorboard, jsonl, wandb, mlflow. See
             docs/metrics.md.
         save_minutes: minutes from one save of a task's training to the next; 0 means no saves. Saves are in
@@ -82,6 +84,7 @@ class RunConfig(TrainConfig, DataConfig):
     rounds: int = 1
     draws: int = 1
     least_steps: int = 0
+    metric: Literal["accuracy", "macro_f1", "mean_iou", "mean_average_precision"] = "accuracy"
     metrics: tuple[str, ...] = ("tensorboard", "jsonl")
     save_minutes: float = 10.0
     compilation_cache: str = "~/.cache/cwps_jax"

@@ -28,7 +28,8 @@ from cwps_jax.store.pool import PRETRAINED, Pool
 from cwps_jax.train.curve import hardened
 from cwps_jax.train.heads import cut_to_model, with_kept_head
 from cwps_jax.train.meeting import batch_shapes, calling, check_given, check_meeting
-from cwps_jax.train.objectives import Metric, Objective, accuracy, cross_entropy
+from cwps_jax.train.named_metrics import find_metric
+from cwps_jax.train.objectives import Metric, Objective, cross_entropy
 from cwps_jax.train.records import Observe, Trained, unobserved
 from cwps_jax.train.saves import Saves
 from cwps_jax.train.trainer import Trainer
@@ -68,7 +69,8 @@ class LearnedTask:
         """Returns the table of the results and of the stored parameters that a notebook shows."""
         shares = ", ".join(f"{owner} {share:.1%}" for owner, share in self.relation.items())
         row = (f"{self.metric:.3f}", f"{self.validation_metric:.3f}", f"{self.params_ratio:.1%}", shares)
-        titles = ("test metric", "validation metric", "kept", "channels stored by")
+        name = self.record["metric"]
+        titles = (f"test {name}", f"validation {name}", "kept", "channels stored by")
         return html_table(self.name, titles, [row])
 
 
@@ -79,7 +81,7 @@ def learn_task(
     data: TaskData,
     *,
     loss: Objective | None = None,
-    metric: Metric | None = None,
+    metric: Metric | str | None = None,
     config: TrainConfig = TrainConfig(),
     trainer: Trainer | None = None,
     observe: Observe | None = None,
@@ -97,8 +99,9 @@ def learn_task(
         data: the task's data. Choices are made on validation data; the test data is read at the end.
         loss: a function of (outputs, batch) that returns one loss per item, (batch,); by default the
             cross-entropy.
-        metric: a function like `loss` whose values are better when larger, or a metric of `whole_split`; by
-            default the accuracy.
+        metric: a function like `loss` whose values are better when larger, a metric of `whole_split`, or a
+            name: "accuracy" (the default), "macro_f1", "mean_iou" or "mean_average_precision". The record
+            keeps its name.
         config: the settings of training.
         trainer: a trainer that other tasks use too, so that they share compiled steps. It has its own loss
             and metric. Its model may have a larger head, of which the first outputs are used. By default a
@@ -126,9 +129,9 @@ def learn_task(
     check_task_name(name)
     if trainer is None:
         trainer = make_trainer(
-            model, data, loss=loss or cross_entropy, metric=metric or accuracy, config=config
+            model, data, loss=loss or cross_entropy, metric=metric or "accuracy", config=config
         )
-    elif loss not in (None, trainer.loss) or metric not in (None, trainer.metric):
+    elif loss not in (None, trainer.loss) or (metric and find_metric(metric) is not trainer.metric):
         raise CwpsError("the trainer was made for another loss or metric; give them to make_trainer alone")
     with pool.learning(name):
         if name in pool.tasks and not relearn:
@@ -214,7 +217,7 @@ def make_trainer(
     data: TaskData,
     *,
     loss: Objective = cross_entropy,
-    metric: Metric = accuracy,
+    metric: Metric | str = "accuracy",
     config: TrainConfig = TrainConfig(),
     profiler: Profiler | None = None,
 ) -> Trainer:
@@ -232,6 +235,7 @@ def make_trainer(
         CwpsError: the model has no channels to share, or no head.
     """
     check_given(data, config)
+    metric = find_metric(metric)
     example = _example(model, data)
     with calling(model, example):
         layout = channel_layout(model, example, head=config.head, private=config.private)

@@ -93,7 +93,11 @@ def prepare(
     # One head size for all, so that all tasks share compiled steps; each keeps its own part of it.
     widest = max([*tasks.values(), *([source] if source else [])], key=lambda one: one.classes or 0)
     trainer = trainer or make_trainer(
-        make_model(widest.classes or 0), widest, config=config.train, profiler=profiler
+        make_model(widest.classes or 0),
+        widest,
+        metric=config.metric,
+        config=config.train,
+        profiler=profiler,
     )
     by_method = dict.fromkeys((config.method, *config.compare))
     settings = {

@@ -29,7 +29,7 @@ IRRELEVANT = (
     *("tasks", "overrides", "weights", "shots", "draws", "least_steps", "relearn", "rounds", "keep_head"),
     *("cache", "cache_gigabytes", "cache_dir", "reader_threads", "prefetch"),
     *("parallel", "shard", "accumulate", "remat", "compilation_cache", "profile", "save_minutes"),
-    "metrics",
+    *("metric", "metrics"),
 )
 
 # In float32, whatever the tasks become.

@@ -15,6 +15,7 @@ from cwps_jax.methods.method import Stored
 from cwps_jax.settings import TrainConfig
 from cwps_jax.train.curve import smallest
 from cwps_jax.train.evaluation import measure, outputs_sha256
+from cwps_jax.train.named_metrics import metric_name
 from cwps_jax.train.records import Trained
 from cwps_jax.train.trainer import Trainer
 
@@ -27,7 +28,10 @@ def measured(
     config: TrainConfig,
     trainer: Trainer,
 ) -> dict[str, Any]:
-    """Returns the record of a task: its metrics on held-out data, and the cost of its training."""
+    """Returns the record of a task: its metrics on held-out data, and the cost of its training.
+
+    `accuracy_when_learned` and `validation_accuracy` are values of the metric that "metric" names.
+    """
     predictor = trainer.predictor(trainer.model_of(trained.method, model))
     # A head that has more outputs than the task's moves no other numbers than the task's.
     own_head = sum(flatten(variables["params"])[path].size for path in trainer.layout.head_paths)
@@ -35,6 +39,7 @@ def measured(
     test = predictor(variables, data.test, config.batch_size)
     placed = trained.finished.moment.frozen.get("placed")
     return {
+        "metric": metric_name(trainer.metric),
         "accuracy_when_learned": measure(trainer.metric, test, data.test),
         "logits_sha256_when_learned": outputs_sha256(test),
         "validation_accuracy": measure(trainer.metric, validation, data.validation),

@@ -235,7 +235,7 @@ def _learn_task(
         checkpoints=saving,
     )
     beside = "".join(f", {method} {row['accuracy_when_learned']:.3f}" for method, row in compared.items())
-    progress.say(f"{name}: accuracy {learned.metric:.3f}{beside}, keeps {learned.params_ratio:.3f}x")
+    progress.say(f"{name}: {config.metric} {learned.metric:.3f}{beside}, keeps {learned.params_ratio:.3f}x")
     for one in learned.record.get("curve", ()):
         share, reached = one["byte_ratio"], one["validation_accuracy"]
         progress.say(f"{name}: {share:.4f}x of the bytes, validation {reached:.3f}{', kept' * one['kept']}")

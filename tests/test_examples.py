@@ -24,6 +24,11 @@ REACHED = {
     "class_weights": lambda names: (
         names["results"]["weighted"][1] > names["results"]["plain"][1] + 0.02 > 0.3
     ),
+    "segmentation": lambda names: (
+        names["learned"].record["metric"] == "ink_iou"
+        and names["evaluation"].metric > names["learned"].metric > 0.3
+        and names["masks"].shape == (3, 8, 8)
+    ),
     "whole_split_metric": lambda names: names["evaluation"].metric > 0.8 and names["learned"].metric > 0.8,
 }
 

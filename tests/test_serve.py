@@ -22,14 +22,13 @@ from cwps_jax.train.evaluation import Predictor
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("served")
+def pool(own_served_pool) -> cwps.Pool:
+    return own_served_pool
 
 
 @pytest.fixture(scope="module")
-def pool(folder) -> cwps.Pool:
-    served.make_pool(folder)
-    return cwps.Pool.open(folder / "pool")
+def folder(pool):
+    return pool.folder.parent
 
 
 @pytest.fixture(scope="module")

@@ -107,6 +107,7 @@ def _row(pool: Pool, task: str) -> dict[str, Any]:
     return {
         "task": version.task,
         "method": version.method,
+        "metric": version.record.get("metric", "accuracy"),
         "accuracy": version.record.get("accuracy_when_learned"),
         "kept": pool.count(task).ratio if version.ratio is None else version.ratio,
         "bytes": version.bytes,
@@ -142,7 +143,8 @@ def _show(pool: Pool, given: argparse.Namespace) -> None:
     if given.json:
         return print_json(found)
     accuracy, kept, size = _cells(found)
-    print_line(f"{found['task']}@{found['version']}: accuracy {accuracy}, keeps {kept}, {size} bytes")
+    named = "accuracy " if found["metric"] == "accuracy" else ""
+    print_line(f"{found['task']}@{found['version']}: {named}{accuracy}, keeps {kept}, {size} bytes")
     classes = found["classes"]
     named = ", ".join(classes) if isinstance(classes, list) else "names were not recorded"
     print_line(f"classes: {len(classes) if isinstance(classes, list) else classes} ({named})")
@@ -173,7 +175,10 @@ def _diff(pool: Pool, given: argparse.Namespace) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    accuracy = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}%"
+    reached, metric = row["accuracy"], row["metric"]
+    accuracy = f"{100 * reached:.1f}%" if reached is not None and metric == "accuracy" else "-"
+    if reached is not None and metric != "accuracy":  # it need not be a share
+        accuracy = f"{metric} {reached:.3f}"
     return accuracy, f"{row['kept']:.3f}x", f"{row['bytes']:,}"
 
 

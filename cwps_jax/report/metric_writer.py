@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import time
 from typing import Protocol
@@ -20,9 +21,13 @@ class MetricWriter(Protocol):
 
 
 def numbers(task: str, progress: Progress) -> dict[str, float]:
-    """Returns the numbers that are drawn as curves over the epochs: {"<task>/<method>/<name>": number}."""
+    """Returns the numbers that are drawn as curves over the epochs: {"<task>/<method>/<name>": number}.
+
+    A metric of a `whole_split` is not among them, because a batch has no value of it.
+    """
     fields = ("loss", "metric", "private", "lambda_")
-    return {f"{task}/{progress.method}/{name.rstrip('_')}": getattr(progress, name) for name in fields}
+    known = {name: value for name in fields if not math.isnan(value := getattr(progress, name))}
+    return {f"{task}/{progress.method}/{name.rstrip('_')}": value for name, value in known.items()}
 
 
 class JsonLines:
@@ -39,6 +44,8 @@ class JsonLines:
 
     def write(self, task: str, progress: Progress) -> None:
         row = {"task": task, **dataclasses.asdict(progress)}
+        if math.isnan(progress.metric):
+            row["metric"] = None  # JSON has no nan
         self._file.write((json.dumps(row) + "\n").encode())
         self._file.flush()
 

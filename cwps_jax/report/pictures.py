@@ -15,7 +15,7 @@ from cwps_jax.report.costs import short
 from cwps_jax.report.owners import on_white, owner_colours, series_colours
 from cwps_jax.report.page import INK, MARGIN, SHAPES, Page, dressed, rgb, shortened, text_width
 from cwps_jax.report.relation_picture import draw_relation
-from cwps_jax.report.rows import Rows, names, spread, stored_bytes
+from cwps_jax.report.rows import Rows, metric_of, names, spread, stored_bytes
 from cwps_jax.report.total_picture import draw_total
 from cwps_jax.store.pool import Pool
 
@@ -90,7 +90,7 @@ def draw_accuracy(backbone: str, rows: Rows) -> Page:
     page = Page(legend_left + legend_width + MARGIN, top + height + 0.75)
     spreads = " with deviations over draws" if len(draws) > 1 else ""
     page.title(
-        "Accuracy against the bytes that a task takes",
+        f"{metric_of(rows)[:1].upper()}{metric_of(rows)[1:]} against the bytes that a task takes",
         f"On the test set, {backbone}. Small: a task. Large: a method's mean over tasks{spreads}.",
     )
     axes = page.inset(left, top, width, height)
@@ -121,7 +121,7 @@ def _dress(axes: Axes, rows: Rows) -> None:
     # At least a factor of nine, so that the axis has numbers.
     axes.set(xscale="log", xlim=(min(sizes) / 3, max(sizes) * 3), ylim=(low - room, high + room))
     axes.set_xlabel("bytes stored for the task, all included", fontsize=9, color=INK)
-    axes.set_ylabel("accuracy", fontsize=9, color=INK)
+    axes.set_ylabel(metric_of(rows), fontsize=9, color=INK)
     decades = max(sizes) / min(sizes) > 1e3
     axes.xaxis.set_major_locator(LogLocator(subs=(1,) if decades else (1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -21,7 +21,7 @@ from cwps_jax.settings import TrainConfig
 from cwps_jax.store.index import compared_name
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import Predictor, measure, outputs_sha256
-from cwps_jax.train.objectives import accuracy
+from cwps_jax.train.named_metrics import NAMED
 
 BATCH_SIZE = TrainConfig().batch_size  # of a task whose version does not tell its own
 
@@ -88,8 +88,10 @@ def measure_pool(
             # As it was measured then: other sizes of batches may round otherwise.
             batch_size = told.get("config", {}).get("batch_size", BATCH_SIZE)
             outputs = predictors[kind](pool.effective(name), data.test, batch_size)
-            at_end = measure(accuracy, outputs, data.test)
-            rows.append(make_row({**_stored(pool, name), **own, "accuracy": at_end}))
+            metric = record.get("metric")
+            metric = metric if metric in NAMED else "accuracy"  # a function that was given in Python
+            at_end = measure(NAMED[metric], outputs, data.test)
+            rows.append(make_row({**_stored(pool, name), **own, "metric": metric, "accuracy": at_end}))
             forgetting.append(
                 {
                     **own,

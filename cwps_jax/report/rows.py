@@ -18,10 +18,10 @@ KEYS = (
 )
 # What files of format 2 may lack, and their rows.
 ADDED: dict[str, Any] = {"class_names": {}, "not_measured": [], "rounds": [], "curves": []}
-ADDED_TO_ROWS = ("byte_ratio", "row_bits")
+ADDED_TO_ROWS = ("byte_ratio", "row_bits", "metric")
 ROW = (
     *("task", "method", "draw", "seed", "stored", "version"),
-    *("accuracy", "validation_accuracy", "params_ratio", "parameters", "head_parameters"),
+    *("metric", "accuracy", "validation_accuracy", "params_ratio", "parameters", "head_parameters"),
     *(
         "bits",
         "bytes",
@@ -67,6 +67,11 @@ def totals(rows: Rows) -> list[dict[str, Any]]:
 def names(rows: Rows, key: str) -> list[Any]:
     """Returns the methods, tasks or draws of the rows, each once, in the rows' order."""
     return list(dict.fromkeys(row[key] for row in rows))
+
+
+def metric_of(rows: Rows) -> str:
+    """Returns the name of what the rows' `accuracy` is; several names where tasks were learned by several."""
+    return " or ".join(dict.fromkeys(row["metric"] or "accuracy" for row in rows))
 
 
 def spread(rows: Rows, method: str, key: str, task: str | None = None) -> Spread | None:

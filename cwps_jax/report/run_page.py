@@ -10,7 +10,7 @@ from PIL import Image
 from cwps_jax.config import RunConfig
 from cwps_jax.report.html_page import Section, Table, html_page
 from cwps_jax.report.rounds import rounds_table
-from cwps_jax.report.rows import names
+from cwps_jax.report.rows import metric_of, names
 from cwps_jax.report.run_tables import (
     BESIDE,
     accuracies_table,
@@ -41,7 +41,7 @@ def run_page(results: Mapping[str, Any], config: RunConfig, pictures: Sequence[p
     shown = [path for path in pictures if not (overview and path.name.startswith("channels_"))]
     tables = {"What each task reached, and what it takes": tasks_table(results)}
     if len(methods) > BESIDE:
-        tables["Test accuracy by task"] = accuracies_table(results, tasks)
+        tables[f"Test {metric_of(rows)} by task"] = accuracies_table(results, tasks)
     if len(methods) > 1:
         tables["Means over the tasks"] = methods_table(results)
     tables["What is stored of each task, and what learning it took"] = storing_table(results)

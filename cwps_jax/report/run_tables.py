@@ -13,6 +13,7 @@ from cwps_jax.report.rows import (
     changed,
     comparable,
     forgotten,
+    metric_of,
     names,
     spread,
     stored_bytes,
@@ -24,24 +25,29 @@ TAKEN_FROM = "channels taken from"
 
 
 def run_title(results: Mapping[str, Any]) -> str:
-    """Returns what was run: the method, the backbone, and how many tasks in how many draws."""
+    """Returns what was run: method, backbone, number of tasks and draws, and the metric unless accuracy."""
     tasks, draws = (names(results["rows"], key) for key in ("task", "draw"))
-    title = f"{results['method']} on {results['backbone']}, {len(tasks)} tasks"
+    named = "" if metric_of(results["rows"]) == "accuracy" else f", {metric_of(results['rows'])}"
+    title = f"{results['method']} on {results['backbone']}, {_tasks(len(tasks))}{named}"
     return f"{title}, {len(draws)} draws: mean (deviation)" if len(draws) > 1 else title
 
 
 def run_lines(results: Mapping[str, Any]) -> list[str]:
     """Returns what all tasks cost together, what was forgotten, and what was not measured."""
     tasks = len(names(results["rows"], "task"))
+    which, times = "The" if tasks == 1 else "All", _times(total(results, results["method"]), 2)
     return [
-        f"All {tasks} tasks and the pre-trained model: {_times(total(results, results['method']), 2)} the "
-        f"backbone's {results['backbone_parameters']:,} parameters; a whole network per task is "
-        f"{1 + tasks}x.",
+        f"{which} {_tasks(tasks)} and the pre-trained model: {times} the backbone's "
+        f"{results['backbone_parameters']:,} parameters; a whole network per task is {1 + tasks}x.",
         f"Forgetting: {changed(results)} of {len(comparable(results))} stored tasks changed any bit of "
         "their test logits since they were learned.",
         *_older(results),
         *_left_out(results),
     ]
+
+
+def _tasks(count: int) -> str:
+    return f"{count} task{'' if count == 1 else 's'}"
 
 
 def tasks_table(results: Mapping[str, Any]) -> Table:
@@ -96,8 +102,8 @@ def methods_table(results: Mapping[str, Any]) -> Table:
                 *(_short(means[key]) for key in costs),
             )
         )
-    header = ("accuracy", "kept", "in bytes", "all tasks", "trained", "memory", "FLOPs", "seconds")
-    return ("method", *header), found
+    header = ("kept", "in bytes", "all tasks", "trained", "memory", "FLOPs", "seconds")
+    return ("method", metric_of(results["rows"]), *header), found
 
 
 def storing_table(results: Mapping[str, Any]) -> Table:
@@ -123,7 +129,7 @@ def storing_table(results: Mapping[str, Any]) -> Table:
             )
         )
     stored = ("own channels", "bits of a weight", "parameters", "of its head")
-    took = ("epochs", "numbers trained", "memory", "seconds", "validation accuracy")
+    took = ("epochs", "numbers trained", "memory", "seconds", f"validation {metric_of(results['rows'])}")
     return ("task", *stored, *took), found
 
 
@@ -154,9 +160,9 @@ def continual_lines(results: Mapping[str, Any]) -> list[str]:
     if lost is None:
         return []
     return [
-        f"Means in points of accuracy: backward transfer {points(statistics.mean(backward))}, forgetting "
-        f"{100 * lost:.1f}. Forward transfer is not known from one run: a study compares with tasks that are "
-        "learned alone."
+        f"Means in points of {metric_of(results['rows'])}: backward transfer "
+        f"{points(statistics.mean(backward))}, forgetting {100 * lost:.1f}. Forward "
+        "transfer is not known from one run: a study compares with tasks that are learned alone."
     ]
 
 
@@ -181,7 +187,8 @@ def budgets_table(results: Mapping[str, Any]) -> Table:
         )
         for one in results.get("curves", ())
     ]
-    return ("task", "byte budget", "in bytes", "bytes", "validation accuracy", "kept"), found
+    validation = f"validation {metric_of(results['rows'])}"
+    return ("task", "byte budget", "in bytes", "bytes", validation, "kept"), found
 
 
 def borrowed_from(task: str, relation: Mapping[str, float], most: int = 2) -> str:
@@ -208,7 +215,8 @@ def _older(results: Mapping[str, Any]) -> list[str]:
 def _left_out(results: Mapping[str, Any]) -> list[str]:
     """Returns a line for what was not measured, or not compared to the bit."""
     lines = [
-        f"{one['task']} was not measured: its accuracy is that of when it was learned ({one['why']})"
+        f"{one['task']} was not measured: its {metric_of(results['rows'])} is that of when it was learned "
+        f"({one['why']})"
         for one in results.get("not_measured", ())
     ]
     if others := len(results["forgetting"]) - len(comparable(results)):

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from cwps_jax.report import html_page
 from cwps_jax.report.rounds import rounds_table
-from cwps_jax.report.rows import names
+from cwps_jax.report.rows import metric_of, names
 from cwps_jax.report.run_tables import (
     BESIDE,
     TAKEN_FROM,
@@ -34,7 +34,7 @@ def show_results(results: Mapping[str, Any], console: Console) -> None:
         fitting = max(1, (console.width - max(map(len, methods)) - 4) // column)
         for first in range(0, len(tasks), fitting):
             table = accuracies_table(results, tasks[first : first + fitting])
-            console.print(_printed("accuracy by task", table))
+            console.print(_printed(f"{metric_of(results['rows'])} by task", table))
     console.print(*run_lines(results), sep="\n", highlight=False)
 
 

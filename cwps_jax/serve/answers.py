@@ -23,6 +23,7 @@ from cwps_jax.serve.learned_with import LearnedWith, learned_with
 from cwps_jax.settings import DataConfig, TrainConfig
 from cwps_jax.store.pool import Pool
 from cwps_jax.train.evaluation import Predictor, measure
+from cwps_jax.train.named_metrics import find_metric
 from cwps_jax.train.objectives import Metric, accuracy
 
 
@@ -138,7 +139,7 @@ def evaluate(
     task: str,
     data: Path | TaskData | Split | Arrays | None = None,
     *,
-    metric: Metric = accuracy,
+    metric: Metric | str = "accuracy",
     model: nn.Module | None = None,
     batch_size: int = 0,
 ) -> Evaluation:
@@ -150,8 +151,8 @@ def evaluate(
         data: a folder of class folders, <class>/<file>, by the names of the task's classes; a `TaskData`, of
             which the test split counts, a split, or a dict of arrays with "image" and "label"; None for the
             test data that the task was learned with.
-        metric: (outputs, batch) to one value per item, (batch,), or one of a `whole_split`; accuracy by
-            default, for a classification.
+        metric: (outputs, batch) to one value per item, (batch,), one of a `whole_split`, or a name as
+            `learn_task` takes it; accuracy by default, for a classification.
         model: see `predict`.
         batch_size: see `predict`.
 
@@ -159,6 +160,7 @@ def evaluate(
         CwpsError: as `predict`; a folder or a label that is not a class of the task, or None for a task that
             was learned from arrays; accuracy for a task that is not a classification.
     """
+    metric = find_metric(metric)
     known = learned_with(pool, task, classified=False)
     split = _labelled(known, data)
     if known.class_names:

@@ -65,7 +65,9 @@ def model_card(pool: Pool) -> str:
 def _row(pool: Pool, task: str) -> tuple[str, ...]:
     version, count = pool.version(task), pool.count(task)
     reached = version.record.get("accuracy_when_learned")
-    told = f"{reached:.3f}" if isinstance(reached, int | float) else "not recorded"
+    metric = version.record.get("metric", "accuracy")
+    named = "" if metric == "accuracy" else f" {metric}"
+    told = f"{reached:.3f}{named}" if isinstance(reached, int | float) else "not recorded"
     classes = version.record.get("classes")
     return task, told, f"{count.ratio:.1%}", f"{version.bytes:,}", version.method, str(classes or "")
 

@@ -28,6 +28,7 @@ def _listed(tasks: Tasks, name: str) -> messages.Listed:
     pool = tasks.bank.served(name).pool if loaded else tasks.pool
     version = tasks.bank.served(name).version if loaded else pool.version(name)
     accuracy = version.record.get("accuracy_when_learned")
+    is_accuracy = version.record.get("metric", "accuracy") == "accuracy"
     return {
         "task": name,
         "version": version.name,
@@ -37,6 +38,6 @@ def _listed(tasks: Tasks, name: str) -> messages.Listed:
         "bytes": version.bytes,
         "method": version.method,
         "classes": list(known.class_names) if known else [],
-        "accuracy": float(accuracy) if isinstance(accuracy, int | float) else None,
+        "accuracy": float(accuracy) if is_accuracy and isinstance(accuracy, int | float) else None,
         "owners": pool.relation(version.name) if pool.shares_channels(version.name) else {},
     }

@@ -62,12 +62,13 @@ def _rows(index: Index, tasks: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _row(version: Version) -> tuple[str, ...]:
-    accuracy = version.record.get("accuracy_when_learned")
+    accuracy, metric = version.record.get("accuracy_when_learned"), version.record.get("metric", "accuracy")
+    named = "" if metric == "accuracy" else f" {metric}"
     return (
         version.task,
         str(version.version),
         version.method,
         "" if version.ratio is None else f"{version.ratio:.1%}",
         f"{version.bytes:,}",
-        f"{accuracy:.3f}" if isinstance(accuracy, int | float) else "",
+        f"{accuracy:.3f}{named}" if isinstance(accuracy, int | float) else "",
     )

@@ -105,6 +105,10 @@ class Study:
             for key, value in flat.items():
                 config.update_from_flattened_dict({key: value})
         values = config.to_dict()
+        if values["metric"] != "accuracy":
+            raise CwpsError(
+                f"config.metric = {values['metric']!r}: a study compares by accuracy; leave it out"
+            )
         method = values["method"]
         for key in chosen:
             if key.split(".")[0] in methods.METHODS.keys() - {method}:

@@ -2,6 +2,7 @@
 
 import contextlib
 import html
+import math
 import sys
 from collections.abc import Iterator
 
@@ -15,9 +16,10 @@ from cwps_jax.train.records import Observe, Progress, unobserved
 
 def described(task: str, progress: Progress) -> str:
     """Returns one epoch of a task in a line."""
+    reached = "" if math.isnan(progress.metric) else f"accuracy {progress.metric:.3f}  "
     return (
         f"{task:<10} {progress.method:<8} {progress.stage:<8} epoch {progress.epoch:>3}/"
-        f"{progress.epochs}  loss {progress.loss:.3f}  accuracy {progress.metric:.3f}  "
+        f"{progress.epochs}  loss {progress.loss:.3f}  {reached}"
         f"private {progress.private:.2f}x"
     )
 
