@@ -58,7 +58,7 @@ lint: $(VENV)/test
 	$(BIN)/mypy
 	$(BIN)/python scripts/prose.py
 
-# The English of README.md, docs/ and their like, in the style of scripts/prose.toml: seconds.
+# The English of pages and docstrings, in the style of scripts/prose.toml: seconds.
 lint-docs: $(VENV)/test
 	$(BIN)/python scripts/prose.py
 

@@ -62,6 +62,7 @@ RUNS = {
         Run("pool"),
         Run("swap"),
         Run("serve"),
+        Run("many_tasks"),
         Run("bits"),
         Run("compile"),
         Run("input"),

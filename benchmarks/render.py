@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from runs import by_round_table, demo_table, methods_table, numbers_table, run_table, summary_table
-from serving import costs_table, curves_table, draw_serving, storm_table
+from serving import costs_table, curves_table, draw_serving, many_tasks_line, storm_table
 from targets import NOT_YET, pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
@@ -188,6 +188,7 @@ def tables_of(path: str) -> dict[str, str]:
         return {
             "costs": costs_table(_read("benchmarks/results/serve_cpu.json")[0]),
             "curves": "\n".join(map(curves_table, _read(CURVES))) or NOT_YET,
+            "many_tasks": many_tasks_line(_read("benchmarks/results/many_tasks_cpu.json")[0]),
             "storm": storm_table(_read("benchmarks/results/storm_server.json")[0]),
         }
     if path == "docs/studies.md":

@@ -157,3 +157,23 @@ def _where(result: Result) -> str:
         f"{settings['batch']} pictures per request, medians of {settings['repeats']} interleaved turns, "
         f"{result['device']}, jax {result['versions']['jax']}, commit {result['commit']}"
     )
+
+
+def many_tasks_line(result: Mapping[str, Any]) -> str:
+    """Returns what benchmarks/many_tasks.py found."""
+    settings, ratios = result["settings"], result["ratios"]
+    wall, processor = result["seconds"], result["processor_seconds"]
+    took = lambda what: f"{processor[what]:.2g} s"
+    return (
+        f"{settings['tasks']:,} tasks on {settings['backbone']}, {ratios['stored_over_copies']:.3f}x each on "
+        f"disk ({settings['bits']} bits): {result['resident_bytes'] / 1e9:.2f} GB on the device, "
+        f"{ratios['resident_over_copies']:.3f} of as many full copies; the process's memory grew by "
+        f"{ratios['memory_over_resident']:.2f} times that. Processor time, since the machine was shared: "
+        f"opening {processor['open']:.0f} s (it took {wall['open']:.0f} s there), the first answer "
+        f"{took('first_answer')} and the first task added again {took('first_add')}, with what they compile; "
+        f"medians of {settings['repeats']} random tasks: a swap {took('swap')}, an answer for one picture of "
+        f"{settings['size']} px after it {took('answer')}, dropping a task {took('drop')}, adding one "
+        f"{took('add')}, with {result['compilations']} compilations. "
+        f"{settings['checked']} random tasks were equal to `pool.effective` to the bit. "
+        f"{result['device']}, commit {result['commit']}."
+    )

@@ -87,6 +87,8 @@ def started(backbone: str, processes: int, cache: str, parts: dict[str, list[flo
             for process in range(processes)
         ]
         told = [one.communicate()[0].splitlines() for one in running]
+    if any(one.returncode for one in running):
+        raise SystemExit(f"a start of {processes} processes failed: its lines are above")
     # Gloo, which carries the arrays, prints lines of its own.
     ends = max((json.loads(lines[-1]) for lines in told), key=lambda done: done[-1])
     computed, *ends = ends

@@ -2,7 +2,7 @@
 
 >>> import cwps_jax as cwps
 
-What is public stands in ``__init__.pyi``, and is imported when it is first used.
+The public names are in ``__init__.pyi``; each is imported when it is first used.
 """
 
 import lazy_loader

@@ -9,16 +9,16 @@ from cwps_jax.config import RunConfig
 
 
 def start_jax(config: RunConfig) -> None:
-    """Imports JAX, with the config's folder of compiled programs where it can be written to."""
+    """Imports JAX, with the config's folder of compiled programs if it can be written to."""
     keep_programs(config.compilation_cache, "config.compilation_cache = ")
 
 
 def keep_programs(folder: str, setting: str) -> None:
-    """Imports JAX, which keeps compiled programs in a folder where it can be written to.
+    """Imports JAX, which keeps compiled programs in a folder if it can be written to.
 
     Args:
         folder: "" for none; "~" is the user's own.
-        setting: that names it, for the warning that it cannot be written to.
+        setting: name of the setting, for the warning that the folder cannot be written to.
     """
     import jax
 

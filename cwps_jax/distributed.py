@@ -1,9 +1,9 @@
 """Many processes, one program: they start together, do the same, and process 0 alone writes.
 
-JAX's own runtime connects them. What they tell each other beside the arrays of a step goes through its
-coordinator, as short texts, and whoever waits there has a time limit. A process that is lost is found by the
-coordinator's heartbeat, and JAX then ends the others itself, wherever they are: nothing of Python runs then.
-Everything here does nothing in particular where there is one process.
+JAX's own runtime connects them. Other messages than the arrays of a step go through its coordinator, as short
+texts, and every wait there has a time limit. A process that is lost is found by the coordinator's heartbeat,
+and JAX then ends the others itself, wherever they are: nothing of Python runs then. Everything here does
+nothing in particular where there is one process.
 """
 
 import contextlib

@@ -1,16 +1,16 @@
-"""The exceptions that a user is meant to read."""
+"""The exceptions whose messages are for the user."""
 
 
 class CwpsError(ValueError):
-    """Something the user gave cannot work.
+    """Given settings, data or arguments cannot work.
 
-    The message is one line: what is wrong, where, and how to fix it. ``main`` prints it without a
-    traceback and exits with status 2; research code can catch it as a ``ValueError``.
+    The message is one line: the mistake, its place, and how to fix it. ``main`` prints it without a traceback
+    and exits with status 2; research code can catch it as a ``ValueError``.
     """
 
 
 class ProcessLost(CwpsError):
-    """Another process of this run is gone; nothing that was given is wrong.
+    """Another process of this run is lost; the settings and data are not the cause.
 
     ``main`` exits with the status of an abort, with which JAX ends the processes whose peer is lost, so that
     launchers start the run again.
@@ -18,7 +18,8 @@ class ProcessLost(CwpsError):
 
 
 class Preempted(Exception):
-    """The process has been asked to end, and did so where it can go on.
+    """The process has been asked to end, and did so at a point from which it can be resumed.
 
-    The message is one line: where. ``main`` prints it and exits with status 42; the same command goes on.
+    The message is one line about that point. ``main`` prints it and exits with status 42; the same command
+    resumes.
     """

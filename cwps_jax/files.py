@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole: a reader sees the old content or the new one, whenever it looks."""
+"""Files that are replaced as a whole: a reader always sees the old content or the new one."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ LFS_POINTER = b"version https://git-lfs"  # what Git leaves in a file's place wh
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives the path of a new file beside it, which takes its place at the end unless there was an error.
+    """Gives the path of a new file in the same folder, which replaces it at the end if there is no error.
 
     Args:
-        path: of the file to write or replace; its folder has to be there.
+        path: path of the file to write or replace; its folder has to exist.
     """
     # With the process's number, since two processes may write the same file at once.
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -30,7 +30,7 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a whole file, text as UTF-8, and waits until it is on the disk.
 
     Raises:
-        OSError: it cannot be written; what was there before is still there.
+        OSError: it cannot be written; an earlier file is then unchanged.
     """
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,6 +1,6 @@
-"""The second half of a run of main: `finish` measures in a fresh process what the pool really holds.
+"""The second half of a run of main: `finish` measures the models of the pool in a fresh process.
 
-It may be many processes that do the same together; the first one of them writes.
+Several processes may do the same together; only the first one of them writes.
 """
 
 import functools
@@ -26,7 +26,7 @@ from cwps_jax.store.pool import Pool
 def finish(config: RunConfig, workdir: pathlib.Path, console: Console) -> dict[str, Any]:
     """Measures every task of the workdir's pool, shows the table, and writes results.json and the report.
 
-    It takes nothing from the process that trained, so what it measures is what is stored. With several
+    It uses nothing from the process that trained, so the measured models are the stored ones. With several
     draws each has results and a report of its own, and the workdir's results.json has the rows of all.
     """
     check_extra("report", "the report of a run")
@@ -63,7 +63,7 @@ def _finish_draw(config: RunConfig, workdir: pathlib.Path, number: int, console:
 
 
 def _load_stored(config: RunConfig, pool: Pool, name: str) -> TaskData:
-    """Returns a stored task's data: as the config says where it has the task, else as it was learned."""
+    """Returns a stored task's data: by the config if it has the task, otherwise as it was learned."""
     cache = open_image_cache(config)
     told = pool.version(name).record.get(KEY, {})
     images = told.get("images")

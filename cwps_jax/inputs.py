@@ -46,7 +46,7 @@ class Inputs(nn.Module):
             train: whether the model is in training; passed under the name that its `__call__` uses.
 
         Returns:
-            What the plain model returns.
+            The outputs of the plain model.
         """
         assert self.scope is not None  # Linen calls it with a scope only
         given = jax.tree.map(lambda name: batch[name], unfreeze(self.arguments))

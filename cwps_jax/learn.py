@@ -182,8 +182,8 @@ def train_task(
         saves: the saved points of this training.
 
     Returns:
-        What the trainer found, what is to be stored of it, and the variables that are restored from this,
-        with the head in the model's own size.
+        The trained network, the arrays to store of it, and the variables that are restored from these, with
+        the head in the model's own size.
     """
     if trainer.parallel.shard != config.shard:
         raise CwpsError(f"config.shard = {config.shard!r}: the trainer was made for another; make a new one")

@@ -246,7 +246,7 @@ class ChannelShared(nn.Module):
             **kwargs: the model's own further arguments, such as `train`.
 
         Returns:
-            What the model returns.
+            The outputs of the model.
         """
         assert self.scope is not None  # Linen calls a compact method with a scope only
         plain = self.model.clone(parent=None)

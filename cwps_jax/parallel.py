@@ -23,7 +23,7 @@ AXIS = "data"
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which part of every batch a process reads: the `index`-th of `count` equal ones."""
+    """The part of every batch that a process reads: the `index`-th of `count` equal parts."""
 
     index: int = 0
     count: int = 1
@@ -31,13 +31,14 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-    """How steps are spread over devices.
+    """The spreading of steps over devices.
 
     Attributes:
         mode: "jit" or "pmap".
-        shard: which of a training's arrays are spread over the devices, too; by default each has all of them.
-        devices: the devices; all of them by default. Those of a process stand side by side, in the order of
-            the processes: so the shares of a batch are in its order.
+        shard: rules for arrays of a training that are spread over the devices; by default each device has all
+            of them.
+        devices: the devices; all of them by default. Those of a process are side by side, in the order of the
+            processes, so the shares of a batch are in its order.
 
     Raises:
         CwpsError: pmap over the devices of many processes, or with arrays that are spread.
@@ -78,7 +79,7 @@ class Parallel:
         return NamedSharding(self.mesh, PartitionSpec(AXIS) if split else PartitionSpec())
 
     def replicate(self, tree: Any) -> Any:
-        """Returns the tree on every device, always as a copy: a donated one must not take another along."""
+        """Returns the tree on every device, always as a copy, because donating it must not free another."""
         count = len(self.devices)
 
         def place(leaf: Any) -> jax.Array:
@@ -95,7 +96,7 @@ class Parallel:
         return jax.tree.map(place, tree)
 
     def place(self, tree: Any) -> Any:
-        """Returns what a step trains or reads on the devices, spread by the rules; a copy, as `replicate`."""
+        """Returns a step's tree on the devices, spread by the rules; always a copy, as with `replicate`."""
         if not self.shard:
             return self.replicate(tree)
 
@@ -112,7 +113,7 @@ class Parallel:
         return NamedSharding(self.mesh, spec_of(self.shard, name, leaf.shape, len(self.devices), AXIS))
 
     def whole(self, tree: Any) -> Any:
-        """Returns, in a step, the tree on every device: what is spread is gathered here, and once."""
+        """Returns, in a step, the tree on every device; arrays that are spread are gathered here, once."""
         return jax.lax.with_sharding_constraint(tree, self._sharding(False)) if self.shard else tree
 
     def check_batch(self, batch_size: int, group: int = 1) -> None:
@@ -156,10 +157,10 @@ class Parallel:
         """Returns the function compiled for the devices.
 
         Args:
-            function: takes and returns trees; under pmap each device's own part of what is split.
+            function: takes and returns trees; under pmap each device's own part of the split arrays.
             donate: positions of arguments whose buffers the result may take over.
-            split_output: whether the result's leading axis is the batch's, or the same everywhere. Over many
-                processes the devices gather it: a process reads no other's memory.
+            split_output: whether the result's first axis is the batch's; otherwise it is the same everywhere.
+                With several processes the devices gather it, because a process cannot read another's memory.
             placed_output: whether the result is a tuple of trees that are spread as `place` does.
             rounds: see `Compiled`.
         """
@@ -198,16 +199,16 @@ class Compiled:
 
     Args:
         jitted: the function.
-        devices: over how many one program of it is spread: of jit all, of pmap each has its own.
-        rounds: of the loop in which nearly all of its work is done, which XLA counts once.
+        devices: number of devices over which one program is spread: all under jit, 1 under pmap.
+        rounds: rounds of the loop in which nearly all of its work is done; XLA counts the loop's body once.
 
     Attributes:
         flops: floating-point operations of the last call, one device's share, or None before the first. XLA
-            counts them in what it is handed: what it makes of that calls libraries on a GPU, which it does
-            not look into.
+            counts them before compilation, because a compiled program calls libraries on a GPU, which it
+            cannot count.
         bytes_accessed: bytes that the compiled program reads and writes on one device, by XLA's count.
         peak_bytes: bytes of arguments, results and temporaries of the last call, by XLA's own analysis.
-        compilations: how many programs were compiled: one for each set of shapes.
+        compilations: number of compiled programs, one for each set of shapes.
     """
 
     def __init__(self, jitted: Any, devices: int = 1, rounds: int = 1) -> None:
@@ -223,7 +224,7 @@ class Compiled:
         return len(self._programs)
 
     def lower(self, *args: Any) -> Any:
-        """Returns what is handed to the compiler for arguments of these shapes (a `jax.stages.Lowered`)."""
+        """Returns the lowered program for arguments of these shapes (a `jax.stages.Lowered`)."""
         return self._jitted.lower(*args)
 
     def prepare(self, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: data, settings, a trainer. All that can be wrong is found here."""
+"""Preparation of a run: data, settings, and a trainer. Every mistake in them is found here."""
 
 import dataclasses
 import functools
@@ -32,12 +32,13 @@ class Prepared:
 
     Attributes:
         config: the run's, of one draw.
-        tasks: {name: data}, in the order in which they are learned, for a head that has more classes.
-        settings: {name of a task: {method: how it is learned}}, the run's own method first.
-        source: data of the task on which the pre-trained model is trained; None where it is read from a file.
+        tasks: {name: data}, in the order in which they are learned, for a
+            head that has more classes.
+        settings: {name of a task: {method: its `TrainConfig`}}, the run's own method first.
+        source: data of the task on which the pre-trained model is trained; None if it is read from a file.
         make_model: from a number of classes to the plain model.
-        trainer: for all tasks and methods.
-        cache: of decoded images.
+        trainer: the trainer for all tasks and methods.
+        cache: the cache of decoded images.
     """
 
     config: RunConfig
@@ -49,7 +50,7 @@ class Prepared:
     cache: PixelCache | None
 
     def epochs(self, task: str) -> int:
-        """Returns how many epochs a task takes, by all methods together."""
+        """Returns the number of epochs of a task, by all methods together."""
         return sum(one.epochs for one in self.settings[task].values())
 
 
@@ -64,13 +65,13 @@ def prepare(
 
     Args:
         config: the run's, of one draw.
-        trainer: of an earlier draw, whose compiled steps serve this one; None to make one.
-        profiler: looks at a few steps of every stage.
-        stored: names of tasks that the workdir's pool has already.
-        load: what loads a task, `load_task` by default; runs that share data bring their own.
+        trainer: the trainer of an earlier draw, whose compiled steps are used again; None to make one.
+        profiler: traces and times a few steps of every stage.
+        stored: names of tasks that the workdir's pool already has.
+        load: the function that loads a task, `load_task` by default; runs that share data have their own.
 
     Raises:
-        CwpsError: what would otherwise be found after minutes.
+        CwpsError: a mistake that would otherwise be found only after minutes.
     """
     load = load or load_task
     cache = open_image_cache(config)
@@ -109,7 +110,7 @@ def prepare(
 
 
 def load_task(config: RunConfig, task: str, cache: PixelCache | None) -> TaskData:
-    """Returns a task's data, at the size that the config asks for or the backbone was published with."""
+    """Returns a task's data, at the config's image size or that of the backbone's published weights."""
     settings = config.for_task(task).images
     if not settings.image_size and settings.data not in data.EMBEDDED:
         settings = dataclasses.replace(settings, image_size=models.find(config.backbone).image_size)
@@ -123,13 +124,13 @@ def open_image_cache(config: RunConfig) -> PixelCache | None:
 
 
 def model_maker(config: RunConfig) -> Callable[[int], nn.Module]:
-    """Returns what makes the plain model for a number of classes, the same one each time."""
+    """Returns the function that makes the plain model for a number of classes, the same one each time."""
     options = model_options(config)
     return functools.cache(lambda classes: models.create(config.backbone, classes, **options))
 
 
 def model_options(config: RunConfig) -> dict[str, Any]:
-    """Returns the backbone's options; what is left at its default is not asked of a family without it."""
+    """Returns the backbone's options that differ from their defaults, and those that its family has."""
     asked = {"stochastic_depth": config.stochastic_depth, "remat": config.remat}
     given = {name: value for name, value in asked.items() if value}
     return {"dtype": jnp.dtype(config.dtype), **given}

@@ -64,9 +64,9 @@ def stored_pool(config: RunConfig, workdir: pathlib.Path) -> Pool | None:
 
 
 def origin(config: RunConfig) -> dict[str, Any]:
-    """Returns where a run's pre-trained model comes from; plain JSON.
+    """Returns the origin of a run's pre-trained model; plain JSON.
 
-    That is the hash of its file, or all settings that it depends on where it is trained in the run.
+    It is the hash of its file, or all settings on which it depends if it is trained in the run.
 
     Raises:
         CwpsError: there is no such file of weights.
@@ -82,15 +82,15 @@ def origin(config: RunConfig) -> dict[str, Any]:
 
 
 def pretrained_pool(prepared: Prepared, folder: pathlib.Path) -> Callable[[Observe, Saving | None], Pool]:
-    """Returns what makes a run's pool; a file of weights is read at once, so that a wrong one is found.
+    """Returns a function that makes a run's pool; a file of weights is read at once, to find errors in it.
 
     Args:
         prepared: the run.
-        folder: where the pool will be.
+        folder: the future folder of the pool.
 
     Returns:
-        A function that trains the pre-trained model if need be, telling of each epoch and saving what it is
-        told to, and writes the pool.
+        A function that trains the pre-trained model if necessary, with progress and saves, and writes the
+        pool.
 
     Raises:
         CwpsError: the file of weights does not fit.
@@ -116,7 +116,7 @@ def pretrained_pool(prepared: Prepared, folder: pathlib.Path) -> Callable[[Obser
 
 
 def load_weights(config: RunConfig, trainer: Trainer) -> dict[str, Any]:
-    """Returns the variables that the config's file of weights holds. Raises CwpsError if it does not fit."""
+    """Returns the variables in the config's file of weights. Raises CwpsError if it does not fit."""
     _, height, width, channels = trainer.example.shape
     _, variables = load_backbone(
         config.backbone,

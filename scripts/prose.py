@@ -1,5 +1,6 @@
-"""Checks the English of README.md and docs/ by proselint, in the style of prose.toml: `make lint-docs`."""
+"""Checks the English of pages and docstrings by proselint, in the style of prose.toml: `make lint-docs`."""
 
+import ast
 import functools
 import pathlib
 import re
@@ -21,11 +22,18 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "launch/README.md")),
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
+MODULES = [
+    path
+    for path in sorted((ROOT / "cwps_jax").rglob("*.py"))
+    if not any(path.is_relative_to(ROOT / other) for other in STYLE["not_yet"])
+]
 # Code, addresses of links and comments are not prose. Spaces take their place, so that positions stay.
 NOT_PROSE = re.compile(r"^```.*?^```|^ {4}[^\n]*$|<!--.*?-->|(?<=\])\([^)\s]*\)", re.DOTALL | re.MULTILINE)
 INLINE_CODE = re.compile(r"`[^`\n]*`")
 # A line break inside a paragraph, a list item or a cell is a space.
 WITHIN = re.compile(r"(?<=[^\n|])\n(?= *[^\s\-*|#>\d])")
+# Examples, and the names of arguments, fields and exceptions.
+NOT_TEXT = re.compile(r"^>>> .*?(?=^$|\Z)|^\*{0,2}\w+(, \*{0,2}\w+)*:", re.DOTALL | re.MULTILINE)
 
 
 def prose(markdown: str) -> str:
@@ -33,6 +41,17 @@ def prose(markdown: str) -> str:
     text = NOT_PROSE.sub(lambda found: re.sub(r"\S", " ", found[0]), markdown)
     text = INLINE_CODE.sub(lambda found: "`" + "C" * (len(found[0]) - 2) + "`", text)
     return WITHIN.sub(" ", text)
+
+
+def docstrings(source: str) -> str:
+    """Returns the docstrings of a module, in which each line has the number that it has in the file."""
+    lines, kept = source.splitlines(), [""] * source.count("\n")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            text = node.body[0]
+            for number in range(text.lineno - 1, text.end_lineno or 0):
+                kept[number] = lines[number].strip().strip('"')
+    return NOT_TEXT.sub(lambda found: re.sub(r"\S", " ", found[0]), "\n".join(kept))
 
 
 def findings(name: str, markdown: str) -> Iterator[str]:
@@ -68,6 +87,8 @@ def _rule(name: str, pattern: str, write: str, **_: str) -> Check:
 
 
 if __name__ == "__main__":
-    found = [line for page in PAGES for line in findings(str(page.relative_to(ROOT)), page.read_text())]
+    texts = [(page, page.read_text()) for page in PAGES]
+    texts += [(module, docstrings(module.read_text())) for module in MODULES]
+    found = [line for path, text in texts for line in findings(str(path.relative_to(ROOT)), text)]
     print(*found, sep="\n", end="\n" if found else "")
     sys.exit(bool(found))

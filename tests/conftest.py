@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 # Before JAX is imported. Little optimisation: the programs are tiny, compiling them is what takes the time.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -30,6 +31,7 @@ from cwps_jax import modules
 from cwps_jax.core.channels import Layout
 from cwps_jax.data.task import TaskData
 from cwps_jax.store import Pool
+from cwps_jax.store.lock import locked
 
 
 class TinyModel(nn.Module):
@@ -81,10 +83,28 @@ def moved():
 
 @pytest.fixture(scope="session")
 def served_pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    """The pool of `served.make_pool`, not to be changed; its pictures lie beside it, in DATA."""
+    """The pool of `served.make_pool`, made once for all processes, to be left as it is; beside it is DATA."""
     import served  # not above: it imports scikit-learn, which most tests can do without
 
-    return served.make_pool(tmp_path_factory.mktemp("served"))
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = base / "served_once", base / "served_once.made"
+    with locked(base / "served_once.lock", "the served pool is being made"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            served.make_pool(folder)
+            made.touch()
+    return Pool.open(folder / "pool")
+
+
+@pytest.fixture(scope="module")
+def own_served_pool(served_pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """A copy of it for each module, with the pictures that its records name; it may be changed."""
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(served_pool.folder.parent, folder, dirs_exist_ok=True)
+    index = folder / "pool" / "index.json"
+    index.write_text(index.read_text().replace(str(served_pool.folder.parent), str(folder)))
+    return Pool.open(folder / "pool")
 
 
 @pytest.fixture(scope="session")

@@ -44,13 +44,13 @@ def assert_same(found, wanted) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("exported")
+def pool(served_pool) -> cwps.Pool:
+    return served_pool
 
 
 @pytest.fixture(scope="module")
-def pool(folder) -> cwps.Pool:
-    return served.make_pool(folder)
+def folder(pool):
+    return pool.folder.parent
 
 
 @pytest.fixture(scope="module")

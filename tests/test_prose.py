@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.prose import STYLE, findings
+from scripts.prose import STYLE, docstrings, findings
 
 
 @pytest.mark.parametrize("rule", STYLE["rules"], ids=lambda rule: rule["name"])
@@ -32,3 +32,11 @@ def test_code_and_addresses_are_not_prose(text):
 def test_stock_rules_apply():
     (found,) = findings("page.md", "It is the most unique of them.")
     assert "uncomparables" in found
+
+
+def test_docstrings_are_read_and_code_is_not():
+    source = (
+        'bytes = "two bytes a task"\n\n\ndef kept():\n    """Is kept.\n\n    Two bytes a task.\n    """\n'
+    )
+    (found,) = findings("module.py", docstrings(source))
+    assert found.startswith("module.py:7: 'bytes a task'")

@@ -22,14 +22,13 @@ from cwps_jax.train.evaluation import Predictor
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("served")
+def pool(own_served_pool) -> cwps.Pool:
+    return own_served_pool
 
 
 @pytest.fixture(scope="module")
-def pool(folder) -> cwps.Pool:
-    served.make_pool(folder)
-    return cwps.Pool.open(folder / "pool")
+def folder(pool):
+    return pool.folder.parent
 
 
 @pytest.fixture(scope="module")
@@ -292,5 +291,7 @@ def test_a_bank_answers_images_as_predict_does(pool, folder):
     assert bank.way({"digits": 1, "negative": 2}) in ("merged", "swapped", "mixed")
     with pytest.raises(cwps.CwpsError, match="task="):
         bank(scans)
+    of_all = cwps.TaskBank(pool)
+    assert "earlier" not in of_all.tasks and "stored without" in of_all.left_out["earlier"]
     with pytest.raises(cwps.CwpsError, match="stored without"):
-        cwps.TaskBank(pool)
+        of_all(scans, task="earlier")

@@ -128,12 +128,8 @@ def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path):
     file = tmp_path / "wrong.py"
     source = (CONFIGS / "digits_small.py").read_text()
     source = source.replace("pathlib.Path(__file__).parents[1]", f"pathlib.Path({str(CONFIGS.parent)!r})")
-    for wrong, line in (
-        ("SEEDS = (0, 0)", "names 0 twice"),
-        ("SEEDS = tuple(range(5_000))", "cells, more than 10,000: give --yes"),
-    ):
-        file.write_text(source.replace("SEEDS = (0, 1, 2)", wrong))
-        command = [sys.executable, "-m", "cwps_jax.study", f"--config={file}", f"--workdir={tmp_path / 'w'}"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert line in done.stderr and not (tmp_path / "w").exists()
+    file.write_text(source.replace("SEEDS = (0, 1, 2)", "SEEDS = tuple(range(5_000))"))
+    command = [sys.executable, "-m", "cwps_jax.study", f"--config={file}", f"--workdir={tmp_path / 'w'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "cells, more than 10,000: give --yes" in done.stderr and not (tmp_path / "w").exists()

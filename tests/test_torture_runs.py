@@ -23,9 +23,11 @@ def test_a_run_that_is_stopped_and_killed_ends_as_if_nothing_had_happened(tmp_pa
     assert [found[key] for key in PROMISED] == [0] * 4
 
 
-@pytest.mark.parametrize("devices", ["1", "8"])
-def test_the_long_form_has_been_run(devices):
-    found = json.loads((ROOT / "benchmarks" / "results" / "torture_runs.json").read_text())
+@pytest.mark.parametrize(
+    ("file", "devices"), [("torture_runs", "1"), ("torture_runs", "8"), ("torture_runs_2x4", "2x4")]
+)
+def test_the_long_form_has_been_run(file, devices):
+    found = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text())
     one = found["by_devices"][devices]
     assert sum(one["stops"].values()) >= 10
     assert one["runs_that_came_to_their_end"] >= 1

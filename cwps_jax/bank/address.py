@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from cwps_jax.bank import kinds
 from cwps_jax.core.channels import Layer, Layout
 
 Capacity = tuple[int, ...]  # channels of each layer that a task's own are padded to
@@ -89,6 +90,25 @@ def widened(layout: Layout, capacity: Capacity, address: np.ndarray, room: Capac
         return address
     parts = {part.layer.path: _cut(part) for part in parts_of(layout, capacity, address)}
     return written(layout, room, parts, int(address[-2]))
+
+
+def moved(
+    layout: Layout, capacity: Capacity, address: np.ndarray, slots: Mapping[tuple[str, str], np.ndarray]
+) -> np.ndarray:
+    """Returns an address whose rows have moved.
+
+    Args:
+        layout, capacity, address: see `parts_of`.
+        slots: {(path of a leaf, a kind): int32, where each row of that table is now}; other rows stay.
+    """
+    found = address.copy()
+    for part in parts_of(layout, capacity, found):
+        for leaf in part.layer.leaves:
+            for number in set(part.kind[leaf].tolist()):
+                if (now := slots.get((leaf, kinds.KINDS[number]))) is not None:
+                    mine = part.kind[leaf] == number
+                    part.slot[leaf][mine] = now[part.slot[leaf][mine]]
+    return found
 
 
 def _cut(part: Part) -> Part:

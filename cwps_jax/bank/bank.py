@@ -3,24 +3,22 @@
 import collections
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from cwps_jax import models
 from cwps_jax.bank.costs import bucket
-from cwps_jax.bank.entries import Described, Entry, entry_of
+from cwps_jax.bank.entries import Described, Entry
+from cwps_jax.bank.finding import Shelf
 from cwps_jax.bank.resident import Resident
 from cwps_jax.bank.stored import classes_of
 from cwps_jax.bank.ways import WAYS, Ways, parts_of
 from cwps_jax.errors import CwpsError
 from cwps_jax.settings import nearest
 from cwps_jax.store.pool import Pool
-from cwps_jax.store.trees import Trees
 
 NAMED = 20  # tasks that an error names
 
@@ -40,7 +38,8 @@ class Bank:
         host_bytes: most bytes of rows on the host that the device has no room for; 0 for no limit.
 
     Raises:
-        CwpsError: no such task, one whose method adds to its model, or a limit that is too small.
+        CwpsError: no such task; one of those that are named cannot be served, because its method adds to its
+            model, say, or none of all can; or a limit that is too small.
     """
 
     def __init__(
@@ -52,20 +51,30 @@ class Bank:
         device_bytes: int = 0,
         host_bytes: int = 0,
     ) -> None:
-        self._pool, self._trees = pool, Trees(pool.folder, pool.index)
+        self._shelf = Shelf(pool, model, self.described)
         self._all = tasks is None
-        self._left_out: set[str] = set()
-        self._model = model
+        self._dropped: set[str] = set()
         self._lock = threading.RLock()
         self._entries: dict[str, Entry] = {}
-        resident = Resident(self._trees, device_bytes, host_bytes)
-        self._ways = Ways(resident, self._model_of)
-        self._serve([self._found(name) for name in (pool.tasks if tasks is None else dict.fromkeys(tasks))])
+        resident = Resident(self._shelf.trees, device_bytes, host_bytes)
+        self._ways = Ways(resident, self._shelf.model_of)
+        found = self._found(pool.tasks if tasks is None else dict.fromkeys(tasks))
+        if self.left_out and not found:
+            raise CwpsError(next(iter(self.left_out.values())))
+        self._serve(found)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that are served, as they were asked for."""
         return tuple(self._entries)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Tasks of the pool that cannot be served, {name: why}, where the bank is one of all tasks.
+
+        A warning names each of them, and whoever asks for one is told why.
+        """
+        return self._shelf.left_out
 
     @property
     def resident(self) -> dict[str, int]:
@@ -86,7 +95,7 @@ class Bank:
             pool: where the task is stored.
             task: its name.
         """
-        return Described(classes_of(pool.layout, self._trees.own(pool.version(task)).leaves))
+        return Described(classes_of(pool.layout, self._shelf.trees.own(pool.version(task)).leaves))
 
     def served(self, name: str) -> Entry:
         """Returns a task that is served.
@@ -99,7 +108,9 @@ class Bank:
         """
         if name not in self._entries:
             near = nearest(name, self._entries)
-            if name in self._pool:
+            if name in self.left_out:
+                raise CwpsError(f"task {name!r} was left out of this bank: {self.left_out[name]}")
+            if name in self._shelf.pool:
                 raise CwpsError(f"task {name!r} is in the pool, but not served: bank.add({name!r}) first")
             raise CwpsError(
                 f"no task {name!r} in this bank; {f'did you mean {near!r}? ' if near else ''}it serves "
@@ -117,10 +128,10 @@ class Bank:
             CwpsError: as for the bank.
         """
         with self._lock:
-            if task not in self._pool:
-                self._open_anew()
-            self._left_out.discard(task)
-            self._serve([self._found(task)])
+            if task not in self._shelf.pool:
+                self._shelf.open_anew()
+            self._serve([self._shelf.found(task)])
+            self._dropped.discard(task)
 
     def drop(self, task: str) -> None:
         """Serves a task no more. Requests under way are answered; then its memory is free.
@@ -134,7 +145,7 @@ class Bank:
         with self._lock:
             entry = self.served(task)
             del self._entries[task]
-            self._left_out.add(task)
+            self._dropped.add(task)
             self._retire(entry)
 
     def refresh(self) -> None:
@@ -144,15 +155,18 @@ class Bank:
         the pool is served no more.
         """
         with self._lock:
-            self._open_anew()
-            names = [name for name in self._entries if name in self._pool]
+            self._shelf.open_anew()
+            names = [name for name in self._entries if name in self._shelf.pool]
             if self._all:
-                names += [name for name in self._pool.tasks if name not in {*names, *self._left_out}]
-            for name in [name for name in self._entries if name not in self._pool]:
+                names += [name for name in self._shelf.pool.tasks if name not in {*names, *self._dropped}]
+            for name in [name for name in self._entries if name not in self._shelf.pool]:
                 self._retire(self._entries.pop(name))
             old = {name: entry.version.id for name, entry in self._entries.items()}
-            changed = [name for name in names if old.get(name) != self._pool.version(name).id]
-            self._serve([self._found(name) for name in changed])
+            changed = [name for name in names if old.get(name) != self._shelf.pool.version(name).id]
+            found = self._found(changed)
+            for name in self.left_out.keys() & self._entries.keys():
+                self._retire(self._entries.pop(name))
+            self._serve(found)
 
     def answer(self, prepared: Any, tasks: str | Sequence[str], way: str = "") -> list[np.ndarray]:
         """Returns the logits of pictures, each (classes of its task,).
@@ -246,11 +260,8 @@ class Bank:
                     entry.uses -= 1
                 self._free([entry for entry in dict.fromkeys(found) if entry.dropped])
 
-    def _found(self, name: str) -> Entry:
-        self._pool.version(name)  # says what is wrong with the name
-        known = self.described(self._pool, name)
-        plain = self._model_of(known.dtype, known.classes)
-        return entry_of(self._pool, self._trees, name, known, plain)
+    def _found(self, names: Iterable[str]) -> list[Entry]:
+        return self._shelf.servable(names) if self._all else [self._shelf.found(name) for name in names]
 
     def _serve(self, found: Sequence[Entry]) -> None:
         """Serves tasks from now on, in the place of those of their names."""
@@ -258,7 +269,7 @@ class Bank:
         ways = self._ways
         grown = widest > ways.classes
         if grown:  # heads lie padded to it: all anew
-            ways.classes = bucket(widest) if self._model is None else widest
+            ways.classes = bucket(widest) if self._shelf.model is None else widest
             for entry in self._entries.values():
                 ways.forget(entry)
         for entry in found:
@@ -284,15 +295,3 @@ class Bank:
             self._ways.forget(entry)
         if idle:
             self._ways.resident.forget([one.loaded for one in self._entries.values() if one.loaded])
-
-    def _open_anew(self) -> None:
-        self._pool = pool = Pool.open(self._pool.folder)
-        self._trees = Trees(pool.folder, pool.index)
-
-    def _model_of(self, dtype: str, classes: int) -> nn.Module:
-        if self._model is not None:
-            return self._model
-        if not self._pool.index.backbone:
-            raise CwpsError(f"{self._pool.folder}: its backbone is a model of your own; give it by model=")
-        options = {"dtype": jnp.dtype(dtype)} if dtype else {}
-        return models.create(self._pool.index.backbone, classes, **options)

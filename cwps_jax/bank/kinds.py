@@ -90,13 +90,11 @@ def change(
         size: numbers a row.
         zero: see `rows_of`.
     """
-    levels = codes.astype(jnp.float32)
     if codes.ndim == 3:
         single = (codes[..., None] >> np.arange(7, -1, -1, dtype=np.uint8)) & np.uint8(1)
-        weights = np.float32(2) ** np.arange(bits, dtype=np.float32)
-        levels = jnp.sum(single.astype(jnp.float32) * weights[:, None, None], axis=1)
-        levels = levels.reshape(len(codes), -1)[:, :size]
-    product = (levels + middle) * steps.astype(jnp.float32)
+        places = np.arange(bits, dtype=np.uint8)[:, None, None]
+        codes = jnp.sum(single << places, axis=1, dtype=jnp.uint8).reshape(len(codes), -1)[:, :size]
+    product = (codes.astype(jnp.float32) + middle) * steps.astype(jnp.float32)
     # A compiler may fuse a product and the sum after it, and round once instead of twice: it cannot through
     # an operation on whole numbers.
     return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(product, jnp.int32) ^ zero, jnp.float32)

@@ -28,7 +28,7 @@ class Loaded:
         capacity, address: see `bank.address`; empty while it is not on the device.
         leaves: what is its own beside rows.
         table: name of the table that holds that, and
-        slot: where.
+        slots: where, of that table alone.
     """
 
     trees: Trees
@@ -39,7 +39,7 @@ class Loaded:
     address: np.ndarray = dataclasses.field(default_factory=lambda: NOT_LOADED)
     leaves: tuple[OwnLeaf, ...] = ()
     table: str = ""
-    slot: int = 0
+    slots: dict[Key, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(eq=False)
@@ -47,7 +47,7 @@ class Owner:
     """Where an owner's rows lie: `StoredRows` without the rows themselves."""
 
     rows: StoredRows
-    slots: dict[Key, np.ndarray]
+    slots: dict[Key, np.ndarray] = dataclasses.field(default_factory=dict)
     users: int = 0
 
     def slots_of(self, leaf: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

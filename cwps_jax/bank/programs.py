@@ -1,7 +1,7 @@
 """What runs on the device: a task's variables out of the tables, or the rows of many tasks' pictures.
 
-All of a network is written in one pass: what is the task's own out of the tables, the rest out of the
-pre-trained model. A swap is that very pass, whose results take the place of the working copy's buffers. On a
+All of a network is written in one pass, into the buffers of one before: what is the task's own out of the
+tables, the rest out of the pre-trained model. A swap and a tree that is kept are that very pass. On a
 CPU that pass costs less than to write single channels, which lie apart in a kernel; most of a swap there is,
 by what is known so far, to gather the rows and to turn them.
 """
@@ -23,30 +23,6 @@ from cwps_jax.core.heads import without_head
 from cwps_jax.core.trees import flatten, unflatten
 
 OwnLeaves = tuple[OwnLeaf, ...]
-
-
-def _effective(
-    layout: Layout,
-    capacity: Capacity,
-    leaves: OwnLeaves,
-    start: Mapping[str, jax.Array],
-    tables: Mapping[str, Any],
-    own: Mapping[str, jax.Array],
-    address: jax.Array,
-) -> dict[str, Any]:
-    found = _own(layout, leaves, start, own, address)
-    for part in parts_of(layout, capacity, address):
-        for leaf, shape in zip(part.layer.leaves, part.layer.shapes, strict=True):
-            held = start[f"params/{leaf}"]
-            found[f"params/{leaf}"] = held
-            if not len(part.channels):
-                continue
-            columns = to_columns(held, part.layer.gate_shape)
-            rows = _rows(part, leaf, columns, tables, zero_of(address)).astype(held.dtype)
-            taken = jnp.take(rows.T, jnp.maximum(part.column, 0), axis=1, mode="clip")
-            merged = jnp.where(part.column >= 0, taken, columns)
-            found[f"params/{leaf}"] = from_columns(merged, part.layer.gate_shape, shape)
-    return unflatten(found)
 
 
 def _rows(part: Part, leaf: str, columns: jax.Array, tables: Mapping[str, Any], zero: jax.Array) -> jax.Array:
@@ -88,11 +64,35 @@ def _own(
     return found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def merged(
+def _private(
     layout: Layout,
     capacity: Capacity,
     leaves: OwnLeaves,
+    start: Mapping[str, jax.Array],
+    tables: Mapping[str, Any],
+    own: Mapping[str, jax.Array],
+    address: jax.Array,
+) -> PrivateRows:
+    """Returns what is not the pre-trained model's own in one task's network."""
+    channels, rows = {}, {}
+    for part in parts_of(layout, capacity, address):
+        if not len(part.channels):
+            continue
+        channels[part.layer.path] = part.channels
+        for leaf in part.layer.leaves:
+            held = start[f"params/{leaf}"]
+            columns = to_columns(held, part.layer.gate_shape)
+            rows[leaf] = _rows(part, leaf, columns, tables, zero_of(address)).astype(held.dtype)
+    other = unflatten(_own(layout, leaves, start, own, address))
+    return PrivateRows(channels, rows, other.pop("params"), other)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3, keep_unused=True)
+def written(
+    layout: Layout,
+    capacity: Capacity,
+    leaves: OwnLeaves,
+    working: Any,
     start: Mapping[str, jax.Array],
     tables: Mapping[str, Any],
     own: Mapping[str, jax.Array],
@@ -104,27 +104,33 @@ def merged(
         layout: the backbone's.
         capacity: of the address.
         leaves: what is its own beside rows.
+        working: such variables, whose memory is given up and used.
         start: {path: leaf}, the pre-trained model's variables without its head, and what replaces them.
         tables: {path of a leaf: {kind: its parts}}.
         own: {dtype: (tasks, values)}.
         address: see `bank.address`.
     """
-    return _effective(layout, capacity, leaves, start, tables, own, address)
+    private = _private(layout, capacity, leaves, start, tables, own, address)
+    found = flatten({"params": private.params, **private.other})
+    for part in parts_of(layout, capacity, address):
+        for leaf, shape in zip(part.layer.leaves, part.layer.shapes, strict=True):
+            found[f"params/{leaf}"] = held = start[f"params/{leaf}"]
+            if leaf in private.rows:
+                columns = to_columns(held, part.layer.gate_shape)
+                taken = jnp.take(private.rows[leaf].T, jnp.maximum(part.column, 0), axis=1, mode="clip")
+                merged = jnp.where(part.column >= 0, taken, columns)
+                found[f"params/{leaf}"] = from_columns(merged, part.layer.gate_shape, shape)
+    return unflatten(found)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3, keep_unused=True)
-def swapped(
-    layout: Layout,
-    capacity: Capacity,
-    leaves: OwnLeaves,
-    working: Any,
-    start: Mapping[str, jax.Array],
-    tables: Mapping[str, Any],
-    own: Mapping[str, jax.Array],
-    address: jax.Array,
-) -> dict[str, Any]:
-    """Returns the same as `merged`, in the memory of the working copy, which is given up."""
-    return _effective(layout, capacity, leaves, start, tables, own, address)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def empty(layout: Layout, leaves: OwnLeaves, start: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """Returns zeros in the form of what `written` returns, for a first one to be written into."""
+    nothing = {path: jnp.zeros_like(leaf) for path, leaf in start.items()}
+    if any(not leaf.path.startswith("params/") for leaf in leaves):
+        nothing = flatten(without_head(layout, unflatten(nothing)))
+    own = {leaf.path: jnp.zeros(leaf.shape, "float32" if leaf.bits else leaf.dtype) for leaf in leaves}
+    return unflatten({**nothing, **own})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -142,21 +148,8 @@ def of_pictures(
     It is no part of the network's program, which is not compiled anew when a table grows.
 
     Args:
-        layout, capacity, leaves, start, tables, own: see `merged`.
+        layout, capacity, leaves, start, tables, own: see `written`.
         addresses: int32 (pictures, ...).
     """
-
-    def of_one(address: jax.Array) -> PrivateRows:
-        channels, rows = {}, {}
-        for part in parts_of(layout, capacity, address):
-            if not len(part.channels):
-                continue
-            channels[part.layer.path] = part.channels
-            for leaf in part.layer.leaves:
-                held = start[f"params/{leaf}"]
-                columns = to_columns(held, part.layer.gate_shape)
-                rows[leaf] = _rows(part, leaf, columns, tables, zero_of(address)).astype(held.dtype)
-        other = unflatten(_own(layout, leaves, start, own, address))
-        return PrivateRows(channels, rows, other.pop("params"), other)
-
+    of_one = functools.partial(_private, layout, capacity, leaves, start, tables, own)
     return jax.vmap(of_one)(addresses)

@@ -12,18 +12,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from cwps_jax.bank import address
+from cwps_jax.bank import address, kinds
 from cwps_jax.bank.address import Capacity
 from cwps_jax.bank.loaded import NOT_LOADED, Loaded, Owner, parts_of_task
 from cwps_jax.bank.stored import OwnLeaf, StoredOwn, StoredRows, stored_own, stored_rows
-from cwps_jax.bank.tables import Key, Tables
+from cwps_jax.bank.tables import Key, Tables, count_of
 from cwps_jax.core.compact import choose_capacity
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.store.trees import Trees
 
+Arriving = dict[Key, list[tuple[int | Loaded, kinds.Parts]]]
 OWN = "own"  # the kind of what is a task's own beside rows
 NOWHERE = np.iinfo(np.int32).max  # a slot that no table has: nothing is written there
+
+
+class NoRoom(CwpsError):
+    """What a request needs at once is more than the device's limit."""
 
 
 class Resident:
@@ -53,7 +58,7 @@ class Resident:
         self.loaded: collections.OrderedDict[Loaded, None] = collections.OrderedDict()
         self._owners: dict[int, Owner] = {}
         self._host: collections.OrderedDict[int, StoredRows] = collections.OrderedDict()
-        self._own_tables: dict[tuple[OwnLeaf, ...], str] = {}
+        self._own_tables: dict[tuple[OwnLeaf, ...], tuple[str, tuple[OwnLeaf, ...]]] = {}
         self._known: list[Mapping[str, int]] = []  # capacities of programs
         self._fan_in = {layer.path: float(layer.channel_parameters) for layer in self.layout.layers}
         if device_bytes and self.device_bytes > device_bytes:
@@ -80,7 +85,8 @@ class Resident:
         """Puts tasks on the device, all at once.
 
         Raises:
-            CwpsError: they do not fit, or a stored tree is damaged.
+            NoRoom: they do not fit.
+            CwpsError: a stored tree is damaged.
         """
         wanted = list(dict.fromkeys(tasks))
         for task in wanted:
@@ -91,36 +97,35 @@ class Resident:
             return
         own = {task: self.note(task) for task in new}
         trees = {identity: task.trees for task in new for identity in own[task].owners}
-        rows = {
-            identity: self._read(trees[identity], identity)
-            for identity in sorted(trees)
-            if identity not in self._owners
+        coming: dict[int, StoredRows] = {}
+        while True:
+            missing = sorted(trees.keys() - self._owners.keys() - coming.keys())
+            coming |= {identity: self._read(trees[identity], identity) for identity in missing}
+            arriving = _arriving(coming, own)
+            counts = self._make_room_for(arriving, wanted)
+            if trees.keys() <= self._owners.keys() | coming.keys():
+                break  # else an owner from whom these borrow has left with a task that made room
+        self._owners |= {
+            identity: Owner(dataclasses.replace(one, parts={})) for identity, one in coming.items()
         }
-        counts: collections.Counter[Key] = collections.Counter()
-        shapes: dict[Key, Any] = {}
-        for one in rows.values():
-            for leaf, of_leaf in one.parts.items():
-                for kind, parts in of_leaf.items():
-                    count = len(next(iter(parts.values())))
-                    if count:
-                        counts[leaf, kind] += count
-                        shapes[leaf, kind] = parts
-        for task in new:
-            counts[task.table, OWN] += 1
-            shapes[task.table, OWN] = _of_one(own[task])
-        beside = lambda: self.device_bytes - self.tables.nbytes
-        self.make_room(lambda: beside() + self.tables.grown_bytes(counts, shapes), wanted)
-        self.tables.reserve(counts, shapes)
-        for identity, one in rows.items():
-            self._write(identity, one)
+        if self.tables.arrays:
+            self.tables.reserve(counts, {key: some[0][1] for key, some in arriving.items()})
+            for identity, one in coming.items():
+                self._write(self._owners[identity], one)
+            for task in new:
+                self._write_own(task, own[task])
+        else:
+            self._fill(arriving)
         for task in new:
             self._place(task, own[task])
+            task.trees.forget([task.version.id, *own[task].owners])
 
     def note(self, task: Loaded) -> StoredOwn:
         """Reads what a task is made of, notes it, and returns what is its own beside rows."""
         own = stored_own(task.trees, task.version, task.classes)
-        task.owners, task.leaves = own.owners, own.leaves
-        task.table = self._own_tables.setdefault(task.leaves, f"{OWN}{len(self._own_tables)}")
+        task.owners = own.owners
+        first = f"{OWN}{len(self._own_tables)}", own.leaves
+        task.table, task.leaves = self._own_tables.setdefault(own.leaves, first)  # one tuple for all alike
         return own
 
     def unload(self, task: Loaded) -> None:
@@ -129,14 +134,12 @@ class Resident:
             return
         del self.loaded[task]
         task.address = NOT_LOADED
-        self.tables.give_back((task.table, OWN), np.array([task.slot], np.int32))
+        self._give_back(task)
         for identity in task.owners or ():
             owner = self._owners[identity]
             owner.users -= 1
             if not owner.users:
-                del self._owners[identity]
-                for key, slots in owner.slots.items():
-                    self.tables.give_back(key, slots)
+                self._give_back(self._owners.pop(identity))
 
     def forget(self, tasks: Collection[Loaded]) -> None:
         """Frees the memory that tables have too much of, and host copies that no task needs.
@@ -157,7 +160,7 @@ class Resident:
             staying: tasks that stay.
 
         Raises:
-            CwpsError: it does not fit.
+            NoRoom: it does not fit.
         """
         limit = self.limits[0]
         while limit and needed() > limit:
@@ -169,13 +172,13 @@ class Resident:
             elif self.working:
                 self.working = None
             elif not self._shrink(least=True):
-                raise CwpsError(
+                raise NoRoom(
                     f"device_bytes={limit}: {needed()} are needed at once; give more, or ask fewer "
                     "tasks at once"
                 )
 
     def arguments(self, task: Loaded) -> tuple[Any, ...]:
-        """Returns what the programs read of a task beside its address: see `programs.merged`."""
+        """Returns what the programs read of a task beside its address: see `programs.written`."""
         rows = {
             leaf: self.tables.arrays[leaf] for leaf in self.layout.layer_paths if leaf in self.tables.arrays
         }
@@ -193,49 +196,66 @@ class Resident:
                 self._host.popitem(last=False)
         return rows
 
-    def _write(self, identity: int, rows: StoredRows) -> None:
+    def _make_room_for(self, arriving: Arriving, staying: Collection[Loaded]) -> dict[Key, int]:
+        """Makes room for rows, and returns how many come to each table."""
+        counts = {key: sum(count_of(parts) for _, parts in some) for key, some in arriving.items()}
+        shapes = {key: some[0][1] for key, some in arriving.items()}
+        beside = lambda: self.device_bytes - self.tables.nbytes
+        self.make_room(lambda: beside() + self.tables.grown_bytes(counts, shapes), staying)
+        return counts
+
+    def _fill(self, arriving: Arriving) -> None:
+        """Makes the first tables, each at once: nothing is compiled for it, however many tasks there are."""
+        for key, some in arriving.items():
+            together = {name: np.concatenate([parts[name] for _, parts in some]) for name in some[0][1]}
+            ends = np.cumsum([count_of(parts) for _, parts in some])
+            slots = np.split(self.tables.fill(key, together), ends[:-1])
+            for (whose, _), taken in zip(some, slots, strict=True):
+                holder = whose if isinstance(whose, Loaded) else self._owners[whose]
+                holder.slots[key] = taken
+
+    def _write(self, owner: Owner, rows: StoredRows) -> None:
         """Writes an owner's rows to the tables, padded, so that owners share the program that does it."""
-        gates = {path: np.ones(len(channels)) for path, channels in rows.channels.items()}
-        capacity = dict(zip(rows.channels, self._capacity(gates), strict=True))
+        counts = {path: len(channels) for path, channels in rows.channels.items()}
         padded: dict[str, dict[str, Any]] = {}
         places: dict[str, dict[str, np.ndarray]] = {}
-        owner = Owner(dataclasses.replace(rows, parts={}), {})
-        for layer in self.layout.layers:
+        for layer, room in zip(self.layout.layers, self._capacity(counts), strict=True):
             for leaf in layer.leaves:
                 for kind, table in self.tables.arrays.get(leaf, {}).items():
                     parts = rows.parts[leaf].get(kind, {})
-                    count = len(next(iter(parts.values()))) if parts else 0
-                    slots = self.tables.take((leaf, kind), count)
-                    if count:
-                        owner.slots[leaf, kind] = slots
-                    room = capacity[layer.path]
+                    count = count_of(parts) if parts else 0
                     where = np.full(room, NOWHERE, np.int32)
-                    where[:count] = slots
+                    if count:
+                        owner.slots[leaf, kind] = where[:count] = self.tables.take((leaf, kind), count)
                     places.setdefault(leaf, {})[kind] = where
                     into = {name: np.zeros((room, *one.shape[1:]), one.dtype) for name, one in table.items()}
                     for name, part in parts.items():
                         into[name][:count] = part
                     padded.setdefault(leaf, {})[kind] = into
-        self._owners[identity] = owner
         self.tables.write(padded, places)
 
+    def _write_own(self, task: Loaded, own: StoredOwn) -> None:
+        task.slots[task.table, OWN] = slots = self.tables.take((task.table, OWN), 1)
+        self.tables.write({task.table: {OWN: _of_one(own)}}, {task.table: {OWN: slots}})
+
     def _place(self, task: Loaded, own: StoredOwn) -> None:
-        (slot,) = self.tables.take((task.table, OWN), 1)
-        task.slot = int(slot)
-        self.tables.write({task.table: {OWN: _of_one(own)}}, {task.table: {OWN: np.array([slot])}})
+        """Writes where the rows of a task lie."""
         for identity in own.owners:
             self._owners[identity].users += 1
         self.loaded[task] = None
-        self._address(task, own)
-
-    def _address(self, task: Loaded, own: StoredOwn) -> None:
-        """Writes where the rows of a task lie."""
         parts = parts_of_task(self.layout, own, self._owners)
-        task.capacity = self._capacity({path: np.ones(len(part.channels)) for path, part in parts.items()})
-        task.address = address.written(self.layout, task.capacity, parts, task.slot)
+        task.capacity = self._capacity({path: len(part.channels) for path, part in parts.items()})
+        (slot,) = task.slots[task.table, OWN]
+        task.address = address.written(self.layout, task.capacity, parts, int(slot))
 
-    def _capacity(self, gates: Mapping[str, np.ndarray]) -> Capacity:
-        found = choose_capacity(self.layout, unflatten(gates), self._known, self._fan_in)
+    def _give_back(self, holder: Owner | Loaded) -> None:
+        for key, slots in holder.slots.items():
+            self.tables.give_back(key, slots)
+        holder.slots = {}
+
+    def _capacity(self, counts: Mapping[str, int]) -> Capacity:
+        gates = unflatten({path: np.ones(count) for path, count in counts.items()})
+        found = choose_capacity(self.layout, gates, self._known, self._fan_in)
         if found not in self._known:
             self._known.append(found)
         return tuple(found[layer.path] for layer in self.layout.layers)
@@ -243,15 +263,28 @@ class Resident:
     def _shrink(self, *, least: bool) -> bool:
         """Makes tables smaller that have much room; returns whether any was."""
         moved = self.tables.shrink(least=least)
-        for owner in self._owners.values():
-            owner.slots = {
-                key: moved[key][slots] if key in moved else slots for key, slots in owner.slots.items()
+        holders: list[Owner | Loaded] = [*self._owners.values(), *self.loaded]
+        for holder in holders:
+            holder.slots = {
+                key: moved[key][slots] if key in moved else slots for key, slots in holder.slots.items()
             }
         for task in self.loaded if moved else ():
-            if (task.table, OWN) in moved:
-                task.slot = int(moved[task.table, OWN][task.slot])
-            self._address(task, stored_own(task.trees, task.version, task.classes))
+            task.address = address.moved(self.layout, task.capacity, task.address, moved)
+            task.address[-2] = task.slots[task.table, OWN][0]
         return bool(moved)
+
+
+def _arriving(coming: Mapping[int, StoredRows], own: Mapping[Loaded, StoredOwn]) -> Arriving:
+    """Returns what comes to each table, and whose it is: an owner's, by its number, or a task's own."""
+    found: Arriving = {}
+    for identity, rows in coming.items():
+        for leaf, of_leaf in rows.parts.items():
+            for kind, parts in of_leaf.items():
+                if count_of(parts):
+                    found.setdefault((leaf, kind), []).append((identity, parts))
+    for task, one in own.items():
+        found.setdefault((task.table, OWN), []).append((task, _of_one(one)))
+    return found
 
 
 def _of_one(own: StoredOwn) -> dict[str, np.ndarray]:

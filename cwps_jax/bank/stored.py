@@ -1,5 +1,6 @@
 """What of a stored version lies on the device: its rows, and what else is its own, as one vector."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -112,6 +113,7 @@ def stored_own(trees: Trees, version: Version, classes: int) -> StoredOwn:
     leaves: list[OwnLeaf] = []
     steps: list[np.ndarray] = []
     vectors: dict[str, list[np.ndarray]] = {}
+    ends: collections.Counter[str] = collections.Counter()
     for path in sorted(own.leaves):
         kind, _, name = path.partition("/")
         if kind not in ("params", "other"):
@@ -125,10 +127,10 @@ def stored_own(trees: Trees, version: Version, classes: int) -> StoredOwn:
             if kind == "params" and name in layout.head_paths:
                 values = widened(values, classes)
             shape = values.shape
-        taken = vectors.setdefault(values.dtype.name, [])
-        where = name if kind == "other" else path
-        leaves.append(OwnLeaf(where, bits, shape, values.dtype.name, sum(one.size for one in taken)))
-        taken.append(values.ravel())
+        dtype, where = values.dtype.name, name if kind == "other" else path
+        leaves.append(OwnLeaf(where, bits, shape, dtype, ends[dtype]))
+        vectors.setdefault(dtype, []).append(values.ravel())
+        ends[dtype] += values.size
     joined = {dtype: np.concatenate(values) for dtype, values in vectors.items()}
     joined["steps"] = np.concatenate([np.empty(0, np.float32), *steps])
     return StoredOwn(tuple(leaves), joined, ownership(layout, own, version.id))

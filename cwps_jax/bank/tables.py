@@ -1,6 +1,7 @@
 """Tables on the device whose rows come and go: a slot of each is found for what comes, and given back.
 
-A table grows by an eighth at least, so that it grows, and what reads it is compiled anew, rarely.
+What reads tables is compiled anew when one grows. So all that are nearly full grow together, to an eighth of
+room: rarely. They grow on the host, which needs no program.
 """
 
 import dataclasses
@@ -9,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from cwps_jax.bank.kinds import Parts
+
 Key = tuple[str, str]  # path of a leaf, or what stands for one, and a kind
-ROOM = 8  # a table grows by one part in so many
+ROOM = 8  # tables grow to room for one part in so many of their rows
 SPARE = 4  # tables are made smaller when one part in so many of their bytes is free
 
 
@@ -27,13 +29,6 @@ class Slots:
     @property
     def used(self) -> int:
         return self.capacity - len(self.free)
-
-    def grown(self, count: int) -> int:
-        """Returns the capacity with which as many more fit."""
-        if count <= len(self.free):
-            return self.capacity
-        least = self.capacity + self.capacity // ROOM if self.capacity else 1
-        return max(self.used + count, least)
 
 
 class Tables:
@@ -59,33 +54,29 @@ class Tables:
             free += len(slots.free) * sum(_row_bytes(part) for part in parts)
         return free
 
-    def grown_bytes(self, counts: Mapping[Key, int], shapes: Mapping[Key, Any]) -> int:
+    def grown_bytes(self, counts: Mapping[Key, int], shapes: Mapping[Key, Parts]) -> int:
         """Returns `nbytes` once as many rows more are in.
 
         Args:
             counts: rows by key.
-            shapes: {key: {part: an array whose rows are alike}}.
+            shapes: {key: arrays whose rows are alike}.
         """
         more = 0
-        for key, count in counts.items():
-            slots = self._slots.get(key, Slots())
-            row = sum(_row_bytes(part) for part in shapes[key].values())
-            more += (slots.grown(count) - slots.capacity) * row
+        for key, capacity in self._grown(counts).items():
+            row = sum(map(_row_bytes, (shapes[key] if key in shapes else self._table(key)).values()))
+            more += (capacity - self._slots.get(key, Slots()).capacity) * row
         return self.nbytes + more
 
-    def reserve(self, counts: Mapping[Key, int], shapes: Mapping[Key, Any]) -> None:
+    def reserve(self, counts: Mapping[Key, int], shapes: Mapping[Key, Parts]) -> None:
         """Makes room for rows; see `grown_bytes`."""
-        for key, count in counts.items():
-            slots = self._slots.setdefault(key, Slots())
-            capacity = slots.grown(count)
-            leaf, kind = key
-            table = self.arrays.setdefault(leaf, {})
-            if capacity == slots.capacity and kind in table:
-                continue
-            for part, like in shapes[key].items():
-                more = jnp.zeros((capacity - slots.capacity, *like.shape[1:]), like.dtype)
-                held = table.get(kind, {}).get(part)
-                table.setdefault(kind, {})[part] = more if held is None else jnp.concatenate([held, more])
+        for key, capacity in self._grown(counts).items():
+            slots, held = self._slots.setdefault(key, Slots()), self.arrays.get(key[0], {}).get(key[1], {})
+            grown = {}
+            for name, like in (held or shapes[key]).items():
+                grown[name] = np.zeros((capacity, *like.shape[1:]), like.dtype)
+                if held:
+                    grown[name][: slots.capacity] = held[name]
+            self._replace(key, grown)
             slots.free = np.append(slots.free, np.arange(slots.capacity, capacity, dtype=np.int32))
             slots.capacity = capacity
 
@@ -94,6 +85,17 @@ class Tables:
         slots = self._slots[key]
         taken, slots.free = slots.free[:count], slots.free[count:]
         return taken
+
+    def fill(self, key: Key, rows: Parts) -> np.ndarray:
+        """Makes a new table of rows, without room for others, and returns their slots, int32 (rows,).
+
+        Args:
+            key: of the table.
+            rows: its parts, each (rows, ...).
+        """
+        self._slots[key] = Slots(count_of(rows))
+        self._replace(key, rows)
+        return np.arange(count_of(rows), dtype=np.int32)
 
     def give_back(self, key: Key, slots: np.ndarray) -> None:
         """Frees slots."""
@@ -136,11 +138,25 @@ class Tables:
             found[key][taken] = np.arange(len(taken))
             from_old = np.zeros(wanted, np.int32)
             from_old[: len(taken)] = taken
-            self.arrays[leaf][kind] = {
-                part: jnp.take(array, from_old, axis=0) for part, array in self.arrays[leaf][kind].items()
-            }
+            self._replace(key, {name: np.asarray(part)[from_old] for name, part in self._table(key).items()})
             slots.capacity, slots.free = wanted, np.arange(len(taken), wanted, dtype=np.int32)
         return found
+
+    def _grown(self, counts: Mapping[Key, int]) -> dict[Key, int]:
+        """Returns the capacities of those tables that grow so that as many rows more fit."""
+        wanted = {key: slots.used + counts.get(key, 0) for key, slots in self._slots.items()}
+        wanted |= {key: count for key, count in counts.items() if key not in wanted}
+        held = {key: self._slots[key].capacity if key in self._slots else 0 for key in wanted}
+        if all(wanted[key] <= held[key] for key in wanted):
+            return {}
+        room = {key: wanted[key] + (wanted[key] // ROOM if self._slots else 0) for key in wanted}
+        return {key: room[key] for key in wanted if room[key] > held[key]}
+
+    def _table(self, key: Key) -> dict[str, jax.Array]:
+        return self.arrays[key[0]][key[1]]
+
+    def _replace(self, key: Key, parts: Mapping[str, Any]) -> None:
+        self.arrays.setdefault(key[0], {})[key[1]] = jax.device_put(dict(parts))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -155,6 +171,11 @@ def _written(tables: Any, rows: Any, slots: Any) -> Any:
         }
         for leaf, some in tables.items()
     }
+
+
+def count_of(rows: Parts) -> int:
+    """Returns how many rows its parts have."""
+    return len(next(iter(rows.values())))
 
 
 def _row_bytes(part: Any) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax.bank import address, programs
@@ -14,7 +15,7 @@ from cwps_jax.bank.costs import Costs, bucket
 from cwps_jax.bank.entries import Entry, whole_tree
 from cwps_jax.bank.loaded import Loaded
 from cwps_jax.bank.mixed import PrivateRows, mixed_apply
-from cwps_jax.bank.resident import Resident
+from cwps_jax.bank.resident import NoRoom, Resident
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.trees import Tree, unflatten, unite
 from cwps_jax.data.preparation import Preparation
@@ -82,14 +83,11 @@ class Ways:
             return working[1]
         self.resident.load([task])
         working = self.resident.working  # which had to go where there was no room
+        self.resident.working = None
         if working and working[0].leaves == task.leaves:
-            self.resident.working = None
-            tree = programs.swapped(
-                self.resident.layout, task.capacity, task.leaves, working[1], *self.resident.arguments(task),
-                task.address,
-            )  # fmt: skip
+            tree = self._written(task, working[1])
         else:
-            self.resident.working = working = None
+            del working  # its memory
             tree = self._merged(task)
         self.resident.working = task, tree
         return tree
@@ -104,7 +102,7 @@ class Ways:
         return self._forwards[key](variables, pixels)
 
     def mixed(self, found: Sequence[Entry], pixels: Any) -> jax.Array:
-        """Returns the logits of pictures of many tasks that are `alike`.
+        """Returns the logits of pictures of many tasks that are `alike`; half by half where they do not fit.
 
         Args:
             found: the task of each picture.
@@ -115,7 +113,14 @@ class Ways:
             name = next(entry.name for entry in found if not entry.loaded)
             raise CwpsError(f"way='mixed': {name!r} is not stored as channels; leave the way out")
         resident, layout = self.resident, self.resident.layout
-        resident.load(tasks)
+        try:
+            resident.load(tasks)
+        except NoRoom:
+            if len(set(tasks)) == 1:
+                raise
+            half = len(pixels) // 2
+            parts = (self.mixed(found[:half], pixels[:half]), self.mixed(found[half:], pixels[half:]))
+            return jnp.concatenate(parts)
         room = tuple(map(max, *(task.capacity for task in tasks), tasks[0].capacity))
         addresses = [address.widened(layout, task.capacity, task.address, room) for task in tasks]
         addresses += addresses[:1] * (len(pixels) - len(tasks))
@@ -180,8 +185,13 @@ class Ways:
         own = sum(int(np.prod(leaf.shape)) * 4 for leaf in task.leaves)
         tree = _bytes(resident.start) + own
         resident.make_room(lambda: resident.device_bytes + tree, [task])
-        return programs.merged(
-            resident.layout, task.capacity, task.leaves, *resident.arguments(task), task.address
+        return self._written(task, programs.empty(resident.layout, task.leaves, resident.start))
+
+    def _written(self, task: Loaded, into: Any) -> Any:
+        """Returns a task's variables, in the memory of those that are given up."""
+        resident = self.resident
+        return programs.written(
+            resident.layout, task.capacity, task.leaves, into, *resident.arguments(task), task.address
         )
 
     def _seconds_of(self, what: str, task: Loaded, call: Callable[[Loaded], Any]) -> float:

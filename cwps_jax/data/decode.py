@@ -46,7 +46,7 @@ class TooLarge(Undecodable):
 
 
 class _JpegFile(JpegImagePlugin.JpegImageFile):
-    """A JPEG file that is opened without Pillow's search of its EXIF, which warns of what is broken there."""
+    """A JPEG file that is opened without Pillow's search of its EXIF, which warns of broken data."""
 
     def _read_dpi_from_exif(self) -> None:
         pass

@@ -3,7 +3,7 @@
 ::
 
     rows: <leaf>              its open channels, channel-major (open, fan-in)
-    own:  masks/<kernel>      uint8, one bit a channel, packed; one number where all are open or all closed
+    own:  masks/<kernel>      uint8, one bit per channel, packed; one number if all are open or closed
           owner/<kernel>      for each closed channel, the number of the version that stores it
           row/<kernel>        ... and its row there (for the pre-trained model, the channel)
           params/<leaf>       norms, other private leaves, and the head, as they are

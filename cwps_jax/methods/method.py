@@ -146,8 +146,8 @@ class Stage:
         name: its name, for progress and metrics.
         epochs: number of epochs.
         begin: from the `Moment` to what the stage begins with.
-        rule: from the own and the frozen tree to the arguments of the model; jitted, and equal for equal
-            settings.
+        rule: from a task's own tree and the frozen tree to the arguments of the model; jitted, and equal for
+            equal settings.
         groups: {collection: how it is trained}.
         penalty: the weight of the rule's penalty; None if it has none.
         schedule: a factor of all rates over the progress of the whole task, from 0 to 1.
@@ -156,9 +156,9 @@ class Stage:
         context: from (the rule's result, own, frozen) to a context manager around the model.
         loss: from the task's loss to the stage's, both functions of (outputs, batch) to one value per item.
         on_device: from the frozen tree on the host to the one for the steps, which may have other types.
-        project: applied to the own tree after each update.
-        seen: from own and frozen tree to the own tree for rule and context in training, such as a rounded
-            one.
+        project: applied to the task's own tree after each update.
+        seen: from own and frozen tree to the one that rule and context use in training, such as a rounded own
+            tree.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 ::
 
-    own:  masks/<leaf>        uint8, one bit a weight, packed; one number where all are open or all closed
+    own:  masks/<leaf>        uint8, one bit per weight, packed; one number where all are open or all closed
           weights/<leaf>      the open weights, in their order
           owner/<kernel>      for each channel of the parent, the number of the version that stores it
           row/<kernel>        ... and its row there

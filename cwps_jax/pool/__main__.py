@@ -1,6 +1,6 @@
-"""What a pool holds and what its tasks answer: ``python -m cwps_jax.pool VERB POOL ...``, or ``cwps-pool``.
+"""The command line of a pool: ``python -m cwps_jax.pool VERB POOL ...``, or ``cwps-pool``.
 
-Exit status 2 and one line on stderr for whatever is wrong in what was given; docs/pool.md shows each verb.
+A mistake in the arguments or the pool is one line on stderr and exit status 2; docs/pool.md shows each verb.
 """
 
 import argparse
@@ -37,13 +37,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Does what the arguments say.
+    """Runs a verb.
 
     Args:
         arguments: a verb, the pool's folder, and what the verb takes.
 
     Raises:
-        CwpsError: whatever is wrong in them, in the pool or in an image.
+        CwpsError: a mistake in them, in the pool or in an image.
     """
     whole = parser()
     _check_verb(whole, arguments)
@@ -69,7 +69,7 @@ def run() -> None:
 
 
 def _check_verb(whole: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Raises CwpsError for a verb that is not there; argparse would name all, not the nearest."""
+    """Raises CwpsError for an unknown verb with the nearest one; argparse would name all of them."""
     known = [*stored.VERBS, *answers.VERBS, *changes.VERBS]
     if not arguments:
         raise CwpsError(f"no verb: give one of {', '.join(known)}, then the pool's folder")

@@ -1,4 +1,4 @@
-"""The verbs that put a stored task to work: predict, evaluate, export."""
+"""The verbs that use a stored task: predict, evaluate, export."""
 
 import argparse
 import csv

@@ -1,4 +1,4 @@
-"""The verbs that say what a pool holds: list, show, diff."""
+"""The verbs that show the content of a pool: list, show, diff."""
 
 import argparse
 import datetime
@@ -35,12 +35,12 @@ def add_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 
 def listed(pool: Pool) -> list[dict[str, Any]]:
-    """Returns what the pool holds, a row for each task's newest version, oldest first."""
+    """Returns a row for each task's newest version, oldest first."""
     return [_row(pool, task) for task in pool.tasks]
 
 
 def shown(pool: Pool, task: str) -> dict[str, Any]:
-    """Returns all that is known of a task: its row, settings, record and layers.
+    """Returns everything about a task: its row, settings, record and layers.
 
     Raises:
         CwpsError: no such task, or one of its files is damaged.
@@ -68,9 +68,9 @@ def shown(pool: Pool, task: str) -> dict[str, Any]:
 
 
 def compared(pool: Pool, first: str, second: str) -> dict[str, Any]:
-    """Returns in what two tasks differ: their settings, and the share of equal channels in each layer.
+    """Returns how two tasks differ: their settings, and the share of equal channels in each layer.
 
-    Channels are compared as the tasks' networks use them, bit by bit, whoever stores them.
+    Channels are compared as the tasks' networks use them, bit by bit.
 
     Raises:
         CwpsError: no such task, or one of its files is damaged.
@@ -90,7 +90,7 @@ def compared(pool: Pool, first: str, second: str) -> dict[str, Any]:
 
 
 def settings_of(pool: Pool, task: str) -> dict[str, Any]:
-    """Returns how a task was learned, in one level, "images.crop"; nothing of the pre-trained model."""
+    """Returns a task's settings in one level, "images.crop"; an empty dict for the pre-trained model."""
     if task == PRETRAINED:
         return {}
     version = pool.version(task)

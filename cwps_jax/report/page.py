@@ -141,8 +141,8 @@ def apart(places: np.ndarray, distance: float, low: float, high: float) -> np.nd
     """Returns places for labels that do not overlap, each as near to its own place as possible.
 
     Args:
-        places: (n,) ascending, of what is labelled.
-        distance: of two labels, at least; n of them have room between the limits.
+        places: (n,) ascending, places of the labelled points.
+        distance: least distance of two labels; n of them fit between the limits.
         low, high: the limits.
     """
     steps = distance * np.arange(len(places))

@@ -70,7 +70,7 @@ def names(rows: Rows, key: str) -> list[Any]:
 
 
 def metric_of(rows: Rows) -> str:
-    """Returns the name of what the rows' `accuracy` is; several names where tasks were learned by several."""
+    """Returns the name of the metric in the rows' `accuracy`; several names if the tasks have several."""
     return " or ".join(dict.fromkeys(row["metric"] or "accuracy" for row in rows))
 
 
@@ -101,12 +101,12 @@ def changed(results: Mapping[str, Any]) -> int:
 
 
 def backward_transfers(results: Mapping[str, Any]) -> list[float]:
-    """Returns the accuracy at the end less that when learned, of each stored model that was measured."""
+    """Returns the accuracy at the end minus that when learned, for each measured stored model."""
     return [one["accuracy_at_end"] - one["accuracy_when_learned"] for one in results["forgetting"]]
 
 
 def forgotten(backward: Sequence[float]) -> float | None:
-    """Returns the mean of what was lost of the accuracies when learned; None where nothing was measured."""
+    """Returns the mean loss of accuracy since learning; None if nothing was measured."""
     return statistics.mean(max(0.0, -one) for one in backward) if backward else None
 
 

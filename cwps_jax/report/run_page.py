@@ -30,10 +30,10 @@ def run_page(results: Mapping[str, Any], config: RunConfig, pictures: Sequence[p
     """Returns the page.
 
     Args:
-        results: what was measured, see docs/results.md.
-        config: of the run.
-        pictures: PNG files that were drawn of it. Of several tasks the page shows the overview of channels,
-            and not each task's own picture.
+        results: the content of results.json, see docs/results.md.
+        config: the config of the run.
+        pictures: its PNG files. For several tasks the page shows the overview of channels, and not each
+            task's own picture.
     """
     rows = results["rows"]
     methods, tasks = names(rows, "method"), names(rows, "task")

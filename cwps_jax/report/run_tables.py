@@ -25,7 +25,7 @@ TAKEN_FROM = "channels taken from"
 
 
 def run_title(results: Mapping[str, Any]) -> str:
-    """Returns what was run: method, backbone, number of tasks and draws, and the metric unless accuracy."""
+    """Returns the title of a run: method, backbone, numbers of tasks and draws, metric unless accuracy."""
     tasks, draws = (names(results["rows"], key) for key in ("task", "draw"))
     named = "" if metric_of(results["rows"]) == "accuracy" else f", {metric_of(results['rows'])}"
     title = f"{results['method']} on {results['backbone']}, {_tasks(len(tasks))}{named}"
@@ -33,7 +33,7 @@ def run_title(results: Mapping[str, Any]) -> str:
 
 
 def run_lines(results: Mapping[str, Any]) -> list[str]:
-    """Returns what all tasks cost together, what was forgotten, and what was not measured."""
+    """Returns lines about the size of all tasks together, forgetting, and tasks that were not measured."""
     tasks = len(names(results["rows"], "task"))
     which, times = "The" if tasks == 1 else "All", _times(total(results, results["method"]), 2)
     return [
@@ -51,7 +51,7 @@ def _tasks(count: int) -> str:
 
 
 def tasks_table(results: Mapping[str, Any]) -> Table:
-    """Returns a row a task with each method's accuracy, and what the run's own method keeps of it."""
+    """Returns a row per task with each method's accuracy, and the size that the run's own method stores."""
     rows, own, methods = results["rows"], results["method"], names(results["rows"], "method")
     methods = methods if len(methods) <= BESIDE else [own]
     borrowed = {row["task"]: row["relation"] for row in rows if row["method"] == own and row["relation"]}
@@ -76,7 +76,7 @@ def tasks_table(results: Mapping[str, Any]) -> Table:
 
 
 def accuracies_table(results: Mapping[str, Any], tasks: Sequence[str]) -> Table:
-    """Returns a row a method with its accuracy on each of these tasks."""
+    """Returns a row per method with its accuracy on each of these tasks."""
     rows = results["rows"]
     found = [
         (method, *(_percent(spread(rows, method, "accuracy", task)) for task in tasks))
@@ -86,7 +86,7 @@ def accuracies_table(results: Mapping[str, Any], tasks: Sequence[str]) -> Table:
 
 
 def methods_table(results: Mapping[str, Any]) -> Table:
-    """Returns a row a method with its means over the tasks."""
+    """Returns a row per method with its means over the tasks."""
     costs = ("trained", "peak_memory_bytes", "flops_per_step", "seconds")
     found = []
     for method in names(results["rows"], "method"):
@@ -107,7 +107,7 @@ def methods_table(results: Mapping[str, Any]) -> Table:
 
 
 def storing_table(results: Mapping[str, Any]) -> Table:
-    """Returns a row a task with what the run's own method stores of it, and what learning it took."""
+    """Returns a row per task with the stored size by the run's own method, and the cost of learning."""
     method = results["method"]
     own = [
         {**row, "own": row["relation"] and row["relation"].get(row["task"], 0.0)}
@@ -167,14 +167,14 @@ def continual_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def totals_table(results: Mapping[str, Any]) -> Table:
-    """Returns a row a method with all bytes stored after 0, 1, 2, ... tasks, the backbone included."""
+    """Returns a row per method with all bytes stored after 0, 1, 2, ... tasks, the backbone included."""
     found = [(method, *(f"{size:,.0f}" for size in sizes)) for method, sizes in stored_bytes(results).items()]
     counts = range(len(names(results["rows"], "task")) + 1)
     return ("method", *(f"bytes after {count}" for count in counts)), found
 
 
 def budgets_table(results: Mapping[str, Any]) -> Table:
-    """Returns a row for each task and budget, where the run hardened several."""
+    """Returns a row for each task and budget, if the run hardened several."""
     draws = len(names(results["rows"], "draw")) > 1
     found = [
         (
@@ -192,7 +192,7 @@ def budgets_table(results: Mapping[str, Any]) -> Table:
 
 
 def borrowed_from(task: str, relation: Mapping[str, float], most: int = 2) -> str:
-    """Returns from whom a task took its channels, the largest owners by name: "pretrained 60%, birds 5%"."""
+    """Returns the owners of a task's channels, the largest by name: "pretrained 60%, birds 5%"."""
     others = {owner: share for owner, share in relation.items() if owner != task}
     largest = sorted(others, key=lambda owner: -others[owner])
     named = ", ".join(f"{owner} {others[owner]:.0%}" for owner in largest[:most])
@@ -206,14 +206,14 @@ def points(value: float) -> str:
 
 
 def _older(results: Mapping[str, Any]) -> list[str]:
-    """Returns a line for the older versions that the newest ones still borrow rows of."""
+    """Returns a line for the older versions whose rows the newest ones still borrow."""
     rounds = results.get("rounds") or [{"round": 0, "older_bytes": 0}]
     last = [one["older_bytes"] for one in rounds if one["round"] == rounds[-1]["round"]]
     return [f"Older versions, whose rows these borrow: {sum(last):,} bytes more."] if sum(last) else []
 
 
 def _left_out(results: Mapping[str, Any]) -> list[str]:
-    """Returns a line for what was not measured, or not compared to the bit."""
+    """Returns a line for the tasks that were not measured, or not compared to the bit."""
     lines = [
         f"{one['task']} was not measured: its {metric_of(results['rows'])} is that of when it was learned "
         f"({one['why']})"

@@ -78,7 +78,7 @@ class Child:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Compares channels with stored rows weight by weight, as they are stored.
 
-        Of many processes each compares the rows of its owners; all ask for the same.
+        If there are several processes, each compares the rows of its owners; all make the same call.
 
         Args:
             models: the pool's models.

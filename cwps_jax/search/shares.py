@@ -10,15 +10,15 @@ PROCESSES = 8  # that take a share, at most: what they tell each other grows wit
 
 
 def mine(owner: np.ndarray) -> np.ndarray:
-    """Returns which rows are this process's to compare, bool, given their owners."""
+    """Returns whether this process compares the rows of these owners, bool, in their shape."""
     return _share(owner) == distributed.process()
 
 
 def joined(*found: np.ndarray) -> list[np.ndarray]:
-    """Returns arrays with what all processes found, one after the other.
+    """Returns arrays with the findings of all processes, one after the other.
 
     Args:
-        found: of this process, (found,) each; their types and number are the same in all.
+        found: findings of this process, (found,) each; their types and number are the same in all processes.
     """
     told = _exchanged(*found)
     return [np.concatenate(parts) for parts in zip(*told, strict=True)]

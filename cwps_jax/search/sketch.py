@@ -4,12 +4,12 @@ A sketch is written once, with the rows, and mapped into memory. It has bounds o
 that it does not decide are compared weight by weight. It is a flat dict of arrays over all rows of all
 layers, in the layout's order:
 
-    rows      int32 (layers,)   how many each layer has
-    size      int32 (layers,)   how many weights a row of each has
+    rows      int32 (layers,)   number of rows of each layer
+    size      int32 (layers,)   number of weights of a row
     channel   int32 (rows,)     whose change it is: the row's channel in its layer
     values    int8 (weights,)   the changes since pre-training over their scales, bias last
     scale     float32 (rows,)   what a row's values are to be multiplied by
-    error     float32 (rows,)   the norm of what is still missing then
+    error     float32 (rows,)   the norm of the rounding error
     squared   float32 (rows,)   squared norm of the change
     turned    float32 (rows,)   squared norm of the change of direction
     norm      float64 (rows,)   norm of the row itself

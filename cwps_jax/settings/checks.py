@@ -18,8 +18,8 @@ LONGEST = 100  # characters of a value in an error: some are whole functions
 def check_types(config: Any, where: str = "config.") -> None:
     """Raises CwpsError for the first field whose value does not have the field's type.
 
-    What NumPy, JAX and notebooks give becomes plain Python first: one number of theirs a number, and where a
-    tuple is wanted, a list or an array a tuple.
+    Values of NumPy, JAX and notebooks become plain Python first: a scalar array becomes a number, and a list
+    or an array becomes a tuple if the field is a tuple.
 
     Args:
         config: a dataclass, frozen or not; its fields are set.

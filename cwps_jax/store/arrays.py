@@ -14,6 +14,7 @@ has space. Orbax verifies its index files but not array bytes: a flipped bit in 
 an error. So every file of a saved tree is hashed, and the hash is compared before anything is read.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -30,6 +31,8 @@ from cwps_jax.core.coding import Codes
 from cwps_jax.core.entropy import EntropyCodes
 from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
+
+OPEN_FILES = 10240  # where the system sets no limit
 
 
 def save(folder: pathlib.Path, tree: Tree) -> str:
@@ -126,8 +129,25 @@ def load(folder: pathlib.Path, sha256: str) -> Leaves:
     whole = [leaf for leaf in described.values() if "bits" not in leaf]
     parts = [leaf[key] for leaf in described.values() for key in _parts(leaf)]
     dtypes = {array["dtype"] for array in (*whole, *parts) if 0 not in array["shape"]}
+    _let_many_files_be_open()
     flat = {dtype: np.asarray(np.memmap(_file(folder, dtype), dtype, "r")) for dtype in dtypes}
     return Leaves(described, flat)
+
+
+@functools.cache
+def _let_many_files_be_open() -> None:
+    """Raises this process's own limit of open files, often 1024, to the one that its system sets it.
+
+    Python keeps a file open as long as it is mapped, and a pool of hundreds of tasks has thousands of files.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else hard  # macOS takes no more, whatever it says
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _parts(described: Mapping[str, Any]) -> list[str]:

@@ -89,7 +89,7 @@ def _own_leaf(
 
 
 def _reference(path: str, shape: tuple[int, ...], before: Mapping[str, Any]) -> Any:
-    """Returns what a leaf of the own tree is a change of: zero for what the pre-trained model has not."""
+    """Returns the reference of a leaf's change: zero for a leaf that the pre-trained model lacks."""
     kind, _, name = path.partition("/")
     found = before.get(name if kind == "other" else path) if kind in ("params", "other") else None
     return found if found is not None and np.shape(found) == shape else np.float32(0)

@@ -232,7 +232,7 @@ class Contents:
         return 1 + sum(self.count(task).ratio for task in self.tasks)
 
     def count(self, task: str) -> accounting.Count:
-        """Returns the counts of what a task's version stores, without reading its rows.
+        """Returns the stored parameters, bits and bytes of a task's version, without reading its rows.
 
         Args:
             task: a task's name, or "task@n".

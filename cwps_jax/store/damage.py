@@ -78,7 +78,7 @@ def _problem(trees: Trees, where: str, sha256: str) -> str:
 
 
 def _wrong_owner(trees: Trees, version: Version, readable: Mapping[int, Version]) -> str:
-    """Returns what is wrong with what a version refers to; "" where nothing is that can be told.
+    """Returns the damage of a version's references; "" if none is known.
 
     Args:
         trees: the pool's.

@@ -1,4 +1,4 @@
-"""Rows that move from one owner to another: what is stored anew, so that models stay the same to the bit."""
+"""Rows that move from one owner to another, while models stay the same to the bit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from cwps_jax.store.coded import DecodedRows, Leaves
 
 
 class Channels(NamedTuple):
-    """One layer of a version: which of its channels it stores itself, and who stores each of the others."""
+    """One layer of a version: the channels that it stores itself, and the owners of the others."""
 
     is_open: np.ndarray
     owner: np.ndarray
@@ -32,14 +32,14 @@ def stored_anew(
     after: Mapping[str, Channels],
     read: Callable[[int], Rows],
 ) -> Stored:
-    """Returns what there is to store of a version of the same model that has other rows of its own.
+    """Returns the stored form of a version of the same model that has other rows of its own.
 
     Args:
         layout: the backbone's.
-        own: {path: array or codes}, what is stored of it now but for its rows.
+        own: {path: array or codes}, its stored arrays now except for its rows.
         rows: its rows now.
-        before: where its channels are now.
-        after: {path of a kernel: where they will be}.
+        before: the present owners of its channels.
+        after: {path of a kernel: their new owners}.
         read: an owner's number to its rows.
     """
     changed: dict[str, Any] = dict(own)
@@ -59,10 +59,10 @@ def stored_anew(
 
 
 def _together(parts: Sequence[tuple[Any, np.ndarray]], channels: np.ndarray) -> np.ndarray | Codes:
-    """Returns rows of several owners as one array, equal to the bit; as codes where all of them are.
+    """Returns rows of several owners as one array, equal to the bit; as codes if all of them are codes.
 
     Args:
-        parts: of each owner its rows of a leaf, and which of them.
+        parts: for each owner its rows of a leaf, and the numbers of those to take.
         channels: int (rows,), whose rows they become: codes are changes of the same channel.
     """
     aligned = all(isinstance(one, DecodedRows) for one, _ in parts) and np.array_equal(
@@ -89,7 +89,7 @@ def _together(parts: Sequence[tuple[Any, np.ndarray]], channels: np.ndarray) -> 
 def without_owner(
     layout: Layout, gone: int, numbers: Mapping[int, int], ownerships: Mapping[int, Ownership]
 ) -> dict[int, dict[str, Channels]]:
-    """Returns where versions' channels will be when an owner is gone: the oldest that needs a row has it.
+    """Returns the owners of versions' channels without one owner: the oldest that needs a row gets it.
 
     Args:
         layout: the backbone's.
@@ -131,7 +131,7 @@ def _layer(
 
 
 def with_owners(before: Ownership, known: Mapping[int, int]) -> dict[str, Channels]:
-    """Returns where a version's channels will be in another pool: whose owner is not there is its own.
+    """Returns the owners of a version's channels in another pool: rows of missing owners become its own.
 
     Args:
         before: where they are now.
@@ -146,11 +146,11 @@ def with_owners(before: Ownership, known: Mapping[int, int]) -> dict[str, Channe
 
 
 def closure(needed: Mapping[int, set[int]], first: Sequence[int]) -> set[int]:
-    """Returns the numbers of the versions that need one of some, or one that does.
+    """Returns the numbers of the versions that need one of some versions, directly or through others.
 
     Args:
         needed: {a version's number: those that it needs}.
-        first: those that it begins with, which are not returned unless they need each other.
+        first: these versions, which are not returned unless they need each other.
     """
     found: set[int] = set()
     while more := {one for one, its in needed.items() if its & {*first, *found}} - found:

@@ -1,4 +1,4 @@
-"""One pool in many processes: process 0 changes it, and all go on from what it then is."""
+"""One pool in several processes: process 0 changes it, and all of them use its new state."""
 
 import hashlib
 import pathlib
@@ -38,11 +38,11 @@ def index_sha256(folder: pathlib.Path) -> str:
 
 
 def agree_on(task: str, *trees: Tree) -> None:
-    """Raises CwpsError where processes differ in what they are about to store of a task.
+    """Raises CwpsError if processes are about to store different arrays of a task.
 
     Args:
         task: its name.
-        trees: all that is stored of it.
+        trees: all of its stored trees.
     """
     if not distributed.many():
         return

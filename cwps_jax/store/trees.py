@@ -1,8 +1,8 @@
-"""`Trees`: what lies in a pool's folders, read when it is asked for, once a process."""
+"""`Trees`: the trees in a pool's folders, each read on demand, once per process."""
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class Trees:
 
     Args:
         folder: the pool's.
-        index: what it holds.
+        index: the pool's index.
     """
 
     def __init__(self, folder: pathlib.Path, index: Index) -> None:
@@ -49,11 +49,11 @@ class Trees:
     def decoded_rows(
         self, own: Callable[[], Mapping[str, Any]], rows: Mapping[str, Any]
     ) -> Mapping[str, np.ndarray]:
-        """Returns rows as arrays, or as what gives arrays: see `store.coded`."""
+        """Returns rows as arrays, or as objects that decode them: see `store.coded`."""
         return decoded_rows(self.index.layout, own, rows, self.pretrained)
 
     def sketch(self, identity: int) -> Mapping[str, Any]:
-        """Returns the sketch of an owner's rows; it is made here where none was written."""
+        """Returns the sketch of an owner's rows; it is made here if none was written."""
         version = self.index.by_id[identity]
 
         def read() -> Mapping[str, Any]:
@@ -69,7 +69,7 @@ class Trees:
         """Returns the sketch of rows.
 
         Args:
-            own: {path: array}, with the masks that say whose rows they are.
+            own: {path: array}, with the masks that say which channels the rows are.
             rows: {path of a leaf: (rows, fan-in)}.
         """
         layout = self.index.layout
@@ -77,12 +77,12 @@ class Trees:
         return sketched(layout, rows, channels, self.rows(0))
 
     def own(self, version: Version) -> DecodedOwn:
-        """Returns all that is a version's own but its rows; `leaves` has it as it is stored."""
+        """Returns all arrays of a version's own except its rows; `leaves` has them in the stored form."""
         stored = lambda: self._load(version, OWN, version.own_sha256)
         return self._once((version.id, OWN), lambda: self.decoded_own(stored()))
 
     def decoded_own(self, own: Mapping[str, Any]) -> DecodedOwn:
-        """Returns an own tree, flat, that gives arrays."""
+        """Returns a version's own tree, flat, with decoded arrays."""
         return DecodedOwn(own, self.before)
 
     def before(self) -> dict[str, Any]:
@@ -96,10 +96,10 @@ class Trees:
 
     def pretrained(self) -> dict[str, Any]:
         """Returns the pre-trained model's leaves, a flat dict."""
-        return flatten(self.shared()["params"])
+        return self._once("params", lambda: flatten(self.shared()["params"]))
 
     def needs(self, version: Version) -> set[int]:
-        """Returns the numbers of the other versions that one is restored from."""
+        """Returns the numbers of the other versions that one needs to be restored."""
         return {*version.uses, *self.owners(version)}
 
     def owners(self, version: Version) -> set[int]:
@@ -117,13 +117,13 @@ class Trees:
     ) -> dict[str, Any]:
         """Returns a model's variables: what the method restores, and the other collections.
 
-        Those are the task's own where it stores any, else the pre-trained model's.
+        The other collections are the task's own if it stores any, otherwise the pre-trained model's.
 
         Args:
-            method: by which it is stored.
-            identity: its number; of what is not stored yet, the next one.
-            own, rows: what is stored of it, flat; arrays or codes.
-            uses: the versions that it is restored from, beside the rows' owners.
+            method: the method by which it is stored.
+            identity: its number, or the next one if it is not stored yet.
+            own, rows: its stored trees, flat; arrays or codes.
+            uses: the other versions that it needs, besides the rows' owners.
             effective: a version's name to its variables.
         """
         arrays_of_own, its_rows = self.decoded_own(own), self.decoded_rows(lambda: own, rows)
@@ -152,8 +152,13 @@ class Trees:
                 f"{self.folder}: {version.name} was removed after this pool was opened; open it again"
             ) from error
 
+    def forget(self, identities: Iterable[int]) -> None:
+        """Lets go of versions' files, each of which is an open one as long as it is mapped."""
+        for key in [(identity, tree) for identity in identities for tree in (ROWS, OWN, SKETCH)]:
+            self._loaded.pop(key, None)
+
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Returns what `make` gave for this key first; two threads at once may both make it."""
+        """Returns the first result of `make` for this key; two threads at once may both call it."""
         return self._loaded[key] if key in self._loaded else self._loaded.setdefault(key, make())
 
 

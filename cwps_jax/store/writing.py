@@ -1,9 +1,9 @@
-"""`Writable`: how a pool's folder is changed, so that nobody ever sees, or leaves, a half of a change.
+"""`Writable`: changes of a pool's folder, which are always seen and left complete.
 
-A writer waits for its turn, reads the index again, writes new trees into a folder of its own, gives that its
-name, replaces the index, and removes what the index names no more. Until the index is replaced nothing has
-happened, and after it everything has: what a writer that was killed leaves is named by no index, and the next
-writer or `Pool.compact` removes it.
+A writer waits for its turn, reads the index again, writes new trees into a new folder, gives that its name,
+replaces the index, and removes folders that the index no longer names. Until the index is replaced nothing
+has changed, and after it everything has. No index names the files that a killed writer leaves, and the next
+writer or `Pool.compact` removes them.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ SHOWN = 200  # characters of an error, whose end says why
 
 
 class Writable(Contents):
-    """A pool's contents, and what every change of them does."""
+    """A pool's contents, with the steps of every change."""
 
     def refresh(self) -> None:
-        """Reads the index again: what other processes have stored, removed or renamed is seen from now on.
+        """Reads the index again, with all changes by other processes.
 
         Raises:
             CwpsError: there is another pool in this folder now.
@@ -57,7 +57,7 @@ class Writable(Contents):
         return index
 
     def _see(self, index: Index) -> None:
-        """Goes on from another index. Numbers are never given again: what has been read stays true."""
+        """Uses another index. Numbers are never used again, so trees that have been read stay valid."""
         if self.index.by_id.keys() - index.by_id.keys():
             # Files that are removed stay on the disk as long as they are mapped.
             self._trees, self._ownerships, self._pooled = Trees(self.folder, index), {}, None
@@ -67,8 +67,8 @@ class Writable(Contents):
         """Writes a version's trees into its folder, and returns it with that folder and all hashes.
 
         Args:
-            index: what the pool holds.
-            version: what is known of it; its trees' hashes, bytes and ratio are not.
+            index: the pool's index.
+            version: the version, without its trees' hashes, bytes and ratio.
             stored: its trees.
         """
         trees: dict[str, Tree] = {OWN: stored.own, **({ROWS: stored.rows} if stored.rows else {})}
@@ -144,14 +144,14 @@ def _readable_errors(folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def partial(within: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives the path of a folder to be written and `placed`; what is not placed is removed."""
+    """Gives the path of a folder to be written and `placed`; a folder that is not placed is removed."""
     within.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{PARTIAL}{os.getpid()}-", dir=within) as name:
         yield pathlib.Path(name) / "new"
 
 
 def placed(new: pathlib.Path, folder: pathlib.Path) -> None:
-    """Gives a folder that is written its name, under which there may be what a dead writer has left."""
+    """Gives a written folder its name; a folder that a dead writer has left under it is replaced."""
     if folder.exists():
         shutil.rmtree(folder)
     new.rename(folder)

@@ -1,4 +1,4 @@
-"""A cell's result file: written once, read with all checks, compared with what a cell would be now."""
+"""A cell's result file: written once, read with all checks, compared with the present cell."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ Finished = tuple[Cell, dict[str, Any]]
 
 
 def cell_path(workdir: pathlib.Path, cell: Cell) -> pathlib.Path:
-    """Returns where a cell's result is."""
+    """Returns the path of a cell's result."""
     return workdir / "cells" / f"{cell.name}.json"
 
 
@@ -47,12 +47,12 @@ def write_cell(
     """Writes a cell's result, all of it or nothing.
 
     Args:
-        path: of the file; its folder is made.
-        cell: that was run.
+        path: path of the file; its folder is made.
+        cell: the cell that was run.
         data: {task: see `fingerprints`}.
-        seconds: that it took, with all that it compiled, loaded and measured.
-        epochs_seconds: {task: what its epochs took, each as long as the median of its stage without the
-            first}: compiling is not in it, but for stages of one epoch.
+        seconds: seconds of all of it, with compiling, loading and measuring.
+        epochs_seconds: {task: seconds of its epochs}, each counted as the median of its stage without the
+            first one. Compilation is included only for stages of one epoch.
         results: see `measure_pool`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def read_cell(path: pathlib.Path) -> dict[str, Any]:
     """Returns the contents of a cell's file.
 
     Raises:
-        CwpsError: it is of another format, or something is missing in it.
+        CwpsError: it has another format, or a key is missing.
     """
     again = "remove it, and the study computes it again"
     try:
@@ -89,7 +89,7 @@ def finished_cells(workdir: pathlib.Path, cells: Sequence[Cell]) -> list[Finishe
     """Returns the study's cells that have a result, with it.
 
     Raises:
-        CwpsError: a result is of another format or config, or two disagree on versions or data.
+        CwpsError: a result has another format or config, or two disagree on versions or data.
     """
     found = [(cell, read_cell(path)) for cell in cells if (path := cell_path(workdir, cell)).exists()]
     for cell, values in found:
@@ -104,7 +104,7 @@ def finished_cells(workdir: pathlib.Path, cells: Sequence[Cell]) -> list[Finishe
 
 
 def check_now(workdir: pathlib.Path, cell: Cell, values: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Raises CwpsError where a finished cell has other versions or data than it would have now.
+    """Raises CwpsError if a finished cell has other versions or data than it would have now.
 
     Args:
         workdir: the study's.

@@ -1,4 +1,4 @@
-"""`Study`: which runs a study file asks for. A main config, and grids over its keys."""
+"""`Study`: the runs of a study file, a main config with grids over its keys."""
 
 import copy
 import dataclasses
@@ -29,7 +29,7 @@ class Cell:
     """One run of the tasks in their order by one method.
 
     Attributes:
-        name: of its file; it tells the method, the seed, and what differs from the study's config.
+        name: name of its file, with the method, the seed, and the differences from the study's config.
         config: of the run.
         values: {swept key: value}, of all keys that any grid of the study sweeps; None for a setting of
             another method.
@@ -42,15 +42,15 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What a study file asks for: ``config.study``, beside a main config.
+    """The content of a study file: ``config.study``, and a main config.
 
     Attributes:
         base: the main config, an `ml_collections.ConfigDict`.
-        title: of the report.
+        title: title of the report.
         grids: mappings of a main config's key, such as "seed" or "cwps.granularity", to its values. Each
             grid is the product of its values; the study is the union of its grids.
-        baseline: {swept key: value}; every group of cells is compared with the one that has these values
-            and is like it otherwise. Settings of methods may be nested. Empty for no comparison.
+        baseline: {swept key: value}; every group of cells is compared with the one that has these values and
+            the same other values. Settings of methods may be nested. Empty for no comparison.
     """
 
     base: Any
@@ -81,7 +81,7 @@ class Study:
 
     @property
     def most_cells(self) -> int:
-        """How many cells its grids have, those that several of them have counted each time."""
+        """The number of cells of its grids; a cell of several grids is counted in each."""
         return sum(math.prod(map(len, grid.values())) for grid in self.grids)
 
     @functools.cached_property
@@ -89,7 +89,7 @@ class Study:
         """Its cells, each once.
 
         Raises:
-            CwpsError: a cell's config is none.
+            CwpsError: a cell's config is not valid.
         """
         found: dict[str, Cell] = {}
         for number, grid in enumerate(self.grids):
@@ -134,7 +134,7 @@ def read_study(config: Any) -> Study:
         config: the file's `ml_collections.ConfigDict`, with ``config.study``.
 
     Raises:
-        CwpsError: no study, an unknown key, an empty grid, or a value that is given twice.
+        CwpsError: there is no study, an unknown key, an empty grid, or a value that is given twice.
     """
     base = copy.deepcopy(config)
     given = base.to_dict().get("study")
@@ -154,7 +154,7 @@ def base_config(path: pathlib.Path, *variant: str) -> Any:
 
     Args:
         path: of the file.
-        variant: what its `get_config` is given.
+        variant: the argument of its `get_config`.
     """
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -204,7 +204,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _name(told: Mapping[str, Any]) -> str:
-    """Returns a cell's name: readable as far as it goes, and one of its own by its end."""
+    """Returns a cell's name: a readable beginning, and an end that makes it unique."""
     rest = {key: told[key] for key in sorted(told.keys() - {"method", "seed"})}
     parts = [str(told["method"]), f"seed{told['seed']}", *(f"{key}{value}" for key, value in rest.items())]
     readable = re.sub(r"[^\w.+]+", "-", "_".join(parts))[:80].strip("-")

@@ -1,4 +1,4 @@
-"""Draws a study: accuracy against each cost, and all that is stored against the number of tasks."""
+"""Draws a study: accuracy against each cost, and all stored bytes against the number of tasks."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ COSTS = {
 
 
 def draw_study(report: Mapping[str, Any], folder: pathlib.Path) -> dict[int, list[tuple[pathlib.Path, str]]]:
-    """Draws the pictures of a report's sections; a task alone, which others are compared with, has none.
+    """Draws the pictures of a report's sections, except for tasks learned alone, which are references.
 
     Args:
         report: see `summarise`.
@@ -60,7 +60,7 @@ def draw_cost(section: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], c
 
     Args:
         section: of a report.
-        groups: its groups that have both.
+        groups: its groups that have accuracy and cost.
         cost: a key of `COSTS`.
     """
     title = f"Accuracy against {COSTS[cost]}"
@@ -95,7 +95,7 @@ def draw_cost(section: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], c
 def _begun(
     title: str, how: str, groups: Sequence[Mapping[str, Any]]
 ) -> tuple[Page, Axes, Callable[[Mapping[str, Any]], tuple[str, Any]]]:
-    """Returns a page with its axes, and what gives a group its shape and colour: those of its series."""
+    """Returns a page with its axes, and a function from a group to the shape and colour of its series."""
     series = list(dict.fromkeys(map(_series, groups)))
     colours = series_colours(series)
     shapes = {name: SHAPES[place % len(SHAPES)] for place, name in enumerate(series)}
@@ -121,7 +121,7 @@ def _begun(
 
 
 def _series(group: Mapping[str, Any]) -> str:
-    """Returns what a group's points have one colour for: all of its label that is no number."""
+    """Returns the part of a group's label that decides its colour: everything that is not a number."""
     words = [
         str(value) if key == "method" else f"{key} {value}"
         for key, value in group["values"].items()

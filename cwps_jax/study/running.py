@@ -26,7 +26,7 @@ from cwps_jax.train.records import Progress
 
 
 def check_size(study: Study, yes: bool) -> None:
-    """Raises CwpsError for more than `MOST` cells, unless they are really wanted."""
+    """Raises CwpsError for more than `MOST` cells, unless `--yes` is given."""
     if study.most_cells > MOST and not yes:
         raise CwpsError(
             f"config.study.grids have {study.most_cells:,} cells, more than {MOST:,}: give --yes to run them "
@@ -37,11 +37,11 @@ def check_size(study: Study, yes: bool) -> None:
 def run_study(study: Study, workdir: pathlib.Path, console: Console) -> None:
     """Runs every cell that has no result in the workdir yet.
 
-    A cell that cannot be run or that diverges is told at once, and the others are run all the same. Several
+    A cell that cannot be run or that diverges is reported at once, and the others are still run. Several
     processes may run one study: each takes a cell that none of the others has.
 
     Raises:
-        CwpsError: a result in the workdir is of another config, other data or other versions, or, after all
+        CwpsError: a result in the workdir has another config, other data or other versions; or, after all
             others, some cells could not be run.
     """
     running = workdir / ".running"
@@ -75,7 +75,7 @@ def run_study(study: Study, workdir: pathlib.Path, console: Console) -> None:
 
 
 class _Clock:
-    """Adds up what a task's epochs took, the first of each stage as long as those after it: it compiles.
+    """Adds up the seconds of a task's epochs; the first of each stage, which compiles, counts as later ones.
 
     Attributes:
         seconds: of the stages that are over.
@@ -96,7 +96,7 @@ class _Clock:
 
 
 def _run_cell(cell: Cell, workdir: pathlib.Path, shared: Shared, progress: StudyProgress) -> None:
-    """Learns the tasks of a cell into a pool of its own, measures that, and writes the result."""
+    """Learns the tasks of a cell into a pool of its own, measures them, and writes the result."""
     began = time.perf_counter()
     config = cell.config
     prepared, bench = shared.prepared(config)

@@ -1,4 +1,4 @@
-"""What the cells of a study share in one process: data, compiled steps, pre-trained models."""
+"""The data, compiled steps and pre-trained models that cells of a study share in one process."""
 
 import dataclasses
 import hashlib
@@ -31,10 +31,10 @@ MOST_RUNS = 100  # after which compiled steps are let go: each run may add some 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What cells of the same model share.
+    """The trainer and predictors of cells of the same model.
 
     Attributes:
-        trainer: whose compiled steps serve them all.
+        trainer: the trainer, with compiled steps for all of them.
         make_model: from a number of classes to the plain model, the same one each time.
         predictors: see `measure_pool`.
     """
@@ -45,15 +45,15 @@ class Bench:
 
 
 def model_key(config: RunConfig) -> tuple[str, ...]:
-    """Returns what the model of a cell depends on, as texts that can be sorted."""
+    """Returns the settings on which the model of a cell depends, as texts that can be sorted."""
     return tuple(str(getattr(config, name)) for name in OF_THE_MODEL)
 
 
 class Shared:
-    """What cells share. Run those of one model one after the other: only its trainers are kept.
+    """The shared parts of cells. Run those of one model one after the other: only its trainers are kept.
 
     Args:
-        folder: where pre-trained models are kept, each as a pool without tasks.
+        folder: folder of the pre-trained models, each as a pool without tasks.
     """
 
     def __init__(self, folder: pathlib.Path) -> None:
@@ -70,7 +70,7 @@ class Shared:
         Args:
             config: of a run.
             task: its name.
-            cache: is not asked; all runs share one.
+            cache: not used; all runs share one.
         """
         images = config.for_task(task).images
         key = (images, config.backbone, task, config.seed)
@@ -79,7 +79,7 @@ class Shared:
         return self._data[key]
 
     def prepared(self, config: RunConfig) -> tuple[Prepared, Bench]:
-        """Returns a run that can start, with the trainer of the runs before it that have the same model.
+        """Returns a run that can start, with the trainer of earlier runs of the same model.
 
         Raises:
             CwpsError: see `prepare`.
@@ -99,11 +99,11 @@ class Shared:
         return dataclasses.replace(own, trainer=bench.trainer, make_model=bench.make_model), bench
 
     def pretrained(self, prepared: Prepared, observe: Observe) -> pathlib.Path:
-        """Returns the folder of a pool of a run's pre-trained model alone, made where it is not there.
+        """Returns the folder of a pool of only a run's pre-trained model; it is made if it does not exist.
 
         Args:
             prepared: the run.
-            observe: called once an epoch where the model is trained.
+            observe: called once per epoch if the model is trained.
         """
         known = json.dumps([origin(prepared.config), model_key(prepared.config)], sort_keys=True)
         folder = self.folder / hashlib.sha256(known.encode()).hexdigest()[:16]

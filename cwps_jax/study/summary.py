@@ -1,7 +1,7 @@
 """From the results of cells to the numbers of a report: plain JSON, which page, pictures and tables show.
 
-Cells that differ in their seed alone are a group. Groups that solve the same problem, the same tasks from the
-same data, are a section: within it their numbers compare.
+Cells that differ only in their seed are a group. Groups with the same tasks from the same data are a section,
+in which their numbers can be compared.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ def summarise(study: Study, finished: Sequence[Finished]) -> dict[str, Any]:
     """Returns the report of a study's finished cells: plain JSON, see docs/studies.md.
 
     Args:
-        study: what was asked for.
+        study: the study.
         finished: cells with their results, of one version and one set of data.
     """
     problems: dict[Any, list[Finished]] = {}
@@ -75,7 +75,7 @@ def paired_difference(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Returns which points of (cost, worth) no other beats: cheaper and as good, or better and as cheap."""
+    """Returns the points of (cost, worth) that no other beats by less cost or more worth."""
     return [
         not any(
             other_cost <= cost and other_worth >= worth and (other_cost, other_worth) != (cost, worth)
@@ -125,9 +125,9 @@ def _group(
     """Returns a group's numbers.
 
     Args:
-        cells: its cells, one a seed.
-        shown: keys that tell the groups of its section apart.
-        told: those of them that tell it from the groups of its method.
+        cells: its cells, one for each seed.
+        shown: keys in which the groups of its section differ.
+        told: those of them in which it differs from other groups of its method.
         alone: {(cell without its tasks, task): accuracy} of tasks that were learned alone.
     """
     first, results = cells[0][0], cells[0][1]["results"]
@@ -162,11 +162,11 @@ def _group(
 
 
 def _continual(cells: Sequence[Finished], alone: Mapping[Any, float]) -> dict[str, Any]:
-    """Returns what tasks do to each other: means over tasks and seeds, None where no cell tells.
+    """Returns the transfer between tasks: means over tasks and seeds, None if no cell has them.
 
     Forward transfer: a task's accuracy less that of the same method and seed which learned it alone, from the
-    second task on. Backward transfer: the accuracy at the end less that when learned. Forgetting: what was
-    lost of it, and how many tasks' outputs changed in any bit.
+    second task on. Backward transfer: the accuracy at the end less that when learned. Forgetting: the loss of
+    accuracy, and the number of tasks whose outputs changed in any bit.
     """
     forward, backward, bits = [], [], 0
     for cell, values in cells:
@@ -187,7 +187,7 @@ def _continual(cells: Sequence[Finished], alone: Mapping[Any, float]) -> dict[st
 
 
 def _total_bytes(cells: Sequence[Finished]) -> list[float] | None:
-    """Returns what all is stored after 0, 1, 2, ... tasks, the pre-trained backbone in float32 included."""
+    """Returns all stored bytes after 0, 1, 2, ... tasks, the pre-trained backbone in float32 included."""
     curves = [stored_bytes(values["results"]).get(cell.config.method) for cell, values in cells]
     known = [curve for curve in curves if curve]
     if len(known) < len(curves):
@@ -196,7 +196,7 @@ def _total_bytes(cells: Sequence[Finished]) -> list[float] | None:
 
 
 def _mark(groups: Sequence[dict[str, Any]]) -> None:
-    """Says which group is best, and which are on the front of each cost: by validation accuracy alone."""
+    """Marks the best group, and those on the front of each cost, only by validation accuracy."""
     for group in groups:
         group["best"] = False
         group["front"] = dict.fromkeys(COSTS, False)
@@ -238,7 +238,7 @@ def _problem(values: Mapping[str, Any], tasks: Sequence[str]) -> tuple[Any, ...]
 
 
 def _like(values: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
-    """Returns what two cells have in common that are alike but for the changes."""
+    """Returns the values that two cells share if they are equal except for the changes."""
     changed_keys = {key: value for key, value in changes.items() if key in values}
     return repr({**values, **changed_keys})
 

@@ -9,7 +9,7 @@ from cwps_jax.report.run_tables import points
 
 
 def groups_table(section: Mapping[str, Any]) -> Table:
-    """Returns the means of each group: accuracy, the difference to the baseline, and what a task costs."""
+    """Returns the means of each group: accuracy, the difference to the baseline, and the costs of a task."""
     header = (
         *("", "test accuracy", "validation", "against the baseline", "kept", "bytes per task"),
         *("of a backbone", "numbers trained", "memory", "seconds", "seeds"),
@@ -43,7 +43,7 @@ def tasks_table(section: Mapping[str, Any]) -> Table:
 
 
 def continual_table(section: Mapping[str, Any]) -> Table:
-    """Returns what tasks do to each other, and what all is stored as tasks come."""
+    """Returns the transfer between tasks, and all stored bytes after each task."""
     counts = range(len(section["tasks"]) + 1)
     header = (
         *("", "forward transfer", "backward transfer", "forgetting", "tasks changed in any bit"),
@@ -75,7 +75,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def how_to_read(report: Mapping[str, Any]) -> str:
-    """Returns what the numbers of the tables are, and what they were computed on."""
+    """Returns an explanation of the tables' numbers, and the device and versions."""
     versions = report["versions"]
     done = report["cells"]
     share = "" if done["finished"] == done["asked"] else f"{done['finished']} of {done['asked']} cells. "

@@ -19,11 +19,11 @@ class SoFar:
     """The cost of a task's training so far, in all of its processes.
 
     Attributes:
-        seconds: of its steps and of what lies between stages.
-        numbers: how many numbers it moves, in the stage that moves most.
-        lambda_: where the budget has led lambda.
-        peak_memory_bytes: of its largest step, or of the device where it says.
-        flops_per_step: of its most expensive step.
+        seconds: seconds of its steps and of the work between stages.
+        numbers: number of trained numbers, in the stage that trains most.
+        lambda_: the last lambda.
+        peak_memory_bytes: peak of its largest step, or the device's own figure.
+        flops_per_step: FLOPs of its most expensive step.
     """
 
     seconds: float = 0.0
