@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PARITY ?= .venv-parity
+LOWEST ?= .venv-lowest
 
-.PHONY: demo demo-methods demo-docs test test-slow test-trackers torture docs notebooks lint lint-docs format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build clean
+.PHONY: demo demo-methods demo-docs test test-slow test-trackers test-lowest torture docs notebooks lint lint-docs format benchmark benchmark-gpu peers parity parity-fixtures parity-exports build check-build lowest clean
 
 # Trains seven tasks on scikit-learn's digits and shows what came of it: minutes on two cores.
 demo: $(VENV)/demo
@@ -35,6 +36,13 @@ test-slow: $(VENV)/test
 test-trackers: $(VENV)/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,wandb,mlflow]'
 	$(BIN)/python -m pytest tests/test_metric_writers.py $(ARGS)
+
+LOWEST_TESTS := buckets cache entropy export extras hugging_face learn lifecycle load metric_writers nnx pictures \
+  pipeline pretrained resume server store tfds_source transforms
+# With the lowest versions that pyproject.toml allows, in an environment of its own: what speaks to other packages.
+test-lowest: $(LOWEST)/ready
+	JAX_PLATFORMS=cpu $(LOWEST)/bin/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile \
+	  $(addprefix tests/test_,$(addsuffix .py,$(LOWEST_TESTS))) $(ARGS)
 
 # The long form of tests/test_writers.py: two writers at once, and a hundred that are killed. Minutes. And that of
 # tests/test_torture_runs.py: whole runs that are stopped and killed on 1 and on 8 fake devices. An hour.
@@ -93,11 +101,23 @@ parity-fixtures: $(PARITY)/ready
 parity-exports: demo $(PARITY)/ready
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m parity.exported runs/digits/pool --out parity/exports.json
 
-build: $(VENV)/test
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+# A wheel and a source archive in dist/. Who builds the same commit with the same tools gets the same bytes.
+build: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+build: export PIP_CONSTRAINT = $(CURDIR)/constraints.txt
+build: $(VENV)/build
+	$(BIN)/python -m build --outdir dist $(ARGS)
+
+# Builds it again from a copy of the commit, and compares.
+check-build: build
+	rm -rf build
+	mkdir build
+	git archive HEAD | tar x -C build
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) PIP_CONSTRAINT=$(CURDIR)/constraints.txt \
+	  $(BIN)/python -m build --outdir build/dist build
+	for file in build/dist/*; do cmp $$file dist/$${file##*/} || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(PARITY) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(PARITY) $(LOWEST) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -105,9 +125,19 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/demo $(VENV)/test $(VENV)/docs: $(VENV)/%: $(VENV)/python pyproject.toml constraints.txt
+$(VENV)/demo $(VENV)/test $(VENV)/docs $(VENV)/build: $(VENV)/%: $(VENV)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
+
+$(LOWEST)/ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[test]'
+	touch $@
+
+# After a bound has changed; uv finds the lowest version of what pyproject.toml names, the newest of all others.
+lowest:
+	uv pip compile --quiet --python-version 3.11 --resolution lowest-direct --extra test --no-annotate --no-header \
+	  --output-file constraints-lowest.txt pyproject.toml
 
 # An environment of its own: timm asks for torchvision, which brings another build of torch; it does without.
 $(PARITY)/ready: pyproject.toml constraints.txt
