@@ -173,7 +173,7 @@ def test_an_interrupted_save_is_not_in_the_index_and_is_replaced(
             patch.setattr(
                 "cwps_jax.store.index.Index.write", lambda *_: (_ for _ in ()).throw(OSError("full"))
             )
-        with pytest.raises(OSError, match="full"):
+        with pytest.raises(CwpsError, match="full"):
             add_task(pool, "a", tiny_variables, moved, 1)
     assert Pool.open(pool.folder).tasks == ()
     stored = add_task(Pool.open(pool.folder), "a", tiny_variables, moved, 2)
@@ -444,7 +444,7 @@ def test_what_stands_in_the_index_is_what_the_trees_say(pool, tiny_variables, mo
 def test_the_pretrained_model_owns_all_of_its_channels(pool):
     assert pool.relation("pretrained") == {"pretrained": 1.0}
     for ask in (pool.version, pool.gates, pool.count):
-        with pytest.raises(CwpsError, match="'pretrained' is the model that tasks start from, and no task"):
+        with pytest.raises(CwpsError, match="'pretrained' is the model that tasks start from, and not a task"):
             ask("pretrained")
     for layer in pool.layout.layers:
         owner, row = pool.ownership("pretrained")[layer.path]
