@@ -152,7 +152,7 @@ def test_the_shell_gives_what_python_gives(folder):
         ("list nowhere", "nowhere: no pool here"),
         ("list pool --jsn", "unrecognized arguments: --jsn"),
         ("show pool negativ", "did you mean 'negative'?"),
-        ("show pool pretrained", "'pretrained' is no task"),
+        ("show pool pretrained", "'pretrained' is not a task"),
         ("diff pool digits two", "no task 'two'"),
         ("predict pool negative", "the following arguments are required: IMAGES"),
         (
