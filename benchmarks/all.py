@@ -62,6 +62,8 @@ RUNS = {
         Run("pool"),
         Run("swap"),
         Run("serve"),
+        Run("serve_curves"),
+        Run("serve_curves", "--backbone resnet20_cifar --size 32", "small"),
         Run("many_tasks"),
         Run("bits"),
         Run("compile"),

@@ -10,8 +10,8 @@ import sys
 from typing import Any
 
 from runs import by_round_table, demo_table, methods_table, numbers_table, run_table, summary_table
-from serving import costs_table, curves_table, draw_serving, many_tasks_line, storm_table
-from targets import NOT_YET, pool_line, ratios_table, targets_table
+from serving_page import costs_table, curves_table, draw_serving, many_tasks_line, storm_table
+from targets import pool_line, ratios_table, targets_table
 
 from cwps_jax import BACKBONES
 from cwps_jax.report.rows import read_results
@@ -187,7 +187,7 @@ def tables_of(path: str) -> dict[str, str]:
     if path == "docs/serving.md":
         return {
             "costs": costs_table(_read("benchmarks/results/serve_cpu.json")[0]),
-            "curves": "\n".join(map(curves_table, _read(CURVES))) or NOT_YET,
+            "curves": curves_table(_read(CURVES)[0]),
             "many_tasks": many_tasks_line(_read("benchmarks/results/many_tasks_cpu.json")[0]),
             "storm": storm_table(_read("benchmarks/results/storm_server.json")[0]),
         }
@@ -213,8 +213,8 @@ def main() -> None:
         if arguments.check and new != text:
             sys.exit(f"{path} is not current: run python benchmarks/render.py")
         (ROOT / path).write_text(new)
-    for result in () if arguments.check else _read(CURVES):
-        draw_serving(result, ROOT / "docs" / "images")
+    if not arguments.check:
+        draw_serving(_read(CURVES)[0], ROOT / "docs" / "images")
 
 
 if __name__ == "__main__":

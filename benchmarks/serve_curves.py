@@ -7,8 +7,8 @@ Four ways to answer a request of `--batch` pictures, whose tasks are drawn as *d
 each task into its working copy; "full copies", every task's network on the device, a task at a time; "from
 disk", one network on the device, each task's weights read from a safetensors file that the system has in its
 cache. Throughput is in shares of one plain model's that has as many pictures in one batch; memory is counted,
-in full copies, after all requests of a kind. Both are ratios: a machine that others share blurs the first,
-and does not change the second.
+in full copies, after all requests of a kind. Both are ratios. Where others use the machine, too, `--clock
+processor` on one core (`taskset -c 1`) counts the seconds that the core was this process's.
 """
 
 import argparse
@@ -16,12 +16,13 @@ import collections
 import functools
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from measurement import interleaved, model_parser, parse, publish, ratios, seconds_of
+from measurement import interleaved, model_parser, parse, publish, ratios
 from safetensors.numpy import load_file, save_file
 from serve import MIXES, drawn, whole_bytes
 from synthetic import Setting, stored_pool
@@ -31,6 +32,7 @@ from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.store.pool import Pool
 
 QUICK = {"backbone": "resnet8", "size": 32, "batch": 4, "tasks": [1, 4], "repeats": 2}
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 WAYS = ("bank", "one after another", "full copies", "from disk")
 
 
@@ -93,7 +95,13 @@ class Served:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the curves, and the ratios at their ends."""
-    made = Setting.of(arguments)
+    made, clock = Setting.of(arguments), CLOCKS[arguments.clock]
+
+    def timed(call: Callable[[], Any]) -> float:
+        began = clock()
+        call()
+        return clock() - began
+
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         most = max(arguments.tasks)
@@ -108,14 +116,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         }
         forward, one = jax.jit(made.forward), copies[pool.tasks[0]]
         turns: dict[Any, Callable[[], float]] = {
-            "model": lambda: seconds_of(lambda: np.asarray(forward(one, made.images)))
+            "model": lambda: timed(lambda: np.asarray(forward(one, made.images)))
         }
         for count, of_count in served.items():
             of_count.check()
             for mix in MIXES:
                 for way in WAYS:
                     turns[count, mix, way] = functools.partial(
-                        seconds_of, functools.partial(of_count.answer, way, mix)
+                        timed, functools.partial(of_count.answer, way, mix)
                     )
         seconds = interleaved(turns, arguments.repeats)
         copy = whole_bytes(pool)
@@ -152,6 +160,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     made = model_parser(__doc__, backbone="resnet18", size=96, batch=8)
     made.add_argument("--tasks", type=int, nargs="+", default=[1, 4, 16, 64], help="that are served")
     made.add_argument("--active", type=float, default=0.1, help="share of a task's own channels")
+    made.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="by which turns are timed")
     arguments = parse(made, QUICK, flags)
     publish("serve_curves", measure(arguments), arguments)
 

@@ -30,11 +30,13 @@ PARTS = ("imported", "connected", "stepped")
 
 def start(arguments: argparse.Namespace) -> None:
     """Is one process of a run, from its start to its first step; prints when each part was done."""
+    import jax
     from rich.console import Console
 
     from cwps_jax import distributed, run
     from cwps_jax.compilation_cache import start_jax
     from cwps_jax.config import run_config
+    from cwps_jax.train import saves
 
     done = [time.time()]
     folder = pathlib.Path(arguments.folder)
@@ -49,9 +51,11 @@ def start(arguments: argparse.Namespace) -> None:
         distributed.start(f"localhost:{arguments.port}", arguments.processes, arguments.process)
     done.append(time.time())
     start_jax(config)
+    saves.ASKED = 1  # many processes look only now and then whether one is asked to stop
 
     def stepped() -> bool:
-        """Is asked after each step."""
+        """Is asked after each step, which may still be under way."""
+        jax.block_until_ready(jax.live_arrays())
         print(json.dumps([time.process_time(), *done, time.time()]), flush=True)
         distributed.stop()  # the others are there, too, before the first one ends
         os._exit(0)

@@ -6,10 +6,12 @@ import pathlib
 import sys
 
 import pytest
+from PIL import Image
 
 FOLDER = pathlib.Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))  # its files import each other by their own names
 serve, curves = (importlib.import_module(name) for name in ("serve", "serve_curves"))
+page = importlib.import_module("serving_page")
 TINY = ("--quick", "--batch", "2", "--size", "16", "--repeats", "3")
 CONTRACT = {"ratios", "quartiles", "device", "versions", "commit", "settings"}
 TASKS = tuple(f"task{number}" for number in range(64))
@@ -63,6 +65,21 @@ def test_memory_of_full_copies_grows_by_one_a_task_and_a_banks_by_less(drawn_cur
     grown = {way: (memory[way, 3] - memory[way, 1]) / 2 for way in curves.WAYS}
     assert grown["full copies"] == 1 and grown["from disk"] == 0
     assert 0 < grown["one after another"] < 0.3  # a tenth of the channels, rounded up in each layer
+
+
+def test_curves_are_a_table_and_two_pictures(drawn_curves, tmp_path):
+    table = page.curves_table(drawn_curves)
+    assert sum(line.startswith(("| 1 |", "| 3 |")) for line in table.splitlines()) == 2 * len(curves.WAYS)
+    for picture in page.draw_serving(drawn_curves, tmp_path):
+        with Image.open(picture) as shown:
+            assert shown.text["Description"].endswith(drawn_curves["commit"])
+
+
+def test_the_pictures_in_the_docs_are_of_the_committed_result():
+    committed = json.loads((FOLDER / "results" / "serve_curves_cpu.json").read_text())
+    for name in ("serving_memory.png", "serving_throughput.png"):
+        with Image.open(FOLDER.parent / "docs" / "images" / name) as shown:
+            assert shown.text["Description"].endswith(committed["commit"])
 
 
 def test_ways_that_differ_are_found(tmp_path):

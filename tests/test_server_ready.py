@@ -4,13 +4,9 @@ import concurrent.futures
 import threading
 import time
 
-import numpy as np
-import pytest
 from serving import PlainBank, ask, check, running
 
-from cwps_jax.server.batching import Batcher
 from cwps_jax.server.limits import Limits
-from cwps_jax.server.metrics import Metrics
 
 
 def test_it_answers_with_small_batches_until_larger_ones_are_compiled(served_pool, served_files):
@@ -33,7 +29,6 @@ def test_it_answers_with_small_batches_until_larger_ones_are_compiled(served_poo
             check(served_pool, served_files[:5], asked.result())
         while client.get("/ready").json()["compiled"] < 6:
             time.sleep(0.01)
-        client.server.batcher._took.clear()  # what they cost here is chance
         del seen[:]
         check(served_pool, served_files[:5], ask(client, served_files[:5]))
         assert seen == [5]
@@ -52,17 +47,3 @@ def test_batches_stay_small_where_larger_ones_fail(served_pool, served_files, ca
             time.sleep(0.01)
         assert client.get("/ready").json()["compiled"] == 2
         check(served_pool, served_files[:5], ask(client, served_files[:5]))
-
-
-@pytest.mark.parametrize(
-    ("waiting", "taken"),
-    [(1, 1), (2, 2), (4, 4), (5, 4), (6, 6), (8, 8), (9, 8), (12, 8), (13, 13), (16, 16), (99, 16)],
-)
-def test_a_batch_is_as_large_as_it_pays(waiting, taken):
-    """Sizes between powers of two cost what the next one does; each call costs one more."""
-    batcher = Batcher(lambda pixels, tasks: [], Limits(batch_size=16), Metrics())
-    kind = (2, 2, 3), np.dtype(np.uint8)
-    batcher._took[kind] = {size: 2.0 + size for size in (1, 2, 4, 8, 16)}
-    assert batcher._best(kind, waiting) == taken
-    assert batcher._best(((3,), kind[1]), waiting) == min(waiting, 16)
-    batcher.close()

@@ -85,6 +85,7 @@ def test_a_cell_keeps_its_name_when_the_study_grows(tmp_path):
         ({"grids": ({"cwps.lamda_": (0.1,)},)}, r"cwps.lamda_ is not known; did you mean .*cwps.lambda_\?"),
         ({"grids": ({"seed": 3},)}, r"config.study.grids\[0\].seed = 3: must be a tuple of values"),
         ({"grids": ({"draws": (1, 3)},)}, "draws: a cell is one run by one method; sweep method or seed"),
+        ({"grids": ({"metric": ("macro_f1",)},)}, "config.metric = .macro_f1.: a study compares by accuracy"),
         (
             {"grids": ({"budget": (0.5, 2.0)},)},
             r"grids\[0\], the cell of {'budget': 2.0}: config.budget = 2.0",

@@ -4,8 +4,6 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,6 @@ from cwps_jax.server.limits import Limits
 from cwps_jax.server.metrics import Metrics
 from cwps_jax.server.refusals import Refusal, busy
 
-TURNS = 3  # of a batch that is measured: the median counts
 # From prepared pictures, (n, height, width, channels), and a task for each, to the logits of each.
 Answer = Callable[[np.ndarray, Sequence[str]], Sequence[np.ndarray]]
 
@@ -52,7 +49,7 @@ class Batcher:
         self._coming = 0  # requests that will ask soon
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "bank")
-        self._took: dict[_Kind, dict[int, float]] = {}  # seconds of batches that were warmed up, by size
+        self._compiled: dict[_Kind, int] = {}  # the largest batch so far, of what is being warmed up
 
     @property
     def waiting(self) -> int:
@@ -102,7 +99,7 @@ class Batcher:
     @property
     def compiled(self) -> int:
         """Answers of the largest batch whose programs are compiled, for everything that was warmed up."""
-        return min((max(took) for took in self._took.values()), default=self._limits.batch_size)
+        return min(self._compiled.values(), default=self._limits.batch_size)
 
     @property
     def sizes(self) -> list[int]:
@@ -122,12 +119,11 @@ class Batcher:
             size: of `sizes`, in their order.
         """
         loop = asyncio.get_running_loop()
-        batch, in_turn, takes = np.stack([pixels] * size), itertools.cycle(tasks), []
-        await loop.run_in_executor(self._thread, self._answer, batch, [tasks[0]] * size)
-        for _ in range(1 + TURNS):  # the first compiles
-            asked = [*itertools.islice(in_turn, size)]
-            takes.append(await loop.run_in_executor(self._thread, self._seconds, batch, asked))
-        self._took.setdefault((pixels.shape, pixels.dtype), {})[size] = statistics.median(takes[1:])
+        batch = np.stack([pixels] * size)
+        of_one, of_many = [tasks[0]] * size, [tasks[number % len(tasks)] for number in range(size)]
+        for asked in (of_one, of_many):
+            await loop.run_in_executor(self._thread, self._answer, batch, asked)
+        self._compiled[pixels.shape, pixels.dtype] = size
 
     async def run(self) -> None:
         """Computes batches until it is cancelled, which is when nothing waits any more."""
@@ -166,32 +162,19 @@ class Batcher:
 
     def _next(self) -> list[_Question]:
         """Takes the next batch from the queue, the oldest first; pictures of one batch have one shape."""
-        waiting = [one for one in self._waiting if not one.found.done()]
-        same = [one for one in waiting if one.kind == waiting[0].kind]
-        batch = same[: self._best(waiting[0].kind, len(same))] if same else []
-        taken = set(batch)
-        self._waiting = collections.deque(one for one in waiting if one not in taken)
+        batch: list[_Question] = []
+        others: list[_Question] = []
+        most = self._limits.batch_size
+        while self._waiting and len(batch) < most:
+            one = self._waiting.popleft()
+            if one.found.done():
+                continue
+            if not batch:
+                most = self._compiled.get(one.kind, most)
+            same = not batch or one.kind == batch[0].kind
+            (batch if same else others).append(one)
+        self._waiting.extendleft(reversed(others))
         return batch
-
-    def _best(self, kind: _Kind, count: int) -> int:
-        """Returns how many of those that wait to compute together: a batch costs what the next size does.
-
-        Nine at once cost as much as sixteen; eight and one may take less.
-        """
-        took = self._took.get(kind, {})
-        count = min(count, max(took, default=self._limits.batch_size))
-        whole = max((size for size in took if size <= count), default=count)
-        padded, rest = (
-            min((size for size in took if size >= least), default=0) for least in (count, count - whole)
-        )
-        if whole < count and took[whole] + took[rest] < took[padded]:
-            return whole
-        return count
-
-    def _seconds(self, batch: np.ndarray, tasks: Sequence[str]) -> float:
-        begun = time.monotonic()
-        self._answer(batch, tasks)
-        return time.monotonic() - begun
 
     def _computed(self, batch: list[_Question]) -> list[np.ndarray | Exception]:
         begun = time.monotonic()

@@ -84,8 +84,8 @@ def curves_table(result: Result) -> str:
     lines += [
         "",
         f"The last columns: throughput over one plain model's, by how the tasks of a request are drawn. "
-        f"{_where(result)}. Ratios of turns that alternate, on a machine that others may have used "
-        f"meanwhile. With {max(counts)} tasks the bank chose {', '.join(sorted(chosen))}.",
+        f"{_where(result)}{CLOCKS[result['settings']['clock']]}. "
+        f"With {max(counts)} tasks the bank chose {', '.join(sorted(chosen))}.",
     ]
     return "\n".join(lines)
 
@@ -107,6 +107,7 @@ def draw_serving(result: Result, folder: pathlib.Path) -> list[pathlib.Path]:
     return [memory.save(folder / "serving_memory.png"), speed.save(folder / "serving_throughput.png")]
 
 
+CLOCKS = {"wall": "", "processor": ", by the seconds of one core that other processes used too"}
 UNITS = {"memory": "in full copies", "throughput": "over one plain model's"}
 
 
@@ -121,7 +122,13 @@ def _drawn(title: str, result: Result, panels: Mapping[str, Sequence[Mapping[str
     page = Page(
         left + across * (width + beside) - beside + MARGIN, top + down * (height + below) + flow.height
     )
-    page.title(title, f"{UNITS[key]}. {_where(result)}.")
+    settings = result["settings"]
+    model = (
+        f"{settings['backbone']} at {settings['size']} px, {settings['active']:.0%} of the channels private"
+    )
+    page.title(title, f"{model}, {settings['batch']} pictures per request, commit {result['commit']}")
+    every = [row[key] for rows in panels.values() for row in rows]
+    limits = min(every) / 1.2, max(every) * 1.2
     for place, (name, rows) in enumerate(panels.items()):
         x, y = left + place % across * (width + beside), top + place // across * (height + below)
         axes = dressed(page.inset(x, y, width, height))
@@ -134,7 +141,8 @@ def _drawn(title: str, result: Result, panels: Mapping[str, Sequence[Mapping[str
                 linewidth=1.4, clip_on=False, zorder=3,
             )  # fmt: skip
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log", base=10 if key == "memory" else 2)
+        axes.set_yscale("log", base=2)
+        axes.set_ylim(limits)
         axes.xaxis.set_major_locator(FixedLocator(counts))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_locator(NullLocator())
