@@ -82,7 +82,7 @@ def test_results_keep_their_contract(finished):
         "task": text, "method": text, "draw": whole, "seed": whole, "stored": bool, "version": (int, none),
         "accuracy": float, "validation_accuracy": float, "params_ratio": float, "parameters": whole,
         "head_parameters": whole, "bits": whole, "bytes": whole, "byte_ratio": float, "row_bits": whole,
-        "trained": whole,
+        "trained": whole, "metric": text,
         "peak_memory_bytes": whole, "flops_per_step": number, "seconds": float, "epochs": whole,
         "lambda": (float, none), "budget": (int, float, none), "relation": (dict, none),
     }  # fmt: skip
