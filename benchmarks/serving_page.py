@@ -178,7 +178,7 @@ def many_tasks_line(result: Mapping[str, Any]) -> str:
         f"{ratios['resident_over_copies']:.3f} of as many full copies; the process's memory grew by "
         f"{ratios['memory_over_resident']:.2f} times that. Processor time, since the machine was shared: "
         f"opening {processor['open']:.0f} s (it took {wall['open']:.0f} s there), the first answer "
-        f"{took('first_answer')} and the first task added again {took('first_add')}, with what they compile; "
+        f"{took('first_answer')} and the first task added again {took('first_add')}, compilation included; "
         f"medians of {settings['repeats']} random tasks: a swap {took('swap')}, an answer for one picture of "
         f"{settings['size']} px after it {took('answer')}, dropping a task {took('drop')}, adding one "
         f"{took('add')}, with {result['compilations']} compilations. "
