@@ -444,7 +444,7 @@ def test_what_stands_in_the_index_is_what_the_trees_say(pool, tiny_variables, mo
 def test_the_pretrained_model_owns_all_of_its_channels(pool):
     assert pool.relation("pretrained") == {"pretrained": 1.0}
     for ask in (pool.version, pool.gates, pool.count):
-        with pytest.raises(CwpsError, match="'pretrained' is the model that tasks start from, and not a task"):
+        with pytest.raises(CwpsError, match="'pretrained' is the model that tasks start from"):
             ask("pretrained")
     for layer in pool.layout.layers:
         owner, row = pool.ownership("pretrained")[layer.path]
