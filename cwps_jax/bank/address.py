@@ -1,8 +1,9 @@
-"""Where on the device the rows of a task's network lie: one vector of whole numbers, which a program reads.
+"""Addresses: where on the device the rows of a task's network lie, as one vector of integers for a program.
 
-Its parts follow each other, for every layer: `channels`, which channels are not the pre-trained model's
-own; `start`, which of its channels each is a change of; `column`, for every channel of the layer its place
-among those, or -1; and for every leaf `kind` and `slot`. Then the slot of what else is its own, and a zero.
+An address has these parts for each layer, one layer after the other: `channels`, the channels that are not
+the pre-trained model's own; `start`, the pre-trained model's channel that each of them is a change of;
+`column`, for every channel of the layer its place among those channels, or -1; and for every leaf `kind` and
+`slot`. At the end are the slot of the task's other own values, and a zero.
 """
 
 import dataclasses
@@ -15,16 +16,16 @@ import numpy as np
 from cwps_jax.bank import kinds
 from cwps_jax.core.channels import Layer, Layout
 
-Capacity = tuple[int, ...]  # channels of each layer that a task's own are padded to
+Capacity = tuple[int, ...]  # for each layer, the number of channels to which a task's own ones are padded
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What an address says of one layer; arrays of NumPy's or traced.
+    """The part of an address that belongs to one layer; its arrays are NumPy arrays or traced.
 
     Attributes:
-        layer: which.
-        channels: int32 (capacity,), the number of channels for padding.
+        layer: the layer.
+        channels: int32 (capacity,); padding is the layer's number of channels.
         start: int32 (capacity,).
         column: int32 (channels,).
         kind, slot: {path of a leaf: int32 (capacity,)}.
@@ -55,12 +56,12 @@ def parts_of(layout: Layout, capacity: Capacity, address: Any) -> Iterator[Part]
 
 
 def own_slot(address: jax.Array) -> Any:
-    """Returns the slot of what is a task's own beside rows."""
+    """Returns the slot of the values that a task has of its own beside its rows."""
     return address[-2]
 
 
 def zero_of(address: jax.Array) -> Any:
-    """Returns a zero that a compiler does not know."""
+    """Returns a zero whose value a compiler does not know."""
     return address[-1]
 
 
@@ -68,10 +69,10 @@ def written(layout: Layout, capacity: Capacity, parts: Mapping[str, Part], own: 
     """Returns an address.
 
     Args:
-        layout: the backbone's.
-        capacity: to which the parts are padded; each is of as many channels or fewer.
+        layout: the backbone's layout.
+        capacity: the capacity to which the parts are padded; no part has more channels.
         parts: {path of a kernel: its part, without `column`}.
-        own: see `own_slot`.
+        own: the slot that `own_slot` returns.
     """
     found: list[np.ndarray] = []
     for layer, room in zip(layout.layers, capacity, strict=True):
@@ -85,7 +86,7 @@ def written(layout: Layout, capacity: Capacity, parts: Mapping[str, Part], own: 
 
 
 def widened(layout: Layout, capacity: Capacity, address: np.ndarray, room: Capacity) -> np.ndarray:
-    """Returns an address that is padded to more room."""
+    """Returns an address that is padded to the larger capacity `room`."""
     if room == capacity:
         return address
     parts = {part.layer.path: _cut(part) for part in parts_of(layout, capacity, address)}
@@ -99,7 +100,7 @@ def moved(
 
     Args:
         layout, capacity, address: see `parts_of`.
-        slots: {(path of a leaf, a kind): int32, where each row of that table is now}; other rows stay.
+        slots: {(path of a leaf, a kind): int32, the new slot of each row of that table}; other rows stay.
     """
     found = address.copy()
     for part in parts_of(layout, capacity, found):

@@ -1,4 +1,4 @@
-"""`Bank`: tasks that are answered from one backbone, each stored row once on the device."""
+"""`Bank`: tasks that are answered from one backbone, with each stored row once on the device."""
 
 import collections
 import contextlib
@@ -20,26 +20,26 @@ from cwps_jax.errors import CwpsError
 from cwps_jax.settings import nearest
 from cwps_jax.store.pool import Pool
 
-NAMED = 20  # tasks that an error names
+NAMED = 20  # the most tasks that an error names
 
 
 class Bank:
     """Tasks of a pool, answered from one backbone.
 
     Three ways to run give the same answers, merged and swapped to the bit: *merged*, a task's whole network
-    is made on the device and kept for the next question; *swapped*, it takes the place of another in a
-    working copy; *mixed*, pictures of many tasks go through the network together. Threads may share it.
+    is made on the device and kept for the next request; *swapped*, it takes the place of another one in a
+    working copy; *mixed*, pictures of many tasks go through the network together. Threads may share a bank.
 
     Args:
         pool: the stored models.
-        tasks: names, "birds" or "birds@2"; None for all, those that are stored later too, see `refresh`.
-        model: the plain model with the head of most classes, where the pool's backbone is one of your own.
-        device_bytes: most bytes on the device; 0 for no limit.
-        host_bytes: most bytes of rows on the host that the device has no room for; 0 for no limit.
+        tasks: names, "birds" or "birds@2"; None for all tasks, also those stored later, see `refresh`.
+        model: the plain model with its widest head, if the pool's backbone is a model of your own.
+        device_bytes: the most bytes on the device; 0 for no limit.
+        host_bytes: the most bytes on the host, of rows that the device has no room for; 0 for no limit.
 
     Raises:
-        CwpsError: no such task; one of those that are named cannot be served, because its method adds to its
-            model, say, or none of all can; or a limit that is too small.
+        CwpsError: there is no such task; a named task cannot be served, for example because its method adds
+            to its model; no task of the pool can be served; or a limit is too small.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class Bank:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Tasks of the pool that cannot be served, {name: why}, where the bank is one of all tasks.
+        """Tasks of the pool that cannot be served, {name: reason}, if the bank serves all tasks.
 
-        A warning names each of them, and whoever asks for one is told why.
+        A warning names each of them, and a request for one is refused with the reason.
         """
         return self._shelf.left_out
 
     @property
     def resident(self) -> dict[str, int]:
-        """Bytes of what is served: "device"; "host", copies of what the device has no room for; "disk"."""
+        """Bytes of the served tasks: "device"; "host", rows that the device has no room for; "disk"."""
         with self._lock:
             loaded = [entry for entry in self._entries.values() if entry.loaded]
             far = [one for one in loaded if not self._ways.resident.is_near(one.version.id)]
@@ -89,11 +89,11 @@ class Bank:
             }
 
     def described(self, pool: Pool, task: str) -> Described:
-        """Returns what a task's network is given, and gives, as far as its arrays tell.
+        """Returns a description of a task's inputs and outputs, as far as its arrays show them.
 
         Args:
-            pool: where the task is stored.
-            task: its name.
+            pool: the pool in which the task is stored.
+            task: the task's name.
         """
         return Described(classes_of(pool.layout, self._shelf.trees.own(pool.version(task)).leaves))
 
@@ -101,10 +101,10 @@ class Bank:
         """Returns a task that is served.
 
         Args:
-            name: of the task, as it was asked for.
+            name: the task's name, as it was asked for.
 
         Raises:
-            CwpsError: it is not served; the message names the nearest.
+            CwpsError: the task is not served; the message gives the most similar name.
         """
         if name not in self._entries:
             near = nearest(name, self._entries)
@@ -122,10 +122,10 @@ class Bank:
         """Serves one more task, or its newest version from now on.
 
         Args:
-            task: its name, or "task@n".
+            task: the task's name, or "task@n".
 
         Raises:
-            CwpsError: as for the bank.
+            CwpsError: see `Bank`.
         """
         with self._lock:
             if task not in self._shelf.pool:
@@ -134,13 +134,13 @@ class Bank:
             self._dropped.discard(task)
 
     def drop(self, task: str) -> None:
-        """Serves a task no more. Requests under way are answered; then its memory is free.
+        """Stops serving a task. Requests under way are answered; then its memory is freed.
 
         Args:
-            task: its name, as it was asked for.
+            task: the task's name, as it was asked for.
 
         Raises:
-            CwpsError: it is not served.
+            CwpsError: the task is not served.
         """
         with self._lock:
             entry = self.served(task)
@@ -149,10 +149,10 @@ class Bank:
             self._retire(entry)
 
     def refresh(self) -> None:
-        """Opens the pool anew: newer versions replace those that are served.
+        """Opens the pool again: newer versions replace those that are served.
 
-        A bank of all tasks serves new ones too, but for those that were dropped. A task that is no more in
-        the pool is served no more.
+        A bank of all tasks also serves new ones, except those that were dropped. A task that is no longer
+        in the pool is no longer served.
         """
         with self._lock:
             self._shelf.open_anew()
@@ -169,17 +169,17 @@ class Bank:
             self._serve(found)
 
     def answer(self, prepared: Any, tasks: str | Sequence[str], way: str = "") -> list[np.ndarray]:
-        """Returns the logits of pictures, each (classes of its task,).
+        """Returns the logits of each picture, (classes of its task,).
 
         Args:
-            prepared: (n, height, width, channels), as the tasks' models take them before what is done on the
-                device: uint8 pixels or float numbers.
-            tasks: one a picture, or one for all.
-            way: "merged", "swapped" or "mixed"; by default what takes least, see `way`.
+            prepared: (n, height, width, channels), uint8 pixels or float numbers, as the tasks' models take
+                them before the preparation that runs on the device.
+            tasks: one task for each picture, or one for all.
+            way: "merged", "swapped" or "mixed"; by default the fastest one, see `way`.
 
         Raises:
-            CwpsError: a task that is not served, another number of them than of pictures, an unknown way, or
-                "mixed" for a task that is not stored as channels.
+            CwpsError: a task is not served, the numbers of tasks and pictures differ, the way is unknown, or
+                it is "mixed" and a task is not stored as channels.
         """
         prepared = np.asarray(prepared)
         names = [tasks] * len(prepared) if isinstance(tasks, str) else list(tasks)
@@ -205,21 +205,21 @@ class Bank:
             return [rows[number][: entry.described.classes] for number, entry in enumerate(found)]
 
     def way(self, counts: Mapping[str, int]) -> str:
-        """Returns the way that takes least for a request, by what was measured here.
+        """Returns the way that takes the least time for a request, by measurements on this machine.
 
-        What is not measured yet is measured now, once for each power of two of pictures.
+        Missing measurements are made now, one for each power of two of pictures.
 
         Args:
-            counts: {task: how many pictures}.
+            counts: {task: number of pictures}.
         """
         with self._leased(list(counts)) as found:
             return self._way(dict(zip(found, counts.values(), strict=True)))
 
     def measure(self, counts: Mapping[str, int]) -> dict[str, float]:
-        """Measures all ways for a request, anew, and returns the seconds of each.
+        """Measures all ways for a request, even if they were measured before; returns {way: seconds}.
 
         Args:
-            counts: {task: how many pictures}.
+            counts: {task: number of pictures}.
         """
         with self._lock:
             self._ways.costs.seconds.clear()
@@ -237,7 +237,7 @@ class Bank:
             return self._ways.seconds(counts, image)
 
     def _started(self, way: str, found: Sequence[Entry], pixels: np.ndarray) -> jax.Array:
-        """Starts a program for pictures of one task, or of several that are mixed; returns its logits."""
+        """Starts a program for pictures of one task, or of several mixed tasks; returns its logits."""
         room = bucket(len(pixels)) - len(pixels)
         padded = np.concatenate([pixels, np.zeros((room, *pixels.shape[1:]), pixels.dtype)])
         with self._lock:
@@ -247,7 +247,7 @@ class Bank:
 
     @contextlib.contextmanager
     def _leased(self, names: Sequence[str]) -> Iterator[list[Entry]]:
-        """Gives tasks to a request: what is dropped meanwhile goes when it has ended."""
+        """Lends tasks to a request: a task that is dropped meanwhile is freed when the request has ended."""
         with self._lock:
             found = [self.served(name) for name in names]
             for entry in found:
@@ -264,11 +264,11 @@ class Bank:
         return self._shelf.servable(names) if self._all else [self._shelf.found(name) for name in names]
 
     def _serve(self, found: Sequence[Entry]) -> None:
-        """Serves tasks from now on, in the place of those of their names."""
+        """Serves tasks from now on, in the place of those with the same names."""
         widest = max((entry.described.classes for entry in found), default=1)
         ways = self._ways
         grown = widest > ways.classes
-        if grown:  # heads lie padded to it: all anew
+        if grown:  # Heads are padded to this width, so all tasks are loaded again.
             ways.classes = bucket(widest) if self._shelf.model is None else widest
             for entry in self._entries.values():
                 ways.forget(entry)
@@ -279,7 +279,7 @@ class Bank:
         tasks = [entry.loaded for entry in self._entries.values() if entry.loaded]
         for task in tasks:
             task.classes = ways.classes
-        if ways.resident.limits[0]:  # they come when they are asked for
+        if ways.resident.limits[0]:  # Each task is loaded when it is asked for.
             for task in tasks if grown else [entry.loaded for entry in found if entry.loaded]:
                 ways.resident.note(task)
         else:
@@ -290,7 +290,7 @@ class Bank:
         self._free([entry])
 
     def _free(self, dropped: Sequence[Entry]) -> None:
-        """Frees the memory of tasks that were dropped and that no request needs."""
+        """Frees the memory of those dropped tasks that no request needs."""
         for entry in (idle := [entry for entry in dropped if not entry.uses]):
             self._ways.forget(entry)
         if idle:

@@ -1,4 +1,4 @@
-"""What each way takes, measured once for each power of two of pictures."""
+"""The time that each way takes, measured once for each power of two of pictures."""
 
 import dataclasses
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-REPEATS = 3  # the least of so many counts, after one that compiles
+REPEATS = 3  # measurements, after a first call that compiles; the shortest time counts
 
 
 @dataclasses.dataclass
@@ -15,7 +15,7 @@ class Costs:
     """Measured seconds.
 
     Attributes:
-        seconds: {what: seconds}; what is written here is not measured.
+        seconds: {key of a call: its seconds}; a call whose key is here is not measured again.
     """
 
     seconds: dict[Hashable, float] = dataclasses.field(default_factory=dict)
@@ -24,8 +24,8 @@ class Costs:
         """Returns the seconds of a call, measured the first time that it is asked for.
 
         Args:
-            what: by which it is known again.
-            call: gives arrays of the device.
+            what: the key under which the seconds are kept.
+            call: the call, which returns arrays on the device.
         """
         if what not in self.seconds:
             jax.block_until_ready(call())
@@ -34,7 +34,7 @@ class Costs:
 
 
 def bucket(count: int) -> int:
-    """Returns the power of two of pictures that so many are padded to."""
+    """Returns the power of two to which a number of pictures is padded."""
     return 1 << (count - 1).bit_length()
 
 

@@ -1,4 +1,4 @@
-"""A task that a bank serves, and what is to be known of it beside its rows."""
+"""A task that a bank serves, and the description of it that its rows do not contain."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ from cwps_jax.store.trees import Trees
 
 
 class Described(NamedTuple):
-    """What a task's network is given, and gives.
+    """The inputs and outputs of a task's network.
 
     Attributes:
-        classes: outputs that are the task's.
-        shape: of an image as the model sees it, (height, width, channels); () where it is not known.
-        dtype: that the model computes in; "" for its own.
-        preparation: what is done to a batch on the device.
-        pixels: type of an image.
+        classes: the number of outputs that belong to the task.
+        shape: the shape of an image as the model sees it, (height, width, channels); () if it is unknown.
+        dtype: the dtype in which the model computes; "" for the model's default.
+        preparation: the preparation of a batch that runs on the device.
+        pixels: the dtype of an image.
     """
 
     classes: int
@@ -34,7 +34,7 @@ class Described(NamedTuple):
 
     @property
     def group(self) -> tuple[str, Preparation]:
-        """What pictures have in common that go through one program."""
+        """The properties that all pictures of one program must share."""
         return self.dtype, self.preparation
 
 
@@ -43,13 +43,13 @@ class Entry:
     """One task of a bank.
 
     Attributes:
-        name: as it was asked for, "birds" or "birds@2".
-        pool: in which it was found.
-        version: which it is.
-        described: see `Described`.
-        loaded: where its rows lie; None for a task that is stored otherwise, whose tree is made by the pool.
-        uses: requests under way.
-        dropped: whether it goes when they have ended.
+        name: the task's name as it was asked for, "birds" or "birds@2".
+        pool: the pool in which it was found.
+        version: the version that is served.
+        described: its inputs and outputs.
+        loaded: where its rows lie; None for a task that is not stored as channels, whose tree the pool makes.
+        uses: the number of requests under way.
+        dropped: whether the task is freed when they have ended.
     """
 
     name: str
@@ -65,14 +65,14 @@ def entry_of(pool: Pool, trees: Trees, name: str, known: Described, plain: nn.Mo
     """Returns a task that was found in a pool.
 
     Args:
-        pool: where.
-        trees: of its folder.
-        name: "birds" or "birds@2".
-        known: see `Described`.
+        pool: the pool.
+        trees: the stored trees of the pool's folder.
+        name: the task's name, "birds" or "birds@2".
+        known: the task's inputs and outputs.
         plain: the backbone's model.
 
     Raises:
-        CwpsError: its method adds to the model.
+        CwpsError: the task's method adds to the model.
     """
     version = pool.version(name)
     if pool.model(name, plain) is not plain:
@@ -85,11 +85,11 @@ def entry_of(pool: Pool, trees: Trees, name: str, known: Described, plain: nn.Mo
 
 
 def whole_tree(entry: Entry, classes: int) -> dict[str, Any]:
-    """Returns the variables of a task that is not stored as channels, its head widened.
+    """Returns the variables of a task that is not stored as channels, with its head widened.
 
     Args:
         entry: the task.
-        classes: room for its head.
+        classes: the number of classes to which its head is widened.
     """
     variables = flatten(entry.pool.effective(entry.version.name))
     for path in entry.pool.layout.head_paths:

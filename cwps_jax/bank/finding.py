@@ -14,15 +14,15 @@ from cwps_jax.store.trees import Trees
 
 
 class Shelf:
-    """See above.
+    """The pool of a bank, as it was when it was last opened.
 
     Args:
         pool: the stored models.
         model: the plain model, or None for the pool's backbone.
-        described: what is to be known of a task of a pool.
+        described: the function that describes the inputs and outputs of a task of a pool.
 
     Attributes:
-        left_out: {task: why it cannot be served}.
+        left_out: {task: the reason why it cannot be served}.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class Shelf:
         self._described = described
 
     def open_anew(self) -> None:
-        """Sees what was stored or removed since the pool was opened."""
+        """Opens the pool again, to see the tasks that were stored or removed since."""
         self.pool = pool = Pool.open(self.pool.folder)
         self.trees = Trees(pool.folder, pool.index)
         self.left_out = {name: why for name, why in self.left_out.items() if name in pool}
 
     def found(self, name: str) -> Entry:
-        """Returns a task. Raises CwpsError where there is none, or it cannot be served."""
-        self.pool.version(name)  # says what is wrong with the name
+        """Returns a task. Raises CwpsError if there is none of this name, or it cannot be served."""
+        self.pool.version(name)  # Its error says what is wrong with the name.
         known = self._described(self.pool, name)
         plain = self.model_of(known.dtype, known.classes)
         found = entry_of(self.pool, self.trees, name, known, plain)
@@ -49,7 +49,7 @@ class Shelf:
         return found
 
     def servable(self, names: Iterable[str]) -> list[Entry]:
-        """Returns those of some tasks that can be served; the others are left out, each with a warning."""
+        """Returns those tasks that can be served; the others are left out, each with a warning."""
         entries = []
         for name in names:
             try:
@@ -61,7 +61,7 @@ class Shelf:
         return entries
 
     def model_of(self, dtype: str, classes: int) -> nn.Module:
-        """Returns the plain model with a head of so many classes, unless it was given."""
+        """Returns the given model, or else the pool's plain backbone with a head of `classes` outputs."""
         if self.model is not None:
             return self.model
         if not self.pool.index.backbone:

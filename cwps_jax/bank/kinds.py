@@ -1,9 +1,9 @@
-"""In what forms rows lie on the device, and how one becomes float32 there, to the bit as the pool decodes it.
+"""The forms in which rows lie on the device, and their decoding there, to the bit as the pool decodes them.
 
-A kind is a name. "plain" is rows as they are. "halves4" is `core.coding.Codes` of 4 bits: planes of bits, or
-whole numbers for 8 and 16, times a row's step size. "levels4" is what an entropy coder gave, whose rows
-cannot be read one by one: whole multiples of the step, in the narrowest planes that hold a row's largest.
-"start" is no table: the row is the pre-trained model's channel itself.
+A kind is the name of a form. "plain" means rows without coding. "halves4" means `core.coding.Codes` of 4
+bits: planes of bits (integers for 8 and 16 bits), times the row's step size. "levels4" means rows that were
+entropy-coded and could not be decoded one by one: integer multiples of the step, in the fewest planes of bits
+that hold the row's largest multiple. "start" has no table: the row is the pre-trained model's channel itself.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from cwps_jax.core.coding import Codes
 from cwps_jax.core.entropy import EntropyCodes
 
 START, PLAIN = "start", "plain"
-WIDTHS = (2, 4, 8)  # of levels: more of them would save little, and each is one more look-up
+WIDTHS = (2, 4, 8)  # bits of levels; more widths would save little, and each is one more look-up
 KINDS = (
     START,
     PLAIN,
@@ -36,8 +36,8 @@ def by_kind(stored: Any) -> tuple[dict[str, Parts], np.ndarray, np.ndarray]:
         stored: `Codes`, or an array (rows, fan-in).
 
     Returns:
-        {kind: its parts, each (rows of that kind, ...)}; the number of each row's kind, and its place among
-        the rows of that kind, int32 (rows,).
+        {kind: its parts, each (rows of that kind, ...)}; the number of each row's kind, int32 (rows,); and
+        each row's place among the rows of that kind, int32 (rows,).
     """
     if not isinstance(stored, Codes):
         rows = np.asarray(stored)
@@ -51,7 +51,7 @@ def by_kind(stored: Any) -> tuple[dict[str, Parts], np.ndarray, np.ndarray]:
     steps = np.broadcast_to(stored.steps, len(levels)).astype(np.float32)
     largest = np.abs(levels.astype(np.int16)).max(axis=1, initial=0)
     found: dict[str, Parts] = {}
-    kinds, places = np.zeros(len(levels), np.int32), np.zeros(len(levels), np.int32)  # zeros alone: "start"
+    kinds, places = np.zeros(len(levels), np.int32), np.zeros(len(levels), np.int32)  # rows of zeros: "start"
     below = 0
     for bits in WIDTHS:
         most = 2 ** (bits - 1) - 1
@@ -66,10 +66,10 @@ def rows_of(kind: str, parts: Parts, start: jax.Array, zero: jax.Array) -> jax.A
     """Returns rows of one kind, (rows, fan-in); traced.
 
     Args:
-        kind: its name.
-        parts: what lies on the device of these rows.
-        start: (rows, fan-in), the pre-trained model's channels that they are changes of.
-        zero: int32 (), a zero that the compiler does not know.
+        kind: the kind's name.
+        parts: the parts of these rows on the device.
+        start: (rows, fan-in), the pre-trained model's channels that the rows are changes of.
+        zero: int32 (), a zero whose value the compiler does not know.
     """
     if kind == PLAIN:
         return parts["rows"]
@@ -81,13 +81,14 @@ def rows_of(kind: str, parts: Parts, start: jax.Array, zero: jax.Array) -> jax.A
 def change(
     codes: jax.Array, steps: jax.Array, bits: int, middle: np.float32, size: int, zero: jax.Array
 ) -> jax.Array:
-    """Returns codes as float32 changes, (rows, size); traced.
+    """Returns the float32 changes that codes stand for, (rows, size); traced.
 
     Args:
-        codes: (rows, bits, bytes), or whole numbers (rows, size) where bits is 8 or 16.
-        steps: what broadcasts against the result.
-        bits, middle: of a code, and what is added to it.
-        size: numbers a row.
+        codes: (rows, bits, bytes), or integers (rows, size) if `bits` is 8 or 16.
+        steps: the step sizes, of a shape that broadcasts against the result.
+        bits: the bits of a code.
+        middle: the number that is added to a code before it is multiplied by its step size.
+        size: the number of values per row.
         zero: see `rows_of`.
     """
     if codes.ndim == 3:
@@ -95,18 +96,18 @@ def change(
         places = np.arange(bits, dtype=np.uint8)[:, None, None]
         codes = jnp.sum(single << places, axis=1, dtype=jnp.uint8).reshape(len(codes), -1)[:, :size]
     product = (codes.astype(jnp.float32) + middle) * steps.astype(jnp.float32)
-    # A compiler may fuse a product and the sum after it, and round once instead of twice: it cannot through
-    # an operation on whole numbers.
+    # A compiler may fuse a product and the sum after it, and round once instead of twice. An operation on
+    # integers between them prevents that.
     return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(product, jnp.int32) ^ zero, jnp.float32)
 
 
 def bits_of(kind: str) -> int:
-    """Returns the bits of a kind of codes."""
+    """Returns the number of bits of a kind of codes."""
     return int(kind.removeprefix("halves").removeprefix("levels"))
 
 
 def parts_bytes(parts: Mapping[str, Any]) -> int:
-    """Returns what arrays cost."""
+    """Returns the bytes of arrays."""
     return sum(part.nbytes for part in parts.values())
 
 

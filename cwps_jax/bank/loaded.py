@@ -21,14 +21,14 @@ class Loaded:
     """Where a version's network lies on the device.
 
     Attributes:
-        trees: of the pool as it was when the task was added.
-        version: which.
-        classes: room that its head has.
-        owners: whose rows it is made of; None before it was ever read.
-        capacity, address: see `bank.address`; empty while it is not on the device.
-        leaves: what is its own beside rows.
-        table: name of the table that holds that, and
-        slots: where, of that table alone.
+        trees: the stored trees of the pool as it was when the task was added.
+        version: the version.
+        classes: the number of classes for which its head has room.
+        owners: the identities of the versions whose rows it uses; None before the version is first read.
+        capacity, address: see `bank.address`; both are empty while the version is not on the device.
+        leaves: the leaves that the version has of its own beside its rows.
+        table: the name of the table that holds the values of these leaves.
+        slots: {key of that table: the slot of the version's values in it}.
     """
 
     trees: Trees
@@ -44,14 +44,14 @@ class Loaded:
 
 @dataclasses.dataclass(eq=False)
 class Owner:
-    """Where an owner's rows lie: `StoredRows` without the rows themselves."""
+    """Where an owner's rows lie on the device: `StoredRows` without the rows themselves."""
 
     rows: StoredRows
     slots: dict[Key, np.ndarray] = dataclasses.field(default_factory=dict)
     users: int = 0
 
     def slots_of(self, leaf: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the number of each row's kind, and its slot in the table of that kind, int32 (rows,)."""
+        """Returns the number of each row's kind, and its slot in that kind's table, both int32 (rows,)."""
         kind, place = self.rows.kind[leaf][rows], self.rows.place[leaf][rows]
         slot = np.zeros(len(rows), np.int32)
         for number in set(kind.tolist()) - {kinds.NUMBER[kinds.START]}:
@@ -61,12 +61,12 @@ class Owner:
 
 
 def parts_of_task(layout: Layout, own: StoredOwn, owners: Mapping[int, Owner]) -> dict[str, Part]:
-    """Returns {path of a kernel: which of its channels are not the pre-trained model's own, and where}.
+    """Returns {path of a kernel: its channels that are not the pre-trained model's own, and their places}.
 
     Args:
-        layout: the backbone's.
-        own: what the task is made of.
-        owners: whose rows are on the device.
+        layout: the backbone's layout.
+        own: the task's own leaves, and the owners of its channels.
+        owners: the owners whose rows are on the device.
     """
     return {layer.path: _part(layer, *own.ownership[layer.path], owners) for layer in layout.layers}
 
@@ -74,7 +74,7 @@ def parts_of_task(layout: Layout, own: StoredOwn, owners: Mapping[int, Owner]) -
 def _part(layer: Layer, owner: np.ndarray, row: np.ndarray, owners: Mapping[int, Owner]) -> Part:
     channels = np.flatnonzero((owner != 0) | (row != np.arange(layer.channels)))
     owner, row = owner[channels], row[channels]
-    start = row.astype(np.int32)  # of the pre-trained model's own
+    start = row.astype(np.int32)  # for channels of the pre-trained model; others follow below
     kind = {leaf: np.zeros(len(row), np.int32) for leaf in layer.leaves}
     slot = {leaf: np.zeros(len(row), np.int32) for leaf in layer.leaves}
     for identity in np.unique(owner[owner != 0]):

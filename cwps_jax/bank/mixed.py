@@ -1,10 +1,10 @@
 """The mixed batch: one picture of each of many tasks, in one call of the plain model.
 
-What it computes is said for one picture: the model's own `apply`, with the picture's task's effective
-parameters. `jax.vmap` makes a batch of it, so whatever a model does with a leaf that is a task's own (norms
-and their statistics, class tokens, position embeddings, heads, layers of a user's own) is right picture by
-picture, and fuses where it is arithmetic on activations. Only layers that share channels are given another
-form for the batch, in `mixed_layers`: their shared channels are multiplied once for all pictures.
+The computation is written for one picture: the model's own `apply`, with the effective parameters of the
+picture's task. `jax.vmap` makes a batch of it, so whatever a model does with a leaf that a task has of its
+own (norms and their statistics, class tokens, position embeddings, heads, layers that a user wrote) is right
+for each picture, and can be fused if it is arithmetic on activations. Only layers that share channels have
+another form for the batch, in `mixed_layers`: their shared channels are multiplied once for all pictures.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from cwps_jax.core.trees import Flat, Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.tracing import mode
 
-# Each class with the field that replaces the operation that it multiplies by.
+# For each class of layers, the field that replaces the operation with which the layer multiplies.
 _FIELDS: dict[type[nn.Module], str] = {
     nn.Conv: "conv_general_dilated",
     nn.Dense: "dot_general",
@@ -32,18 +32,18 @@ _FIELDS: dict[type[nn.Module], str] = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PrivateRows:
-    """What the tasks of B pictures do not share, gathered picture by picture.
+    """The values that the tasks of B pictures do not share, gathered for each picture.
 
-    A layer that none of the tasks has channels of its own in may be left out, and so may any leaf that is
-    as in the shared variables.
+    A layer may be left out if none of the tasks has channels of its own in it, and any leaf may be left out
+    that equals its leaf in the shared variables.
 
     Attributes:
-        channels: {path of a kernel: int32 (B, P)}, the output channels that are the picture's task's own;
-            the layer's number of channels for a row of padding. P is a layer's own.
-        rows: {path of a kernel or bias: (B, P, fan-in)}, those channels' parameters as
-            `core.packing.pack` has them; a bias has fan-in 1.
-        params: nested as the backbone's, private leaves and the head, each (B, ...).
-        other: other collections, such as {"batch_stats": ...}, each leaf (B, ...).
+        channels: {path of a kernel: int32 (B, P)}, the output channels that the picture's task has of its
+            own; the layer's number of channels stands for padding. P may differ between layers.
+        rows: {path of a kernel or bias: (B, P, fan-in)}, the parameters of those channels in the form of
+            `core.packing.pack`; a bias has fan-in 1.
+        params: the private leaves and the head, nested as in the backbone, each (B, ...).
+        other: other collections, such as {"batch_stats": ...}, with leaves (B, ...).
     """
 
     channels: Mapping[str, jax.Array]
@@ -55,23 +55,23 @@ class PrivateRows:
 def mixed_apply(
     model: nn.Module, layout: Layout, shared: Mapping[str, Tree], private: PrivateRows, inputs: jax.Array
 ) -> jax.Array:
-    """Returns the logits of pictures, each by its own task's network.
+    """Returns the logits of pictures, each computed by the network of its task.
 
-    Pure, and meant to be called under `jax.jit`: what a form does not need of the merged parameters is then
-    not computed.
+    The function is pure, and meant to be called under `jax.jit`: merged parameters that a layer does not use
+    are then not computed.
 
     Args:
         model: the plain backbone with its head.
-        layout: its layout.
+        layout: the backbone's layout.
         shared: the pre-trained model's variables, "params" and its other collections.
-        private: what the picture's tasks do not share.
-        inputs: (B, height, width, channels), or whatever a model reads, as the model takes it.
+        private: the values that the pictures' tasks do not share.
+        inputs: (B, height, width, channels), or another shape that the model takes.
 
     Returns:
-        (B, classes), as the model's own are.
+        (B, classes), with the dtype of the model's logits.
 
     Raises:
-        CwpsError: rows or leaves that the layout or the shared variables do not have, or of other shapes.
+        CwpsError: rows or leaves are not in the layout or the shared variables, or have other shapes.
     """
     layers = {layer.path: layer for layer in layout.layers}
     leaves = flatten(shared["params"])
@@ -96,10 +96,10 @@ def mixed_apply(
 
 
 def _interceptor(layers: Mapping[str, Layer], leaves: Flat, own: PrivateRows) -> Any:
-    """Returns what lets plain layers multiply by the shared kernel and by a picture's own rows.
+    """Returns the interceptor that makes plain layers multiply by the shared kernel and by a picture's rows.
 
-    Any other layer keeps the picture's merged kernel: scanned and stacked ones, transposed convolutions, a
-    user's own. A bias is merged for all, which is no work.
+    All other layers keep the picture's merged kernel: scanned and stacked layers, transposed convolutions,
+    layers that a user wrote. A bias is merged in all layers, which is little work.
     """
 
     def intercept(next_function, args, kwargs, context):
@@ -131,7 +131,7 @@ def _kernel_path(module: nn.Module, method_name: str) -> str | None:
 
 
 def _has_channels_last(module: Any, layer: Layer) -> bool:
-    """Whether a layer's channels are its features in their order, and it is one layer, not a stack."""
+    """Returns whether a layer's channels are its features in their order, and it is not a stack of layers."""
     shape = nn.meta.unbox(module.scope.get_variable("params", "kernel")).shape
     fan_in = len(shape) - (1 if isinstance(module.features, int) else len(module.features))
     return layer.shapes[0] == shape and layer.gate_shape == (1,) * fan_in + shape[fan_in:]
@@ -144,7 +144,7 @@ def _check(
     private: PrivateRows,
     pictures: int,
 ) -> None:
-    """Raises CwpsError for private rows and leaves that do not fit."""
+    """Raises CwpsError for private rows and leaves that do not fit the layout or the shared variables."""
     expected: dict[str, tuple[int, ...]] = {}
     for path, channels in private.channels.items():
         if path not in layers:

@@ -1,8 +1,9 @@
-"""One layer of a mixed batch: its shared channels multiplied once for all pictures, and each picture's own.
+"""One layer of a mixed batch: shared channels are multiplied once for all pictures, others for each one.
 
-All is said for one picture, in forms of which `jax.vmap` makes what a batch shall do: a convolution by the
-shared kernel stays one convolution, and a picture's own rows become a batched matrix product. Vmap of the
-plain convolution by merged kernels would be one that is grouped by pictures, which CPUs are slow at.
+Everything is written for one picture, in forms that `jax.vmap` turns into an efficient batch: a convolution
+with the shared kernel stays one convolution, and the rows of each picture become a batched matrix product.
+Vmap of the plain convolution with merged kernels would be a convolution that is grouped by pictures, which
+is slow on CPUs.
 """
 
 import dataclasses
@@ -21,13 +22,13 @@ Operation = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def merged(leaf: jax.Array, gate_shape: tuple[int, ...], channels: jax.Array, rows: jax.Array) -> jax.Array:
-    """Returns a leaf with rows in the places of its channels.
+    """Returns a leaf in which rows replace channels.
 
     Args:
         leaf: a kernel or bias.
-        gate_shape: its layer's.
-        channels: (P,); the layer's number of channels for padding.
-        rows: (P, fan-in).
+        gate_shape: the gate shape of its layer.
+        channels: (P,), the channels that are replaced; padding is the layer's number of channels.
+        rows: (P, fan-in), their new parameters.
     """
     columns = to_columns(leaf, gate_shape)
     columns = columns.at[:, channels].set(rows.T.astype(leaf.dtype), mode="drop")
@@ -36,12 +37,12 @@ def merged(leaf: jax.Array, gate_shape: tuple[int, ...], channels: jax.Array, ro
 
 @dataclasses.dataclass(frozen=True)
 class MixedLayer:
-    """Stands for the operation of a layer whose features are its channels.
+    """Replaces the operation of a layer whose features are its channels.
 
     Attributes:
-        kernel: the shared one, (fan-in axes..., features...).
-        channels: (P,), the picture's own; the number of channels for padding.
-        rows: (P, fan-in).
+        kernel: the shared kernel, (fan-in axes..., features...).
+        channels: (P,), the picture's own channels; padding is the layer's number of channels.
+        rows: (P, fan-in), the parameters of these channels.
     """
 
     kernel: jax.Array
@@ -49,7 +50,7 @@ class MixedLayer:
     rows: jax.Array
 
     def dot_general(self, inputs: jax.Array, kernel: jax.Array, dimensions: Any, **kwargs: Any) -> jax.Array:
-        """Stands for `jax.lax.dot_general` of a picture by a kernel; see there."""
+        """Replaces `jax.lax.dot_general` of a picture and a kernel; see there."""
         (axes, _), _ = dimensions
         operation = lambda x, k: jax.lax.dot_general(x, k, dimensions, **kwargs)
 
@@ -69,7 +70,7 @@ class MixedLayer:
         padding: Any,
         **kwargs: Any,
     ) -> jax.Array:
-        """Stands for `jax.lax.conv_general_dilated` of a picture by a kernel; see there."""
+        """Replaces `jax.lax.conv_general_dilated` of a picture and a kernel; see there."""
         operation = lambda x, k: jax.lax.conv_general_dilated(x, k, window_strides, padding, **kwargs)
         groups, fan_in = kwargs["feature_group_count"], kernel.ndim - 1
         depthwise = groups == kernel.shape[-1] and kernel.shape[-2] == 1
@@ -100,11 +101,11 @@ class MixedLayer:
 
 
 def _one_by_one(operation: Operation) -> Operation:
-    """Returns an operation of a picture by its own merged kernel, which a CPU does for one after another.
+    """Returns an operation of each picture with its merged kernel; a CPU takes the pictures one by one.
 
-    For kernels of fewer numbers than what placing a picture's own channels in the outputs, and their
-    products, would write: those of early layers, whose merging is little work. It multiplies no more than
-    a plain batch.
+    It is for kernels that have fewer numbers than would be written by multiplying a picture's own channels
+    and placing them in the outputs. Such are the kernels of early layers, which are quickly merged. It does
+    not multiply more often than a plain batch.
     """
     by_vmap = jax.vmap(operation)
     in_turn = lambda inputs, kernels: jax.lax.map(lambda one: operation(*one), (inputs, kernels))
@@ -113,7 +114,7 @@ def _one_by_one(operation: Operation) -> Operation:
     @product.def_vmap
     def batched(size: int, is_batched: Any, inputs: jax.Array, kernels: jax.Array) -> tuple[jax.Array, bool]:
         axes = tuple(0 if one else None for one in is_batched)
-        if None in axes:  # a model's own vmap around one kernel
+        if None in axes:  # The model itself applies vmap around one kernel.
             return jax.vmap(operation, axes)(inputs, kernels), True
         return jax.lax.platform_dependent(inputs, kernels, cpu=in_turn, default=by_vmap), True
 
@@ -121,11 +122,11 @@ def _one_by_one(operation: Operation) -> Operation:
 
 
 def _rows_product(window: "Window", inputs: jax.Array, rows: jax.Array, precision: Any) -> jax.Array:
-    """Returns the channels of some rows, (outputs, P), by the form that writes fewer numbers in between.
+    """Returns the channels of some rows, (outputs, P), by the form with fewer intermediate numbers.
 
-    Both multiply as often, but for strides. Either a row's weights of every place of the kernel are a channel
-    of their own, multiplied by every pixel that is read, and shifted sums of those are the outputs; or what
-    an output reads is copied into a column for it. Channels of a few rows are fewer than what a pixel has.
+    Except for strides, both forms multiply equally often. In the first, a row's weights at each place of the
+    kernel are multiplied by every pixel, and the outputs are shifted sums of the products. In the second, the
+    inputs of each output are copied into a column. A few rows give fewer products than a pixel has features.
     """
     places, features = math.prod(window.sizes), inputs.shape[-1]
     padded = window.pad(inputs)
@@ -144,18 +145,18 @@ def _rows_product(window: "Window", inputs: jax.Array, rows: jax.Array, precisio
 
 
 def _depthwise(taps: Sequence[jax.Array], kernel: jax.Array) -> jax.Array:
-    """Returns a depthwise convolution: arithmetic on activations, by a kernel of every picture's own."""
+    """Returns a depthwise convolution, which is arithmetic on activations, by the picture's merged kernel."""
     flat = kernel.reshape(len(taps), kernel.shape[-1])
     return functools.reduce(jnp.add, [tap * flat[place] for place, tap in enumerate(taps)])
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Where a convolution's kernel reads.
+    """The places that a convolution's kernel reads.
 
     Attributes:
-        sizes, strides, dilations: of each spatial axis.
-        padding: (before, after) of each.
+        sizes, strides, dilations: the kernel's size, stride and dilation on each spatial axis.
+        padding: (before, after) for each spatial axis.
     """
 
     sizes: tuple[int, ...]
@@ -172,25 +173,25 @@ class Window:
         dilations: Sequence[int],
         shape: Sequence[int],
     ) -> "Window":
-        """Returns it from the arguments of a convolution of (batch, spatial axes..., features)."""
+        """Returns the window of a convolution with these arguments; `shape` is (batch, axes..., features)."""
         if isinstance(padding, str):
             spans = [(size - 1) * step + 1 for size, step in zip(sizes, dilations, strict=True)]
             padding = jax.lax.padtype_to_pads(shape[1:-1], spans, strides, padding)
         return cls(tuple(sizes), tuple(strides), tuple(dilations), tuple(map(tuple, padding)))
 
     def pad(self, inputs: jax.Array) -> jax.Array:
-        """Returns what is read, (batch, spatial axes..., features), with its padding."""
+        """Returns the inputs, (batch, spatial axes..., features), with their padding."""
         edges = [(0, 0, 0), *((low, high, 0) for low, high in self.padding), (0, 0, 0)]
         return jax.lax.pad(inputs, jnp.zeros((), inputs.dtype), edges)
 
     def outputs(self, padded: Sequence[int]) -> tuple[int, ...]:
-        """Returns the shape of the outputs, (batch, spatial axes...), from that of what is padded."""
+        """Returns the shape of the outputs, (batch, spatial axes...), from the shape of the padded inputs."""
         reach = [(size - 1) * step for size, step in zip(self.sizes, self.dilations, strict=True)]
         sides = zip(padded[1:-1], reach, self.strides, strict=True)
         return padded[0], *((side - span - 1) // step + 1 for side, span, step in sides)
 
     def taps(self, padded: jax.Array) -> list[jax.Array]:
-        """Returns what each of the kernel's places reads, (batch, spatial axes..., features), in order."""
+        """Returns the inputs that each place of the kernel reads, (batch, spatial axes..., features)."""
         batch, *sides = self.outputs(padded.shape)
         found = []
         for place in itertools.product(*map(range, self.sizes)):

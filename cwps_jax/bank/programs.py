@@ -1,9 +1,9 @@
-"""What runs on the device: a task's variables out of the tables, or the rows of many tasks' pictures.
+"""The programs on the device: they read a task's variables, or the rows for many pictures, from the tables.
 
-All of a network is written in one pass, into the buffers of one before: what is the task's own out of the
-tables, the rest out of the pre-trained model. A swap and a tree that is kept are that very pass. On a
-CPU that pass costs less than to write single channels, which lie apart in a kernel; most of a swap there is,
-by what is known so far, to gather the rows and to turn them.
+A whole network is written in one pass, into the buffers of an earlier one: the task's own values come from
+the tables, all others from the pre-trained model. A swap and the making of a kept tree are the same pass. On
+a CPU this pass costs less than writing single channels, which are not contiguous in a kernel; by the
+measurements so far, most of a swap's time goes into gathering the rows and transposing them.
 """
 
 import functools
@@ -43,10 +43,10 @@ def _own(
     own: Mapping[str, jax.Array],
     address: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Returns {path: leaf} of all variables but the layers': a task's own, and what it has not of its own."""
+    """Returns {path: leaf} of all variables except those of layers: a task's own, or else the shared ones."""
     vectors = {dtype: jnp.take(array, own_slot(address), axis=0) for dtype, array in own.items()}
     found = {path: leaf for path, leaf in start.items() if not path.startswith("params/")}
-    if any(not leaf.path.startswith("params/") for leaf in leaves):  # not even a leaf of another task's head
+    if any(not leaf.path.startswith("params/") for leaf in leaves):  # The pre-trained head's ones must go too.
         found = flatten(without_head(layout, unflatten(found)))
     coded = 0
     for leaf in leaves:
@@ -73,7 +73,7 @@ def _private(
     own: Mapping[str, jax.Array],
     address: jax.Array,
 ) -> PrivateRows:
-    """Returns what is not the pre-trained model's own in one task's network."""
+    """Returns the values of one task's network that are not those of the pre-trained model."""
     channels, rows = {}, {}
     for part in parts_of(layout, capacity, address):
         if not len(part.channels):
@@ -98,16 +98,16 @@ def written(
     own: Mapping[str, jax.Array],
     address: jax.Array,
 ) -> dict[str, Any]:
-    """Returns a task's variables, equal to the bit to `Pool.effective` but for the width of its head.
+    """Returns a task's variables, equal to the bit to `Pool.effective` except for the width of the head.
 
     Args:
-        layout: the backbone's.
-        capacity: of the address.
-        leaves: what is its own beside rows.
-        working: such variables, whose memory is given up and used.
-        start: {path: leaf}, the pre-trained model's variables without its head, and what replaces them.
+        layout: the backbone's layout.
+        capacity: the capacity of the address.
+        leaves: the leaves that the task has of its own beside its rows.
+        working: variables of the same form, whose memory is given up and used again.
+        start: {path: leaf}, the pre-trained model's variables without its head.
         tables: {path of a leaf: {kind: its parts}}.
-        own: {dtype: (tasks, values)}.
+        own: {dtype: (tasks, values)}, the table of the values of `leaves`.
         address: see `bank.address`.
     """
     private = _private(layout, capacity, leaves, start, tables, own, address)
@@ -125,7 +125,7 @@ def written(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def empty(layout: Layout, leaves: OwnLeaves, start: Mapping[str, jax.Array]) -> dict[str, Any]:
-    """Returns zeros in the form of what `written` returns, for a first one to be written into."""
+    """Returns zeros in the form of the variables that `written` returns, into which it can write first."""
     nothing = {path: jnp.zeros_like(leaf) for path, leaf in start.items()}
     if any(not leaf.path.startswith("params/") for leaf in leaves):
         nothing = flatten(without_head(layout, unflatten(nothing)))
@@ -143,13 +143,13 @@ def of_pictures(
     own: Mapping[str, jax.Array],
     addresses: jax.Array,
 ) -> PrivateRows:
-    """Returns what a mixed batch needs of its tasks.
+    """Returns the values that the tasks of a mixed batch do not share.
 
-    It is no part of the network's program, which is not compiled anew when a table grows.
+    This program is separate from the network's, so that a growing table does not compile the network again.
 
     Args:
         layout, capacity, leaves, start, tables, own: see `written`.
-        addresses: int32 (pictures, ...).
+        addresses: int32 (pictures, ...), the address of each picture's task.
     """
     of_one = functools.partial(_private, layout, capacity, leaves, start, tables, own)
     return jax.vmap(of_one)(addresses)

@@ -1,7 +1,7 @@
-"""What is on the device: tables of rows, trees of tasks that are asked often, and a working copy.
+"""The contents of the device: tables of rows, trees of tasks that are often asked for, and a working copy.
 
-A byte limit holds for all of it: what was used longest ago goes first, trees before rows. With a limit,
-rows that were read stay on the host too, under a limit of its own, and what is on neither is on disk.
+One byte limit holds for all of them: the least recently used are removed first, trees before rows. If there
+is a limit, rows that were read also stay on the host, under a limit of its own; all others are on the disk.
 """
 
 import collections
@@ -23,26 +23,26 @@ from cwps_jax.errors import CwpsError
 from cwps_jax.store.trees import Trees
 
 Arriving = dict[Key, list[tuple[int | Loaded, kinds.Parts]]]
-OWN = "own"  # the kind of what is a task's own beside rows
-NOWHERE = np.iinfo(np.int32).max  # a slot that no table has: nothing is written there
+OWN = "own"  # the kind of the values that a task has of its own beside its rows
+NOWHERE = np.iinfo(np.int32).max  # a slot that no table has, so that nothing is written
 
 
 class NoRoom(CwpsError):
-    """What a request needs at once is more than the device's limit."""
+    """A request needs more bytes at once than the device's limit."""
 
 
 class Resident:
-    """See above. Whoever calls it holds the bank's lock.
+    """The contents of the device and the host. A caller must hold the bank's lock.
 
     Args:
-        trees: the pool's.
+        trees: the pool's stored trees.
         device_bytes, host_bytes: limits; 0 for none.
 
     Attributes:
         start: {path: leaf}, the pre-trained model's variables without its head.
         tables: the rows.
-        kept: {who: tree}, trees of tasks that are asked often, the one asked last at the end.
-        working: the working copy, and whose it is now.
+        kept: {task: tree}, trees of tasks that are often asked for, the most recently used one last.
+        working: (task, tree), the task that is in the working copy now, and the copy; or None.
     """
 
     def __init__(self, trees: Trees, device_bytes: int, host_bytes: int) -> None:
@@ -59,7 +59,7 @@ class Resident:
         self._owners: dict[int, Owner] = {}
         self._host: collections.OrderedDict[int, StoredRows] = collections.OrderedDict()
         self._own_tables: dict[tuple[OwnLeaf, ...], tuple[str, tuple[OwnLeaf, ...]]] = {}
-        self._known: list[Mapping[str, int]] = []  # capacities of programs
+        self._known: list[Mapping[str, int]] = []  # the capacities for which programs were compiled
         self._fan_in = {layer.path: float(layer.channel_parameters) for layer in self.layout.layers}
         if device_bytes and self.device_bytes > device_bytes:
             raise CwpsError(
@@ -68,13 +68,13 @@ class Resident:
 
     @property
     def device_bytes(self) -> int:
-        """What is on the device."""
+        """The bytes on the device."""
         trees = (self.start, self.kept, self.working and self.working[1])
         return self.tables.nbytes + sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
 
     @property
     def host_bytes(self) -> int:
-        """What is on the host, where rows stay that were on the device."""
+        """The bytes on the host, where rows stay that were on the device."""
         return sum(rows.nbytes for rows in self._host.values())
 
     def is_near(self, identity: int) -> bool:
@@ -85,7 +85,7 @@ class Resident:
         """Puts tasks on the device, all at once.
 
         Raises:
-            NoRoom: they do not fit.
+            NoRoom: the tasks do not fit.
             CwpsError: a stored tree is damaged.
         """
         wanted = list(dict.fromkeys(tasks))
@@ -104,7 +104,7 @@ class Resident:
             arriving = _arriving(coming, own)
             counts = self._make_room_for(arriving, wanted)
             if trees.keys() <= self._owners.keys() | coming.keys():
-                break  # else an owner from whom these borrow has left with a task that made room
+                break  # Otherwise a task that was unloaded to make room took an owner with it that is needed.
         self._owners |= {
             identity: Owner(dataclasses.replace(one, parts={})) for identity, one in coming.items()
         }
@@ -121,15 +121,15 @@ class Resident:
             task.trees.forget([task.version.id, *own[task].owners])
 
     def note(self, task: Loaded) -> StoredOwn:
-        """Reads what a task is made of, notes it, and returns what is its own beside rows."""
+        """Reads and returns the own values of a task beside its rows; notes its owners and leaves."""
         own = stored_own(task.trees, task.version, task.classes)
         task.owners = own.owners
         first = f"{OWN}{len(self._own_tables)}", own.leaves
-        task.table, task.leaves = self._own_tables.setdefault(own.leaves, first)  # one tuple for all alike
+        task.table, task.leaves = self._own_tables.setdefault(own.leaves, first)  # equal leaves, one tuple
         return own
 
     def unload(self, task: Loaded) -> None:
-        """Takes a task off the device; rows that nobody else needs go too."""
+        """Takes a task off the device, with those rows that no other task needs."""
         if task not in self.loaded:
             return
         del self.loaded[task]
@@ -142,10 +142,10 @@ class Resident:
                 self._give_back(self._owners.pop(identity))
 
     def forget(self, tasks: Collection[Loaded]) -> None:
-        """Frees the memory that tables have too much of, and host copies that no task needs.
+        """Frees unused memory of tables, and copies on the host that no task needs.
 
         Args:
-            tasks: all that may be asked for again.
+            tasks: all tasks that may be asked for again.
         """
         needed = {identity for task in tasks for identity in task.owners or ()}
         for identity in [one for one in self._host if one not in needed]:
@@ -153,14 +153,14 @@ class Resident:
         self._shrink(least=False)
 
     def make_room(self, needed: Callable[[], int], staying: Collection[Loaded] = ()) -> None:
-        """Takes off the device what was used longest ago, until what is needed fits.
+        """Removes the least recently used trees and rows from the device, until the needed bytes fit.
 
         Args:
-            needed: gives the bytes that would be on the device.
-            staying: tasks that stay.
+            needed: returns the bytes that would be on the device.
+            staying: tasks that must stay.
 
         Raises:
-            NoRoom: it does not fit.
+            NoRoom: the bytes do not fit.
         """
         limit = self.limits[0]
         while limit and needed() > limit:
@@ -178,7 +178,7 @@ class Resident:
                 )
 
     def arguments(self, task: Loaded) -> tuple[Any, ...]:
-        """Returns what the programs read of a task beside its address: see `programs.written`."""
+        """Returns the arguments of a task's programs beside its address: `start`, `tables` and `own`."""
         rows = {
             leaf: self.tables.arrays[leaf] for leaf in self.layout.layer_paths if leaf in self.tables.arrays
         }
@@ -190,14 +190,14 @@ class Resident:
             return self._host[identity]
         rows = stored_rows(trees, identity)
         device_bytes, host_bytes = self.limits
-        if device_bytes:  # else they never come back from the device
+        if device_bytes:  # Without a limit they never leave the device, and no copy is needed.
             self._host[identity] = rows = dataclasses.replace(rows, parts=jax.tree.map(np.array, rows.parts))
             while host_bytes and self._host and self.host_bytes > host_bytes:
                 self._host.popitem(last=False)
         return rows
 
     def _make_room_for(self, arriving: Arriving, staying: Collection[Loaded]) -> dict[Key, int]:
-        """Makes room for rows, and returns how many come to each table."""
+        """Makes room for rows, and returns how many of them each table receives."""
         counts = {key: sum(count_of(parts) for _, parts in some) for key, some in arriving.items()}
         shapes = {key: some[0][1] for key, some in arriving.items()}
         beside = lambda: self.device_bytes - self.tables.nbytes
@@ -205,7 +205,7 @@ class Resident:
         return counts
 
     def _fill(self, arriving: Arriving) -> None:
-        """Makes the first tables, each at once: nothing is compiled for it, however many tasks there are."""
+        """Makes the first tables, each in one step: nothing is compiled, however many tasks there are."""
         for key, some in arriving.items():
             together = {name: np.concatenate([parts[name] for _, parts in some]) for name in some[0][1]}
             ends = np.cumsum([count_of(parts) for _, parts in some])
@@ -215,7 +215,7 @@ class Resident:
                 holder.slots[key] = taken
 
     def _write(self, owner: Owner, rows: StoredRows) -> None:
-        """Writes an owner's rows to the tables, padded, so that owners share the program that does it."""
+        """Writes an owner's rows to the tables, padded so that owners share the program that writes them."""
         counts = {path: len(channels) for path, channels in rows.channels.items()}
         padded: dict[str, dict[str, Any]] = {}
         places: dict[str, dict[str, np.ndarray]] = {}
@@ -239,7 +239,7 @@ class Resident:
         self.tables.write({task.table: {OWN: _of_one(own)}}, {task.table: {OWN: slots}})
 
     def _place(self, task: Loaded, own: StoredOwn) -> None:
-        """Writes where the rows of a task lie."""
+        """Writes the address of a task, whose rows are on the device."""
         for identity in own.owners:
             self._owners[identity].users += 1
         self.loaded[task] = None
@@ -261,7 +261,7 @@ class Resident:
         return tuple(found[layer.path] for layer in self.layout.layers)
 
     def _shrink(self, *, least: bool) -> bool:
-        """Makes tables smaller that have much room; returns whether any was."""
+        """Makes tables smaller that have many free slots; returns whether any table was made smaller."""
         moved = self.tables.shrink(least=least)
         holders: list[Owner | Loaded] = [*self._owners.values(), *self.loaded]
         for holder in holders:
@@ -275,7 +275,7 @@ class Resident:
 
 
 def _arriving(coming: Mapping[int, StoredRows], own: Mapping[Loaded, StoredOwn]) -> Arriving:
-    """Returns what comes to each table, and whose it is: an owner's, by its number, or a task's own."""
+    """Returns for each table its new rows, each with its holder: an owner's identity, or a task."""
     found: Arriving = {}
     for identity, rows in coming.items():
         for leaf, of_leaf in rows.parts.items():

@@ -1,4 +1,4 @@
-"""What of a stored version lies on the device: its rows, and what else is its own, as one vector."""
+"""The parts of a stored version that go to the device: its rows, and its other own values as vectors."""
 
 import collections
 import dataclasses
@@ -15,18 +15,18 @@ from cwps_jax.store.coded import DecodedRows
 from cwps_jax.store.index import Version
 from cwps_jax.store.trees import Trees
 
-OF_CHANNELS = ("masks", "owner", "row", "params", "other")  # the parts of an own tree of shared channels
+OF_CHANNELS = ("masks", "owner", "row", "params", "other")  # parts of an own tree with shared channels
 
 
 class OwnLeaf(NamedTuple):
-    """A leaf of a version's own, in its vectors.
+    """A leaf that a version has of its own, and its place in the version's vectors.
 
     Attributes:
-        path: among the model's variables, "params/norm/scale" or "batch_stats/norm/mean".
-        bits: 0 for values as they are.
-        shape: of the leaf, a head's with room for the bank's most classes.
-        dtype: of its vector.
-        first: where it begins there.
+        path: the path in the model's variables, such as "params/norm/scale" or "batch_stats/norm/mean".
+        bits: the bits of a coded value; 0 for values without coding.
+        shape: the leaf's shape; a head has room for the bank's largest number of classes.
+        dtype: the dtype of its vector.
+        first: the index of the leaf's first value in the vector.
     """
 
     path: str
@@ -42,8 +42,8 @@ class StoredRows:
 
     Attributes:
         parts: {path of a leaf: {kind: its parts}}, see `kinds.by_kind`.
-        kind, place: {path of a leaf: int32 (rows,)}.
-        channels: {path of a kernel: int (rows,)}, which channels they are.
+        kind, place: {path of a leaf: int32 (rows,)}, each row's kind and its place among rows of that kind.
+        channels: {path of a kernel: int (rows,)}, the channel of each row.
     """
 
     parts: Mapping[str, Mapping[str, kinds.Parts]]
@@ -58,12 +58,12 @@ class StoredRows:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredOwn:
-    """All else that is a version's own, on the host.
+    """All values that a version has of its own beside its rows, on the host.
 
     Attributes:
-        leaves: where each leaf lies; alike for versions that are stored alike.
-        vectors: {dtype: its values}, and "steps", float32, one for each leaf in few bits.
-        ownership: {path of a kernel: (owner of each channel, row there)}.
+        leaves: the place of each leaf; equal for versions that are stored in the same form.
+        vectors: {dtype: its values}, and "steps", float32, one step size for each coded leaf.
+        ownership: {path of a kernel: (owner of each channel, its row there)}.
     """
 
     leaves: tuple[OwnLeaf, ...]
@@ -76,7 +76,7 @@ class StoredOwn:
 
     @property
     def owners(self) -> frozenset[int]:
-        """Whose rows it is made of, itself among them."""
+        """The identities of the versions whose rows it uses, which may include its own."""
         named = {int(one) for owner, _ in self.ownership.values() for one in np.unique(owner)}
         return frozenset(named - {0})
 
@@ -102,12 +102,12 @@ def stored_rows(trees: Trees, identity: int) -> StoredRows:
 
 
 def stored_own(trees: Trees, version: Version, classes: int) -> StoredOwn:
-    """Reads all else of a version that `is_of_channels`.
+    """Reads all own values beside the rows, of a version for which `is_of_channels` is true.
 
     Args:
-        trees: the pool's.
-        version: which.
-        classes: room that its head has.
+        trees: the pool's stored trees.
+        version: the version.
+        classes: the number of classes to which its head is widened.
     """
     layout, own = trees.index.layout, trees.own(version)
     leaves: list[OwnLeaf] = []
@@ -140,7 +140,7 @@ def classes_of(layout: Layout, own: Mapping[str, Any]) -> int:
     """Returns how many outputs a task's head has: the length of its leaves' last axis.
 
     Args:
-        layout: the backbone's.
+        layout: the backbone's layout.
         own: {path: leaf}, the task's own tree.
     """
     heads = [own[f"params/{path}"] for path in layout.head_paths if f"params/{path}" in own]

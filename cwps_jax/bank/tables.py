@@ -1,7 +1,7 @@
-"""Tables on the device whose rows come and go: a slot of each is found for what comes, and given back.
+"""Tables on the device whose rows come and go: a new row takes a free slot, which is later given back.
 
-What reads tables is compiled anew when one grows. So all that are nearly full grow together, to an eighth of
-room: rarely. They grow on the host, which needs no program.
+Programs that read tables are compiled again when a table grows. So that this happens rarely, all tables that
+are nearly full grow together, by an additional eighth. They grow on the host, which needs no program.
 """
 
 import dataclasses
@@ -14,14 +14,14 @@ import numpy as np
 
 from cwps_jax.bank.kinds import Parts
 
-Key = tuple[str, str]  # path of a leaf, or what stands for one, and a kind
-ROOM = 8  # tables grow to room for one part in so many of their rows
-SPARE = 4  # tables are made smaller when one part in so many of their bytes is free
+Key = tuple[str, str]  # the path of a leaf, or the name of a table of own values; and a kind
+ROOM = 8  # growing tables get additional room for 1/ROOM of their rows
+SPARE = 4  # tables are made smaller when 1/SPARE of their bytes is free
 
 
 @dataclasses.dataclass(eq=False)
 class Slots:
-    """Which rows of a table are taken."""
+    """The number of slots of a table, and those that are free, int32 (free,)."""
 
     capacity: int = 0
     free: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
@@ -55,11 +55,11 @@ class Tables:
         return free
 
     def grown_bytes(self, counts: Mapping[Key, int], shapes: Mapping[Key, Parts]) -> int:
-        """Returns `nbytes` once as many rows more are in.
+        """Returns `nbytes` as it will be after more rows are added.
 
         Args:
-            counts: rows by key.
-            shapes: {key: arrays whose rows are alike}.
+            counts: {key: number of additional rows}.
+            shapes: {key: arrays whose rows have the same shapes and dtypes}.
         """
         more = 0
         for key, capacity in self._grown(counts).items():
@@ -81,7 +81,7 @@ class Tables:
             slots.capacity = capacity
 
     def take(self, key: Key, count: int) -> np.ndarray:
-        """Returns slots for rows, int32 (count,), for which there is room."""
+        """Returns free slots for rows, int32 (count,); `reserve` must have made room for them."""
         slots = self._slots[key]
         taken, slots.free = slots.free[:count], slots.free[count:]
         return taken
@@ -90,8 +90,8 @@ class Tables:
         """Makes a new table of rows, without room for others, and returns their slots, int32 (rows,).
 
         Args:
-            key: of the table.
-            rows: its parts, each (rows, ...).
+            key: the table's key.
+            rows: the table's parts, each (rows, ...).
         """
         self._slots[key] = Slots(count_of(rows))
         self._replace(key, rows)
@@ -105,21 +105,21 @@ class Tables:
         """Writes rows in place.
 
         Args:
-            rows: {leaf: {kind: {part: (count, ...)}}}, a part of `arrays`.
-            slots: {leaf: {kind: int32 (count,)}}; a number beyond the table is left out.
+            rows: {leaf: {kind: {part: (count, ...)}}}, for some of the leaves and kinds of `arrays`.
+            slots: {leaf: {kind: int32 (count,)}}; a row whose slot is beyond the table is not written.
         """
         written = {leaf: {kind: self.arrays[leaf][kind] for kind in some} for leaf, some in rows.items()}
         for leaf, some in _written(written, rows, slots).items():
             self.arrays[leaf].update(some)
 
     def shrink(self, *, least: bool) -> dict[Key, np.ndarray]:
-        """Makes all tables smaller, where much of them is room: what reads them is compiled anew.
+        """Makes all tables smaller if much of them is free; programs that read them are compiled again.
 
         Args:
-            least: make them as small as can be, whatever room there is.
+            least: whether to make them as small as possible, however little is free.
 
         Returns:
-            {key: int32 (old capacity,), where each row of it is now}.
+            {key: int32 (old capacity,), the new slot of each row of this table}.
         """
         found: dict[Key, np.ndarray] = {}
         if not least and self._unused_bytes * SPARE < self.nbytes:
@@ -143,7 +143,7 @@ class Tables:
         return found
 
     def _grown(self, counts: Mapping[Key, int]) -> dict[Key, int]:
-        """Returns the capacities of those tables that grow so that as many rows more fit."""
+        """Returns the new capacities of those tables that must grow for additional rows."""
         wanted = {key: slots.used + counts.get(key, 0) for key, slots in self._slots.items()}
         wanted |= {key: count for key, count in counts.items() if key not in wanted}
         held = {key: self._slots[key].capacity if key in self._slots else 0 for key in wanted}
@@ -174,7 +174,7 @@ def _written(tables: Any, rows: Any, slots: Any) -> Any:
 
 
 def count_of(rows: Parts) -> int:
-    """Returns how many rows its parts have."""
+    """Returns the number of rows that parts have."""
     return len(next(iter(rows.values())))
 
 

@@ -1,4 +1,4 @@
-"""The three ways to run tasks, on what is resident: merged, swapped, mixed."""
+"""The three ways to run the resident tasks: merged, swapped and mixed."""
 
 import collections
 import functools
@@ -23,21 +23,21 @@ from cwps_jax.errors import CwpsError
 from cwps_jax.train.step import apply_model
 
 WAYS = ("merged", "swapped", "mixed")
-KEPT = 4  # trees of tasks that are asked often: each is as large as the backbone
-BATCH = 64  # pictures that go through a program at once, at most
+KEPT = 4  # the most trees that are kept of tasks that are often asked for; each is as large as the backbone
+BATCH = 64  # the most pictures that go through a program at once
 
 
 class Ways:
-    """See above. Whoever calls it holds the bank's lock.
+    """The ways to run the tasks of a bank. A caller must hold the bank's lock.
 
     Args:
-        resident: what is on the device.
-        model_of: dtype and classes to the plain model.
+        resident: the contents of the device.
+        model_of: the function from a dtype and a number of classes to the plain model.
 
     Attributes:
-        classes: outputs of the model: the most that a task has, or more.
-        costs: what was measured.
-        recent: the tasks that were asked last.
+        classes: the number of outputs of the model, at least as many as every task has.
+        costs: the measured seconds.
+        recent: the tasks of the last requests.
     """
 
     def __init__(self, resident: Resident, model_of: Callable[[str, int], nn.Module]) -> None:
@@ -77,23 +77,23 @@ class Ways:
         return kept[entry]
 
     def swap(self, task: Loaded, *, anew: bool = False) -> Any:
-        """Returns a task's variables in the working copy, written anew even where they are there."""
+        """Returns a task's variables in the working copy; `anew` writes them even if they are there."""
         working = self.resident.working
         if working and working[0] is task and not anew:
             return working[1]
         self.resident.load([task])
-        working = self.resident.working  # which had to go where there was no room
+        working = self.resident.working  # None if loading the task had to free the copy
         self.resident.working = None
         if working and working[0].leaves == task.leaves:
             tree = self._written(task, working[1])
         else:
-            del working  # its memory
+            del working  # frees its memory
             tree = self._merged(task)
         self.resident.working = task, tree
         return tree
 
     def forward(self, entry: Entry, variables: Any, pixels: Any) -> jax.Array:
-        """Returns the logits of a task's variables."""
+        """Returns the logits that a task's variables give for pixels, (pictures, classes of the bank)."""
         dtype, preparation = entry.described.group
         key = dtype, preparation, self.classes
         if key not in self._forwards:
@@ -102,11 +102,11 @@ class Ways:
         return self._forwards[key](variables, pixels)
 
     def mixed(self, found: Sequence[Entry], pixels: Any) -> jax.Array:
-        """Returns the logits of pictures of many tasks that are `alike`; half by half where they do not fit.
+        """Returns the logits of pictures of many tasks with equal `alike`, by halves if they do not fit.
 
         Args:
             found: the task of each picture.
-            pixels: (pictures, height, width, channels), with padding or without.
+            pixels: (pictures, height, width, channels), which may end in pictures of padding.
         """
         tasks = [entry.loaded for entry in found if entry.loaded]
         if len(tasks) < len(found):
@@ -134,13 +134,13 @@ class Ways:
         return self._mixed[key](unflatten(resident.start), private, pixels)
 
     def seconds(self, counts: Mapping[Entry, int], image: np.ndarray | None) -> dict[str, float]:
-        """Returns what each way takes for a request, measured where it is not yet.
+        """Returns the seconds that each way takes for a request, and measures those that are missing.
 
-        Making a tree that is kept costs nothing where it is made already, or its task is asked again soon.
+        A kept tree is counted as free if it exists already, or if its task is among the recent ones.
 
         Args:
-            counts: pictures of each task.
-            image: one of them, (1, height, width, channels); None for zeros as the tasks take them.
+            counts: {task: number of pictures}.
+            image: one of the pictures, (1, height, width, channels); None for zeros of the tasks' shape.
         """
         found = dict.fromkeys(WAYS, 0.0)
         for entry, count in counts.items():
@@ -163,14 +163,14 @@ class Ways:
         return found
 
     def asked(self, tasks: Collection[Entry]) -> None:
-        """Remembers which tasks were asked last."""
+        """Notes the tasks of a request as the most recent ones."""
         for entry in dict.fromkeys(tasks):
             if entry in self.recent:
                 self.recent.remove(entry)
             self.recent.append(entry)
 
     def forget(self, entry: Entry) -> None:
-        """Frees what is held of a task."""
+        """Frees the memory that a task holds on the device."""
         self.resident.kept.pop(entry, None)
         if entry in self.recent:
             self.recent.remove(entry)
@@ -188,7 +188,7 @@ class Ways:
         return self._written(task, programs.empty(resident.layout, task.leaves, resident.start))
 
     def _written(self, task: Loaded, into: Any) -> Any:
-        """Returns a task's variables, in the memory of those that are given up."""
+        """Returns a task's variables, in the memory of the variables `into`, which are given up."""
         resident = self.resident
         return programs.written(
             resident.layout, task.capacity, task.leaves, into, *resident.arguments(task), task.address
@@ -214,12 +214,17 @@ class Ways:
 
 
 def sizes(count: int) -> list[int]:
-    """Returns how many pictures go through a program at once, of so many, padded to powers of two."""
+    """Returns the batch sizes, padded to powers of two, in which `count` pictures go through a program."""
     return [BATCH] * (count // BATCH) + ([bucket(count % BATCH)] if count % BATCH else [])
 
 
 def parts_of(found: Sequence[Entry], way: str) -> list[list[int]]:
-    """Returns which of a request's pictures go through a program together, by the task of each."""
+    """Returns lists of the numbers of those pictures that go through a program together.
+
+    Args:
+        found: the task of each picture.
+        way: "merged", "swapped" or "mixed".
+    """
     together: dict[Any, list[int]] = {}
     for number, entry in enumerate(found):
         together.setdefault(alike(entry) if way == "mixed" else entry, []).append(number)
@@ -227,7 +232,7 @@ def parts_of(found: Sequence[Entry], way: str) -> list[list[int]]:
 
 
 def alike(entry: Entry) -> Any:
-    """Returns what tasks have in common whose pictures go through a mixed program together."""
+    """Returns a key that is equal for tasks whose pictures can go through a mixed program together."""
     return entry.described.group, entry.loaded and entry.loaded.table
 
 
@@ -238,7 +243,7 @@ def _example(entry: Entry, image: np.ndarray | None) -> np.ndarray:
 
 def _mixed(model: nn.Module, layout: Layout, preparation: Preparation) -> Any:
     def mixed(shared: Tree, private: PrivateRows, pixels: jax.Array) -> Any:
-        # What the pre-trained model lacks here is each picture's own; any picture's stands for it.
+        # Leaves that the shared variables lack are each picture's own; those of the first picture fill in.
         own = jax.tree.map(lambda leaf: leaf[0], {"params": private.params, **private.other})
         return mixed_apply(model, layout, unite(own, shared), private, preparation.normalise(pixels))
 
