@@ -46,7 +46,7 @@ def _own(
     """Returns {path: leaf} of all variables except those of layers: a task's own, or else the shared ones."""
     vectors = {dtype: jnp.take(array, own_slot(address), axis=0) for dtype, array in own.items()}
     found = {path: leaf for path, leaf in start.items() if not path.startswith("params/")}
-    if any(not leaf.path.startswith("params/") for leaf in leaves):  # The pre-trained head's ones must go too.
+    if any(not leaf.path.startswith("params/") for leaf in leaves):  # the pre-trained head's must go, too
         found = flatten(without_head(layout, unflatten(found)))
     coded = 0
     for leaf in leaves:

@@ -121,7 +121,7 @@ class Resident:
             task.trees.forget([task.version.id, *own[task].owners])
 
     def note(self, task: Loaded) -> StoredOwn:
-        """Reads and returns the own values of a task beside its rows; notes its owners and leaves."""
+        """Reads and returns a task's own values beside its rows; notes its owners and leaves."""
         own = stored_own(task.trees, task.version, task.classes)
         task.owners = own.owners
         first = f"{OWN}{len(self._own_tables)}", own.leaves

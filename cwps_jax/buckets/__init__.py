@@ -1,4 +1,4 @@
-"""Folders of object stores, gs:// and s3://: what is kept here, and its copy there."""
+"""Folders of object stores, gs:// and s3://: a folder on this machine, and its copy in a bucket."""
 
 from cwps_jax.buckets.bucket import Bucket, is_address
 from cwps_jax.buckets.mirror import Mirror, mirrored_from

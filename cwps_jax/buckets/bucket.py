@@ -1,7 +1,8 @@
-"""`Bucket`: objects below one address of a store, by fsspec. Whatever goes wrong there is one line.
+"""`Bucket`: objects below one address of a store, by fsspec. Every error of the store becomes one line.
 
-No more is asked of a store than what GCS and S3 promise: an object is put as a whole, or not at all; one can
-be put only where there is none (if-none-match, if-generation-match); and a list shows every object.
+The package relies only on the promises of GCS and S3: an object is put as a whole, or not at all; an object
+can be created only if there is none of its name (if-none-match, if-generation-match); and a listing shows
+every object.
 """
 
 import time
@@ -10,16 +11,16 @@ from typing import Any, TypeVar
 
 from cwps_jax.errors import CwpsError
 
-# The scheme of an address, and the extra of this package that brings its library.
+# The scheme of an address, and the extra of this package that installs its library.
 SCHEMES = {"gs": "gcs", "s3": "s3"}
-# Seconds between tries at a bucket that has answered before; the libraries try for some seconds themselves.
+# Seconds between tries, if a bucket has answered before; the libraries also try for some seconds themselves.
 PATIENCE = (1.0, 5.0, 20.0, 60.0)
 
 T = TypeVar("T")
 
 
 def is_address(place: Any) -> bool:
-    """Whether a place is named by an address such as gs://mine/run, and not by a path."""
+    """Returns whether a place is an address such as gs://mine/run, and not a path."""
     return "://" in str(place)
 
 
@@ -27,11 +28,11 @@ class Bucket:
     """The objects below an address; their names are relative to it.
 
     Args:
-        address: such as gs://mine/run.
+        address: an address such as gs://mine/run.
 
     Raises:
-        CwpsError: an unknown scheme, no name of a bucket, or the scheme's library is not installed. The store
-            is not asked yet.
+        CwpsError: the scheme is unknown, the address names no bucket, or the scheme's library is not
+            installed. No request is sent to the store yet.
     """
 
     def __init__(self, address: str) -> None:
@@ -53,7 +54,7 @@ class Bucket:
             ) from error
 
     def names(self, folder: str) -> list[str]:
-        """Returns the names of all objects in a folder and below."""
+        """Returns the names of all objects in a folder and below it."""
         whole = f"{self._path}/{folder}"
 
         def found() -> list[str]:
@@ -65,7 +66,7 @@ class Bucket:
         return sorted(name.removeprefix(f"{self._path}/") for name in listed if name.startswith(f"{whole}/"))
 
     def get(self, name: str) -> bytes | None:
-        """Returns an object's content, None where there is none."""
+        """Returns an object's content, or None if there is no such object."""
         try:
             return self._asked("read", lambda: self._store.cat_file(self._of(name)), missing=True)
         except FileNotFoundError:
@@ -76,7 +77,7 @@ class Bucket:
         self._asked("written", lambda: self._store.pipe_file(self._of(name), content))
 
     def create(self, name: str, content: bytes) -> bool:
-        """Puts an object where there is none; returns whether."""
+        """Puts an object if there is none of its name; returns whether it was put."""
         try:
             self._asked("written", lambda: self._store.pipe_file(self._of(name), content, mode="create"))
         except FileExistsError:
@@ -84,7 +85,7 @@ class Bucket:
         return True
 
     def remove(self, name: str) -> None:
-        """Removes an object; that there is none is well."""
+        """Removes an object, if it is there."""
         try:
             self._asked("removed", lambda: self._store.rm_file(self._of(name)), missing=True)
         except FileNotFoundError:
@@ -94,12 +95,12 @@ class Bucket:
         return f"{self._path}/{name}"
 
     def _asked(self, what: str, action: Callable[[], T], missing: bool = False) -> T:
-        """Returns the store's answer; a store that has answered before is asked again for a while.
+        """Returns the store's answer; if the store has answered before, failed requests are tried again.
 
         Raises:
-            FileExistsError: an object is there already.
-            FileNotFoundError: none is, where that may be (`missing`).
-            CwpsError: anything else.
+            FileExistsError: the object is there already.
+            FileNotFoundError: the object is not there, which the caller expects by `missing`.
+            CwpsError: anything else failed.
         """
         for seconds in (*PATIENCE, None):
             try:
@@ -112,7 +113,7 @@ class Bucket:
                 raise CwpsError(
                     f"{self.address}: there is no such bucket; make it, or name another"
                 ) from error
-            except Exception as error:  # each library has its own
+            except Exception as error:  # Each library has exceptions of its own.
                 if isinstance(error, PermissionError) or not self._answered or seconds is None:
                     why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                     raise CwpsError(

@@ -1,7 +1,7 @@
-"""`Commits`: which files a bucket's copy of a folder has, one object a moment; the highest number counts.
+"""`Commits`: the lists of the files that a bucket's copy of a folder has; the highest number counts.
 
-A number is used once: of two writers that want it one finds it taken. So nobody needs a lock, which nobody
-could free for a writer that died. Commits of lower numbers are removed.
+Each commit is one object, and its number is used once: if two writers want the same number, one of them finds
+it taken. So no lock is needed, which nobody could free for a writer that died. Older commits are removed.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from cwps_jax.buckets.bucket import Bucket
 from cwps_jax.errors import CwpsError
 
 COMMITS = "commits"
-TRIES = 10  # at what changes while it is read
+TRIES = 10  # attempts to read files that change meanwhile
 
 Files = Mapping[str, list[str]]  # {path: [name of its object, SHA-256]}
 
@@ -25,9 +25,9 @@ class Commit:
     """All files of a folder at one moment.
 
     Attributes:
-        number: of the commit; 0 before the first.
-        by: who made it, a text that no other writer has.
-        files: their objects.
+        number: the commit's number; 0 before the first commit.
+        by: the name of the writer that made it, which no other writer has.
+        files: the object of each file.
     """
 
     number: int = 0
@@ -39,7 +39,7 @@ class Commits:
     """The commits of a bucket's copy, and the right to make the next one.
 
     Args:
-        bucket: where they are.
+        bucket: the bucket that has the commits.
     """
 
     def __init__(self, bucket: Bucket) -> None:
@@ -47,7 +47,7 @@ class Commits:
         self._by = uuid.uuid4().hex
 
     def newest(self) -> Commit:
-        """Returns the newest commit, one of the number 0 and no files where there is none."""
+        """Returns the newest commit; if there is none, a commit with the number 0 and without files."""
         for _ in range(TRIES):
             number = self.last()
             found = self._read(number) if number else Commit()
@@ -56,20 +56,21 @@ class Commits:
         raise restless(self._bucket)
 
     def last(self) -> int:
-        """Returns the number of the newest commit, 0 where there is none."""
+        """Returns the number of the newest commit, or 0 if there is none."""
         return max((number_of(name) for name in self._bucket.names(COMMITS)), default=0)
 
     def made(self, after: Commit, files: Files) -> Commit | None:
-        """Makes the commit that comes after another one; None where somebody else has.
+        """Makes the commit that follows another one.
 
         Returns:
-            It, or one that an earlier call made here, whose answer was lost: that may have other files.
+            The new commit; or, if an earlier call of this writer made it and the answer was lost, that
+            commit, which may have other files; or None if another writer has made it.
         """
         number = after.number + 1
         commit = Commit(number, self._by, files)
         created = self._bucket.create(_name(number), json.dumps(dataclasses.asdict(commit)).encode())
         found = commit if created else self._read(number)
-        # Somebody else may have made this one and more, and removed it.
+        # Another writer may have made this commit and later ones, and removed it.
         return found if found and found.by == self._by and self.last() == number else None
 
     def remove(self, numbers: Iterable[int]) -> None:
@@ -93,7 +94,7 @@ class Commits:
 
 
 def number_of(name: str) -> int:
-    """Returns the number in the name of a commit, or of an object the one of its claim."""
+    """Returns the number in a name: a commit's own, or that of the claim under which an object was put."""
     found = re.match(r"[a-z]+/(\d{8})[./]", name)
     if not found:
         raise CwpsError(f"{name}: not written by cwps_jax; name a folder of the bucket that is for it alone")
@@ -111,7 +112,7 @@ def sha256_of(content: bytes) -> str:
 
 
 def restless(bucket: Bucket) -> CwpsError:
-    """Returns the error of what changes whenever it is read."""
+    """Returns the error for a bucket that changes whenever it is read."""
     return CwpsError(f"{bucket.address}: changes faster than it can be read; try again")
 
 

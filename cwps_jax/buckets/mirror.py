@@ -1,17 +1,17 @@
-"""`Mirror`: a folder on this machine, and its copy in a bucket, which is whole at any moment.
+"""`Mirror`: a folder on this machine, and its copy in a bucket, which is complete at any moment.
 
 ::
 
     gs://mine/run/
-      commits/00000007.json       which files there are, and the object of each; the highest number counts
-      objects/00000003/<sha256>   the content of a file; by the number of the claim under which it was put
-      results.json, report/ ...   copies for people of what is outside of pool/ and saves/; nothing reads them
+      commits/00000007.json       the names of all files, and the object of each; the highest number counts
+      objects/00000003/<sha256>   the content of a file, under the number of the claim with which it was put
+      results.json, report/ ...   copies for people, of files outside of pool/ and saves/; nothing reads them
 
-Nothing that a commit names is ever replaced or appended to. A commit is one object, put after all that it
-names, under a number that nobody has used: of two writers one finds it taken. Who begins to write makes a
-commit of its own, its claim; whoever wrote before can make none from then on, so what it put and no commit
-names is removed. The folder here remembers which files it last had in common with the bucket: while those are
-the newest there, what is here is as new or newer and stays; else the bucket is right.
+An object that a commit names is never replaced or appended to. A commit is one object, put after all objects
+that it names, under an unused number: if two writers want it, one finds it taken. A writer begins with a
+commit of its own, its claim. Earlier writers can make no commit from then on, so their objects that no commit
+names are removed. The folder on this machine notes the files that it last had in common with the bucket. If
+these are still the bucket's newest, the folder is as new or newer and stays; else the bucket replaces it.
 """
 
 import json
@@ -37,12 +37,12 @@ from cwps_jax.buckets.commits import (
 from cwps_jax.errors import CwpsError
 from cwps_jax.files import write_atomically
 
-MARK = ".bucket.json"  # in the folder: whose copy it is, and a hash of what both had last
+MARK = ".bucket.json"  # a file in the folder: its bucket's address, and a hash of the files last in common
 OBJECTS = "objects"
-UNSEEN = {"pool", "saves"}  # folders that nobody looks into by other means than this package
-LAST = "index.json"  # of a pool: read before the files that it names, and written after them
-WRITING = ".orbax-checkpoint-tmp"  # in the names of what Orbax has not finished
-AT_ONCE = 8  # requests
+UNSEEN = {"pool", "saves"}  # folders that people read only by this package
+LAST = "index.json"  # the index of a pool, read before the files that it names, and written after them
+WRITING = ".orbax-checkpoint-tmp"  # part of the names of files that Orbax has not finished
+AT_ONCE = 8  # requests at the same time
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -52,12 +52,12 @@ class Mirror:
     """A folder and its copy in a bucket. Several threads may use it.
 
     Args:
-        address: of the copy.
-        folder: here; it is made where there is none.
-        below: what part of the copy it is, such as "pool", to read it; "" is all.
+        address: the address of the copy.
+        folder: the folder on this machine; it is made if it is missing.
+        below: the part of the copy to read, such as "pool"; "" for the whole copy.
 
     Raises:
-        CwpsError: as `Bucket`.
+        CwpsError: see `Bucket`.
     """
 
     def __init__(self, address: str, folder: pathlib.Path, below: str = "") -> None:
@@ -74,7 +74,7 @@ class Mirror:
         self._soon: list[Future[None]] = []
 
     def pull(self) -> None:
-        """Makes the folder what the newest commit says, unless it is that, or was and has changed since.
+        """Makes the folder equal to the newest commit, unless it is equal, or changed after it was equal.
 
         Raises:
             CwpsError: the bucket cannot be read, or is damaged.
@@ -83,7 +83,7 @@ class Mirror:
             self._pull()
 
     def claim(self) -> None:
-        """Pulls, and becomes the one that writes; whoever did before is refused from now on.
+        """Pulls, and becomes the only writer; earlier writers are refused from now on.
 
         Raises:
             CwpsError: the bucket cannot be read or written.
@@ -96,17 +96,18 @@ class Mirror:
             else:
                 raise restless(self.bucket)
             self._commit, self._claim = made, made.number
-            # What has a higher number is of a later claim than this one.
+            # Objects with a higher number belong to a later claim than this one.
             left = {name for name in self.bucket.names(OBJECTS) if number_of(name) <= self._claim}
             older = {number_of(name) for name in self.bucket.names(COMMITS)}
             self._commits.remove(number for number in older if number < self._claim)
             self._each(self.bucket.remove, left - objects_of(made.files))
 
     def push(self) -> None:
-        """Makes a commit of the folder as it is, if it has changed; raises what failed in `push_soon`.
+        """Makes a commit of the folder as it is, if it has changed; raises errors of `push_soon`.
 
         Raises:
-            CwpsError: the bucket cannot be written, or another process has claimed it. The copy is whole.
+            CwpsError: the bucket cannot be written, or another process has claimed it; the copy stays
+                complete.
         """
         soon, self._soon = self._soon, []
         for one in soon:
@@ -114,9 +115,9 @@ class Mirror:
         self._push()
 
     def push_soon(self) -> None:
-        """Begins to push while the caller goes on; raises what failed in an earlier call."""
+        """Begins to push while the caller goes on; raises errors of earlier calls."""
         self._soon = [one for one in self._soon if not one.done() or one.result()]
-        if all(one.running() for one in self._soon):  # one that has not begun will see what there is now
+        if all(one.running() for one in self._soon):  # A push that has not begun will see the present files.
             self._soon.append(self._pusher.submit(self._push))
 
     def _pull(self) -> None:
@@ -165,7 +166,7 @@ class Mirror:
         with self._turn:
             files, shown = self._put()
             before = self._commit
-            while self._commit.files != files:  # once, or twice after a try whose answer was lost
+            while self._commit.files != files:  # once, or twice if the answer to a try was lost
                 made = self._commits.made(self._commit, files)
                 if made is None:
                     raise CwpsError(
@@ -182,7 +183,7 @@ class Mirror:
             self._each(lambda path: self.bucket.put(path, shown[path]), shown)
 
     def _put(self) -> tuple[Files, dict[str, bytes]]:
-        """Puts what the last commit does not have; returns all files, and the content of those to be seen."""
+        """Puts files that the last commit lacks; returns all files, and the contents of those for people."""
         there = {sha256: name for name, sha256 in self._commit.files.values()}
         shown: dict[str, bytes] = {}
 
@@ -192,7 +193,7 @@ class Mirror:
             stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
             before, sha256 = self._hashed.get(path, ((), ""))
             if stamp != before or sha256 not in there:
-                content = file.read_bytes()  # at once: what is put is what was hashed
+                content = file.read_bytes()  # read once, so that the hashed content is put
                 sha256 = sha256_of(content)
                 if sha256 not in there:
                     self.bucket.put(f"{OBJECTS}/{self._claim:08d}/{sha256}", content)
@@ -203,7 +204,7 @@ class Mirror:
 
         for _ in range(TRIES):
             try:
-                # An index first: all that it names is there by then, and what comes later does no harm.
+                # Indices first: all files that an index names are there already, and later files do no harm.
                 indices = [put(path) for path in self._paths() if _name(path) == LAST]
                 rest = [path for path in self._paths() if _name(path) != LAST]
                 return dict(sorted([*indices, *self._each(put, rest)])), shown
@@ -231,18 +232,18 @@ class Mirror:
 
     def _each(self, action: Callable[[A], B], these: Iterable[A]) -> list[B]:
         doing = [self._workers.submit(action, one) for one in these]
-        wait(doing)  # after an error, too: nothing may be written any more once it is told
+        wait(doing)  # also after an error: once it is raised, nothing may be written any longer
         return [one.result() for one in doing]
 
 
 def mirrored_from(folder: pathlib.Path) -> dict[str, str] | None:
-    """Returns of which "address" a folder is a copy, and which part "below" that; None where it is none."""
+    """Returns the "address" that a folder is a copy of, and the part "below" it; None if it is not a copy."""
     mark = folder / MARK
     return json.loads(mark.read_text()) if mark.exists() else None
 
 
 def _stays(name: str) -> bool:
-    """Whether a file or folder is more than a lock or a half of a change."""
+    """Returns whether a file or folder is meant to stay, and not a lock or an unfinished change."""
     return (name[0] != "." or name == ".zarray") and WRITING not in name
 
 

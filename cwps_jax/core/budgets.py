@@ -1,4 +1,4 @@
-"""Budgets: what open channels cost, in parameters or in bytes, and which of them are opened for it."""
+"""Budgets: the cost of open channels, in parameters or in bytes, and the choice of those that are opened."""
 
 import dataclasses
 import functools
@@ -13,19 +13,20 @@ from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.errors import CwpsError
 
 FLOAT32_BYTES = 4
-STEP_BYTES = 2  # of a stored row's step size
-VECTOR_BYTES, STATISTIC_BYTES = 1, 2  # of a norm's numbers, where weights have few bits
+STEP_BYTES = 2  # bytes of a stored row's step size
+VECTOR_BYTES, STATISTIC_BYTES = 1, 2  # bytes per number of norms and their statistics, if weights are coded
 
 
 @dataclasses.dataclass(frozen=True)
 class Prices:
-    """What a task's channels cost; hashable, so that it can be a static argument of jit.
+    """The costs of a task's channels; hashable, so that they can be a static argument of jit.
 
     Attributes:
         unit: "parameters" or "bytes".
-        fixed: what is stored in any case, without the head.
-        channel: of each layer, in the layout's order, what one open channel costs beyond a closed one.
-        whole: of the backbone, in float32 where it is bytes: ratios are shares of it.
+        fixed: the cost of everything that is stored in any case, without the head.
+        channel: for each layer, in the layout's order, the additional cost of an open channel over a closed
+            one.
+        whole: the cost of the backbone, in float32 if the unit is bytes; ratios are shares of it.
     """
 
     unit: str
@@ -34,14 +35,14 @@ class Prices:
     whole: int
 
     def most(self, layout: Layout) -> float:
-        """Returns the ratio of a task that has every channel for itself."""
+        """Returns the ratio of a task all of whose channels are open."""
         pairs = zip(layout.layers, self.channel, strict=True)
         return (self.fixed + sum(layer.channels * price for layer, price in pairs)) / self.whole
 
 
 @functools.cache
 def parameter_prices(layout: Layout) -> Prices:
-    """Returns METHOD's prices: a channel costs its parameters, and norms are each task's own."""
+    """Returns METHOD's prices: a channel costs its parameters, and each task has norms of its own."""
     return Prices(
         "parameters",
         layout.private_parameters,
@@ -52,13 +53,13 @@ def parameter_prices(layout: Layout) -> Prices:
 
 @functools.cache
 def byte_prices(layout: Layout, bits: int, statistics: tuple[int, ...], owner_bytes: int = 1) -> Prices:
-    """Returns what is stored of shared channels in bytes, see `methods.channels` and `store.coded`.
+    """Returns the prices of shared channels in stored bytes, see `methods.channels` and `store.coded`.
 
     Args:
-        layout: the backbone's.
-        bits: of a weight, `config.row_bits`.
-        statistics: how many numbers each leaf of the model's other collections has.
-        owner_bytes: of the number of a closed channel's owner.
+        layout: the backbone's layout.
+        bits: the bits per weight, `config.row_bits`.
+        statistics: the size of each leaf of the model's other collections.
+        owner_bytes: the bytes of the number of a closed channel's owner.
     """
     channel = []
     for layer in layout.layers:
@@ -72,11 +73,11 @@ def byte_prices(layout: Layout, bits: int, statistics: tuple[int, ...], owner_by
 def beside_rows(
     layout: Layout, bits: int, statistics: tuple[int, ...], closed: tuple[int, ...], owner_bytes: int = 1
 ) -> int:
-    """Returns what is stored beside open channels, in bytes: norms, their statistics, masks and owners.
+    """Returns the bytes that are stored beside open channels: norms, their statistics, masks and owners.
 
     Args:
         layout, bits, statistics, owner_bytes: see `byte_prices`.
-        closed: how many channels of each layer are closed.
+        closed: the number of closed channels of each layer.
     """
     few = bits < 32
     norm = FLOAT32_BYTES if not few else max(VECTOR_BYTES, bits // 8)
@@ -89,7 +90,7 @@ def beside_rows(
 
 
 def _closed_bytes(layer: Layer, owner_bytes: int) -> int:
-    return owner_bytes + (1 if layer.channels <= 256 else 2)  # its row there
+    return owner_bytes + (1 if layer.channels <= 256 else 2)  # the number of its row at the owner
 
 
 def _row_bytes(layer: Layer, leaf: int, bits: int) -> int:
@@ -100,7 +101,7 @@ def _row_bytes(layer: Layer, leaf: int, bits: int) -> int:
 
 
 def _costs(gates: Tree, layout: Layout, prices: Prices) -> dict[str, int]:
-    """Returns what one gate stands for, by the paths of the gates; single weights have one price."""
+    """Returns {path of a gate: the cost that each of its numbers stands for}; all weights cost the same."""
     flat, found = flatten(gates), {}
     for layer, channel in zip(layout.layers, prices.channel, strict=True):
         for leaf, shape in zip(layer.leaves, layer.shapes, strict=True):
@@ -112,12 +113,12 @@ def _costs(gates: Tree, layout: Layout, prices: Prices) -> dict[str, int]:
 
 
 def params_ratio(gates: Tree, layout: Layout, prices: Prices | None = None) -> jax.Array:
-    """Returns what the task keeps, without its head, over the backbone, float32 ().
+    """Returns the cost of a task without its head, as a share of the backbone's cost, float32 ().
 
     Args:
-        gates: nested dict of gates, soft or hard, in the kernels' places.
-        layout: the backbone's.
-        prices: what channels cost; their parameters by default.
+        gates: nested dict of gates, soft or hard, in the places of the kernels.
+        layout: the backbone's layout.
+        prices: the costs of channels; by default their numbers of parameters.
     """
     flat, prices = flatten(gates), prices or parameter_prices(layout)
     kept = jnp.float32(prices.fixed)
@@ -127,7 +128,7 @@ def params_ratio(gates: Tree, layout: Layout, prices: Prices | None = None) -> j
 
 
 def check_budget(prices: Prices, budget: float) -> None:
-    """Raises CwpsError unless the budget is in (0, 1] and pays at least for what is stored in any case."""
+    """Raises CwpsError unless the budget is in (0, 1] and at least as large as the fixed cost."""
     name, what = ("budget", "norms and other private parameters alone cost")
     if prices.unit == "bytes":
         name, what = "byte_budget", "norms, their statistics, masks and owners alone cost"
@@ -148,22 +149,22 @@ def harden(
     estimator: Estimator = "annealed",
     prices: Prices | None = None,
 ) -> dict[str, jax.Array]:
-    """Returns hard, boolean gates that keep within a parameter budget.
+    """Returns hard, boolean gates that keep within a budget.
 
-    Channels above the estimator's threshold are opened, highest score first, while the budget allows;
-    the first that does not fit ends it. So `params_ratio` never exceeds the budget, and where the scores
-    ask for more than it the slack is below one channel. Equal scores open in the order of the layers.
+    Channels whose scores are above the estimator's threshold are opened, the highest score first, until the
+    first channel that the budget does not allow. So `params_ratio` never exceeds the budget, and if the
+    scores ask for more, less than one channel of it is unused. Equal scores open in the order of the layers.
 
     Args:
         scores: nested dict of scores.
         layout: the backbone's layout; static under jit.
-        budget: the largest params_ratio; 1 is no limit. Several budgets can be hardened from one
-            set of scores.
-        estimator: whose threshold counts.
-        prices: what channels cost; their parameters by default.
+        budget: the largest params_ratio; 1 means that there is no limit. The same scores can be hardened
+            for several budgets.
+        estimator: the estimator whose threshold counts.
+        prices: the costs of channels; by default their numbers of parameters.
 
     Raises:
-        CwpsError: a budget that is out of (0, 1] or below what is stored in any case.
+        CwpsError: the budget is not in (0, 1], or is below the fixed cost.
     """
     wanted = gates(scores, estimator=estimator)
     prices = prices or parameter_prices(layout)
@@ -190,13 +191,13 @@ def harden(
 
 
 def moved(child: Tree, parent: Tree, layout: Layout, prices: Prices) -> dict[str, jax.Array]:
-    """Returns scores of channels in gates' places: how far each has moved, squared, for its price.
+    """Returns scores of channels in the places of gates: the squared distance each has moved, over its price.
 
     Args:
         child: nested dict, the child's parameters.
-        parent: nested dict with the layers' leaves, what it moved away from.
-        layout: the backbone's.
-        prices: what channels cost.
+        parent: nested dict with the layers' leaves, the parameters from which the child moved.
+        layout: the backbone's layout.
+        prices: the costs of channels.
     """
     ours, theirs, scores = flatten(child), flatten(parent), {}
     for layer, price in zip(layout.layers, prices.channel, strict=True):
@@ -211,14 +212,14 @@ def moved(child: Tree, parent: Tree, layout: Layout, prices: Prices) -> dict[str
 def steer(
     base: jax.Array, ratio: jax.Array, budget: jax.Array, rate: jax.Array, gain: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns lambda for a step, and its base for the next: both follow the budget within [0, 1].
+    """Returns lambda for a step, and its base for the next step; both are in [0, 1] and follow the budget.
 
-    Scores integrate what lambda tells them, so an integral of the excess alone would swing to and fro; the
-    part in proportion to the excess damps it (PI control).
+    Scores integrate the gradient that lambda gives them, so an integral of the excess alone would oscillate;
+    the part in proportion to the excess damps it (PI control).
 
     Args:
         base: the part of lambda that has built up.
-        ratio: `params_ratio` of the gates as they would be hardened now.
+        ratio: the `params_ratio` of the gates as they would be hardened now.
         budget: the ratio to reach.
         rate: change of the base per unit of excess and step.
         gain: lambda per unit of excess.

@@ -1,9 +1,9 @@
-"""Numbers in few bits: codes for the change since a reference, with one step size a row.
+"""Numbers in few bits: codes for the change from a reference, with one step size per row.
 
-A row of changes x is stored as ``step * (code + 1/2 - 2**(bits - 1))`` for whole codes from 0 to 2**bits - 1:
-evenly spaced levels around zero, none of them wasted on it, so that one bit is a sign. Step sizes make the
-squared error of a row least (Max 1960), and have the 16 bits of bfloat16. Decoding is one product and one sum
-in float32 without any rounding that depends on a machine: a stored task is the same to the bit everywhere.
+A row of changes is stored as ``step * (code + 1/2 - 2**(bits - 1))`` for integer codes from 0 to 2**bits - 1:
+these levels are evenly spaced around zero, which is not a level, so that one bit is a sign. The step size has
+the 16 bits of bfloat16 and minimizes a row's squared error (Max 1960). Decoding is one product and one sum in
+float32, and no rounding depends on the machine: a stored task is the same to the bit everywhere.
 """
 
 import dataclasses
@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BITS = (32, 16, 8, 4, 3, 2, 1)  # 32 is float32 as it is
+BITS = (32, 16, 8, 4, 3, 2, 1)  # 32 is float32 without coding
 # The step sizes, in standard deviations, that are best for a normal distribution; see Max 1960, table II.
 NORMAL_STEPS = {1: 1.596, 2: 0.996, 3: 0.586, 4: 0.335}
-STARTS = (1.0, 1.4)  # the second one for tails that are heavier than a normal distribution's
-# What each byte of a plane is, number by number: a look-up is many times as fast as single bits.
+STARTS = (1.0, 1.4)  # the second one is for tails that are heavier than a normal distribution's
+# The eight bits of each byte of a plane: a look-up is many times as fast as unpacking single bits.
 _OF_BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)
 ROUNDS = 3  # of the alternation between levels and step sizes, which has converged by then
 
@@ -27,10 +27,11 @@ class Codes:
     """An array in few bits, as rows.
 
     Attributes:
-        bits: of one number.
-        shape: of the array.
-        codes: uint8 (rows, bits, ceil(size / 8)), planes of bits; uint8 or uint16 (rows, size) for 8 and 16.
-        steps: bfloat16 (rows,).
+        bits: the bits per number.
+        shape: the shape of the array.
+        codes: uint8 (rows, bits, ceil(size / 8)), planes of bits; uint8 or uint16 (rows, size) for 8 and 16
+            bits.
+        steps: bfloat16 (rows,), the step sizes.
     """
 
     bits: int
@@ -40,27 +41,27 @@ class Codes:
 
     @property
     def size(self) -> int:
-        """How many numbers it stands for."""
+        """The number of values of the array."""
         return int(np.prod(self.shape))
 
     @property
     def parts(self) -> dict[str, np.ndarray]:
-        """The arrays that it is stored as."""
+        """The arrays that are stored for it."""
         return {"codes": self.codes, "steps": self.steps}
 
     @property
     def nbytes(self) -> int:
-        """What it costs."""
+        """The bytes of the stored arrays."""
         return sum(part.nbytes for part in self.parts.values())
 
     @property
     def dtype(self) -> np.dtype:
-        """What is decoded."""
+        """The dtype of the decoded array."""
         return np.dtype(np.float32)
 
     @property
     def row_size(self) -> int:
-        """How many numbers a row has."""
+        """The number of values per row."""
         return self.size // len(self.steps) if len(self.steps) else int(np.prod(self.shape[1:]))
 
     def rows(self, which: Any) -> np.ndarray:
@@ -70,11 +71,11 @@ class Codes:
         return levels
 
     def taken(self, which: np.ndarray, bits: int) -> "Codes":
-        """Returns the codes of some rows in as many bits or more, which decode to the same to the bit.
+        """Returns codes of some rows, in as many bits or more, which decode to the same values to the bit.
 
         Args:
-            which: int (rows,).
-            bits: of the new codes; the levels of fewer bits are among those of more.
+            which: int (rows,), the indices of the rows.
+            bits: the bits of the new codes; the levels of fewer bits are among those of more bits.
         """
         codes = _packed(_unpacked(self.codes[which], self.bits, self.row_size), bits)
         return Codes(bits, (len(which), *self.shape[1:]), codes, self.steps[which])
@@ -85,8 +86,8 @@ def encoded(changes: np.ndarray, bits: int, shape: tuple[int, ...]) -> Codes:
 
     Args:
         changes: float32 (rows, size).
-        bits: 1, 2, 3, 4, 8 or 16.
-        shape: of the array that they are the rows of.
+        bits: the bits per number: 1, 2, 3, 4, 8 or 16.
+        shape: the shape of the array whose rows the changes are.
     """
     steps = step_sizes(changes, bits, axis=1)
     codes = _packed(_levels(changes, steps, bits), bits)
@@ -94,23 +95,23 @@ def encoded(changes: np.ndarray, bits: int, shape: tuple[int, ...]) -> Codes:
 
 
 def rounded(changes: Any, bits: int, axis: int) -> Any:
-    """Returns changes as they will be decoded; NumPy stays NumPy, and no gradient flows through it.
+    """Returns changes as they will be decoded. NumPy arrays give NumPy arrays; the rounding has no gradient.
 
     Args:
         changes: float32 matrix.
         bits: see `encoded`.
-        axis: along which one step size holds.
+        axis: the axis along which all numbers have the same step size.
     """
     steps = step_sizes(changes, bits, axis)
     return steps * _levels(changes, steps, bits)
 
 
 def straight_through(values: jax.Array, reference: jax.Array, bits: int) -> jax.Array:
-    """Returns (fan-in, channels) values as they will be stored; its derivative is one (Bengio et al. 2013).
+    """Returns (fan-in, channels) values as they will be stored; the derivative is one (Bengio et al. 2013).
 
     Args:
         values: float32 (fan-in, channels).
-        reference: the same, what the stored change is relative to.
+        reference: float32 (fan-in, channels), the values from which the stored change is counted.
         bits: see `encoded`.
     """
     stored = reference + rounded(values - reference, bits, axis=0)
@@ -118,7 +119,7 @@ def straight_through(values: jax.Array, reference: jax.Array, bits: int) -> jax.
 
 
 def step_sizes(changes: Any, bits: int, axis: int) -> Any:
-    """Returns the step sizes, float32 with the precision of bfloat16, with 1 on `axis`."""
+    """Returns the step sizes, float32 with bfloat16's precision, in the shape of `changes` with 1 on `axis`."""
     numpy = changes.__array_namespace__()
     if bits > 4:
         widest = numpy.max(numpy.abs(changes), axis=axis, keepdims=True)

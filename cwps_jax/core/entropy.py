@@ -1,10 +1,10 @@
-"""Changes as whole multiples of one step size, in as many bits as they have entropy.
+"""Changes as integer multiples of one step size, in as many bits as their entropy.
 
 Every change of a task is rounded to a multiple of one step size. Most become zero, and an entropy coder
 (asymmetric numeral systems, Duda 2009, by the library constriction) stores the many zeros in a fraction of a
-bit each. So a channel costs what its change is worth: one step size for all is what makes the squared error
-least for the bytes of them all (the reverse water-filling of rate-distortion theory, Cover and Thomas, 10.3).
-The step size is the one with which a task just fits its byte budget.
+bit each. So a channel costs as many bytes as its change is worth: one step size for all channels gives the
+least squared error for their total bytes (the reverse water-filling of rate-distortion theory, Cover and
+Thomas, 10.3). The step size is the smallest one with which a task fits its byte budget.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ import numpy as np
 from cwps_jax.core.coding import Codes
 from cwps_jax.errors import CwpsError
 
-BY_BUDGET = 0  # `config.row_bits`: as few bits as the byte budget has for each weight
-MOST = 127  # steps: the largest change that is told apart
-DEAD_ZONE = 0.1  # of a step: how much further than half a step a change must go to count
-_HALVINGS = 40  # of an interval of a step size's logarithm, or of a dead zone
-_ABOVE_ENTROPY = 0.002  # the coder's own loss, as a share
-_EXTRA_BYTES = 16  # of an array, beside its coded levels: its step, the check, and what fills the last word
+BY_BUDGET = 0  # the value of `config.row_bits` that means as few bits per weight as the byte budget allows
+MOST = 127  # the largest change that can be stored, in steps; larger ones are clipped to it
+DEAD_ZONE = 0.1  # the distance, in steps, by which a change must exceed half a step so as not to become zero
+_HALVINGS = 40  # bisections of the interval of the step size's logarithm, or of the dead zone
+_ABOVE_ENTROPY = 0.002  # the share by which coded levels are larger than their entropy
+_EXTRA_BYTES = 16  # bytes per array beside its coded levels: step, checksum and padding of the last word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,10 @@ class EntropyCodes(Codes):
 
     Attributes:
         bits: 0.
-        codes: uint32 (1 + words,), a checksum of the levels and what the coder gave.
-        steps: float32 (1,), or (rows,) where rows of several tasks came together.
-        counts: how often each level occurs, from the lowest to the highest, as many below zero as above.
+        codes: uint32 (1 + words,), a checksum of the levels, and the words of the coder.
+        steps: float32 (1,), or (rows,) if rows of several tasks were joined.
+        counts: (levels,), the number of times that each level occurs, from the lowest level to the highest,
+            with as many levels below zero as above.
     """
 
     counts: np.ndarray
@@ -52,19 +53,19 @@ class EntropyCodes(Codes):
         """Returns the decoded changes of some rows, float32 (rows, size).
 
         Raises:
-            CwpsError: what is decoded is not what was coded.
+            CwpsError: the decoded levels are not those that were coded.
         """
         return self.levels()[which] * np.broadcast_to(self.steps, self.shape[0])[which][:, None]
 
     def taken(self, which: np.ndarray, bits: int) -> "EntropyCodes":
-        """Returns the codes of some rows, which decode to the same to the bit, whatever the bits."""
+        """Returns codes of some rows, which decode to the same values to the bit; `bits` has no effect."""
         return together([(self, which)])
 
     def levels(self) -> np.ndarray:
         """Returns all changes over their steps, int8 (rows, size).
 
         Raises:
-            CwpsError: what is decoded is not what was coded.
+            CwpsError: the decoded levels are not those that were coded.
         """
         highest = len(self.counts) // 2
         decoded = np.zeros(self.size, np.int32)
@@ -87,18 +88,18 @@ def entropy_coded(
 
     Args:
         changes: float32 (rows, size).
-        step: float32.
-        shape: of the array that they are the rows of.
-        dead_zone: see `fitted`.
+        step: the step size, float32.
+        shape: the shape of the array whose rows the changes are.
+        dead_zone: the dead zone in steps, see `fitted`.
     """
     return _coded(levels_of(changes, step, dead_zone).astype(np.int8), np.array([step], np.float32), shape)
 
 
 def together(parts: Sequence[tuple[EntropyCodes, np.ndarray]]) -> EntropyCodes:
-    """Returns rows of several arrays as one, which decode to the same to the bit.
+    """Returns rows of several arrays as one array, which decode to the same values to the bit.
 
     Args:
-        parts: of each array its codes, and which of its rows, int (rows,).
+        parts: for each array its codes, and the indices of the rows to take, int (rows,).
     """
     levels = np.concatenate([codes.levels()[which] for codes, which in parts])
     steps = np.concatenate([np.broadcast_to(codes.steps, codes.shape[0])[which] for codes, which in parts])
@@ -107,39 +108,39 @@ def together(parts: Sequence[tuple[EntropyCodes, np.ndarray]]) -> EntropyCodes:
 
 
 def levels_of(changes: Any, step: Any, dead_zone: float = DEAD_ZONE) -> Any:
-    """Returns changes over the step size as whole float32 numbers; NumPy stays NumPy."""
+    """Returns changes over the step size as float32 integers; NumPy arrays give NumPy arrays."""
     numpy = changes.__array_namespace__()
     size = numpy.floor(numpy.abs(changes) / step + np.float32(0.5 - dead_zone))
     return numpy.sign(changes) * numpy.clip(size, 0, MOST)
 
 
 def seen_through(values: jax.Array, reference: jax.Array, step: jax.Array) -> jax.Array:
-    """Returns values as they will be stored, of any shape; its derivative is one (Bengio et al. 2013).
+    """Returns values of any shape as they will be stored; the derivative is one (Bengio et al. 2013).
 
     Args:
         values: float32.
-        reference: the same, what the stored change is relative to.
-        step: float32 ().
+        reference: float32 of the same shape, the values from which the stored change is counted.
+        step: the step size, float32 ().
     """
     stored = reference + step * levels_of(values - reference, step)
     return values + jax.lax.stop_gradient(stored - values)
 
 
 def fitted(changes: Mapping[str, np.ndarray], allowance: float, step: Any = None) -> tuple[Any, float]:
-    """Returns the smallest step size and dead zone with which changes fit.
+    """Returns the smallest step size and the dead zone, in steps, with which changes fit.
 
     Args:
-        changes: {path: float32 array}, all that shares the step size.
-        allowance: bytes for all of it.
-        step: where it is given, it stays, and the dead zone grows as far as need be.
+        changes: {path: float32 array}, all arrays that share the step size.
+        allowance: the bytes for all of them.
+        step: a step size that is kept, so that the dead zone grows until the changes fit; None to search it.
 
     Raises:
-        CwpsError: not even zeros fit.
+        CwpsError: the changes do not fit even as zeros.
     """
     allowance = allowance / (1 + _ABOVE_ENTROPY) - _EXTRA_BYTES * len(changes)
     ordered = [np.sort(each, axis=None) for each in changes.values()]
     largest = max((float(max(-each[0], each[-1])) for each in ordered if each.size), default=0.0)
-    largest = largest or 1.0  # zeros alone: any step size serves
+    largest = largest or 1.0  # If all changes are zero, any step size will do.
     fits = lambda step, dead: sum(_bytes(each, step, dead) for each in ordered) <= allowance
     if not fits(np.float32(4 * largest), DEAD_ZONE):
         raise CwpsError(
@@ -164,7 +165,7 @@ def fitted(changes: Mapping[str, np.ndarray], allowance: float, step: Any = None
 
 
 def _bytes(ordered: np.ndarray, step: np.float32, dead_zone: float) -> float:
-    """Returns what sorted changes cost: the entropy of their levels, and the table of how often each is."""
+    """Returns the bytes of sorted changes: the entropy of their levels, and the table of levels' counts."""
     edges = float(step) * (np.arange(MOST) + 0.5 + dead_zone)
     above = ordered.size - np.searchsorted(ordered, edges.astype(np.float32))
     below = np.searchsorted(ordered, -edges.astype(np.float32), side="right")
