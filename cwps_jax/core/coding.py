@@ -119,7 +119,7 @@ def straight_through(values: jax.Array, reference: jax.Array, bits: int) -> jax.
 
 
 def step_sizes(changes: Any, bits: int, axis: int) -> Any:
-    """Returns the step sizes, float32 with bfloat16's precision, in the shape of `changes` with 1 on `axis`."""
+    """Returns the step sizes, float32 with bfloat16's precision, in the shape of `changes`, 1 on `axis`."""
     numpy = changes.__array_namespace__()
     if bits > 4:
         widest = numpy.max(numpy.abs(changes), axis=axis, keepdims=True)

@@ -1,4 +1,4 @@
-"""A stored task at work: predictions for new images, its accuracy on other data, its weights for others."""
+"""The use of stored tasks: predictions for new images, accuracy on other data, exports for other programs."""
 
 from cwps_jax.serve.answers import Evaluation, Predictions, evaluate, predict
 from cwps_jax.serve.export import export

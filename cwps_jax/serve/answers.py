@@ -1,4 +1,4 @@
-"""What a stored task answers: `predict` for new images, `evaluate` for images whose classes are known."""
+"""The answers of stored tasks: `predict` for new images, `evaluate` for images whose classes are known."""
 
 import dataclasses
 import functools
@@ -29,12 +29,12 @@ from cwps_jax.train.objectives import Metric, accuracy
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a task answers for images, in their order.
+    """A task's answers for images, in the order of the images.
 
     Attributes:
-        class_names: of the outputs; () for what is no classification.
-        logits: what the model gives, (images, classes); another shape, or a tree of arrays as of several
-            heads, for what is no classification.
+        class_names: the names of the outputs; () if the task is not a classification.
+        logits: the model's outputs, (images, classes); another shape, or a tree of arrays such as one for
+            each of several heads, if the task is not a classification.
     """
 
     class_names: tuple[str, ...]
@@ -42,14 +42,14 @@ class Predictions:
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
-        """The softmax of the logits, (images, classes), float64. Raises CwpsError for no classification."""
+        """The softmax of the logits, float64 (images, classes). CwpsError if it is not a classification."""
         self._check_classified()
         shifted = np.exp(self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
 
     @property
     def classes(self) -> list[str]:
-        """The name of each image's most probable class. Raises CwpsError for no classification."""
+        """The name of each image's most probable class. CwpsError if it is not a classification."""
         self._check_classified()
         return [self.class_names[number] for number in self.logits.argmax(axis=1)]
 
@@ -57,10 +57,10 @@ class Predictions:
         """Returns, for each image, its most probable classes and their probabilities, the highest first.
 
         Args:
-            count: how many classes, or as many as there are.
+            count: the number of classes; all of them if there are fewer.
 
         Raises:
-            CwpsError: the task is no classification.
+            CwpsError: the task is not a classification.
         """
         self._check_classified()
         best = np.argsort(-self.logits, axis=1, kind="stable")[:, :count]
@@ -76,12 +76,13 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a task does on images whose classes are known.
+    """A task's metric on images whose classes are known.
 
     Attributes:
         metric: the mean of the metric, accuracy by default.
-        class_names: of the outputs; () for what is no classification.
-        confusion: (classes, classes), how many images of the class of a row were taken for that of a column.
+        class_names: the names of the outputs; () if the task is not a classification.
+        confusion: int64 (classes, classes), the number of images of the row's class for which the column's
+            class was answered.
     """
 
     metric: float
@@ -90,7 +91,7 @@ class Evaluation:
 
     @property
     def per_class(self) -> dict[str, float | None]:
-        """{class: share of its images that were recognised}; None for a class without images."""
+        """{class: share of its images that were answered correctly}; None for a class without images."""
         counts = self.confusion.sum(axis=1)
         return {
             name: float(self.confusion[number, number] / counts[number]) if counts[number] else None
@@ -106,21 +107,21 @@ def predict(
     model: nn.Module | None = None,
     batch_size: int = 0,
 ) -> Predictions:
-    """Returns what a stored task answers for images, prepared exactly as in its evaluation.
+    """Returns a stored task's answers for images, which are prepared exactly as in its evaluation.
 
     Args:
         pool: the stored models.
         task: a task's name, or "task@n".
         images: paths of image files or folders, or patterns; an array (n, height, width, channels), uint8
-            where the task was learned from images, else as its model takes it; a dict of arrays with "image"
-            and what else the model takes; or a `Split`. Pictures are taken whole; where the task's own were
-            cut to boxes, the log says so once.
-        model: the plain model with the task's head, where the pool's backbone is one of your own.
-        batch_size: images a batch; 0 for that of its training, or less where there are fewer images.
+            if the task was learned from images, otherwise as its model takes it; a dict of arrays with
+            "image" and the model's other inputs; or a `Split`. Pictures are taken whole; if the task's own
+            pictures were cut to boxes, the log says so once.
+        model: the plain model with the task's head, if the pool's backbone is a model of your own.
+        batch_size: images per batch; 0 for that of its training, or less if there are fewer images.
 
     Raises:
-        CwpsError: no such task, it was stored by a release that did not record its preparation, or an image
-            is not there or cannot be decoded.
+        CwpsError: there is no such task, it was stored by a release that did not record its preparation, or
+            an image is missing or cannot be decoded.
 
     Examples:
         >>> predict(pool, "birds", "photos/").top(3)  # doctest: +SKIP
@@ -143,22 +144,22 @@ def evaluate(
     model: nn.Module | None = None,
     batch_size: int = 0,
 ) -> Evaluation:
-    """Returns how a stored task does on images whose classes are known.
+    """Returns the metric of a stored task on images whose classes are known.
 
     Args:
         pool: the stored models.
         task: a task's name, or "task@n".
-        data: a folder of class folders, <class>/<file>, by the names of the task's classes; a `TaskData`, of
-            which the test split counts, a split, or a dict of arrays with "image" and "label"; None for the
-            test data that the task was learned with.
-        metric: (outputs, batch) to one value per item, (batch,), one of a `whole_split`, or a name as
-            `learn_task` takes it; accuracy by default, for a classification.
+        data: a folder of class folders, <class>/<file>, with the names of the task's classes; a `TaskData`,
+            of which the test split is used; a split; a dict of arrays with "image" and "label"; or None for
+            the test data that the task was learned with.
+        metric: a function from (outputs, batch) to one value per item, (batch,); a metric of a
+            `whole_split`; or a name as `learn_task` takes it; accuracy by default, for a classification.
         model: see `predict`.
         batch_size: see `predict`.
 
     Raises:
-        CwpsError: as `predict`; a folder or a label that is not a class of the task, or None for a task that
-            was learned from arrays; accuracy for a task that is not a classification.
+        CwpsError: see `predict`; a folder or a label is not a class of the task; `data` is None and the task
+            was learned from arrays; or the metric is accuracy and the task is not a classification.
     """
     metric = find_metric(metric)
     known = learned_with(pool, task, classified=False)
@@ -176,7 +177,7 @@ def evaluate(
 
 
 def _classes_of(logits: Any, known: LearnedWith) -> tuple[str, ...]:
-    """Returns the names of a model's outputs; () where they are no classes, as those of several heads."""
+    """Returns the names of a model's outputs; () if they are not classes, as those of several heads."""
     shape: tuple[int, ...] = getattr(logits, "shape", ())
     return known.class_names if len(shape) == 2 and shape[1] >= len(known.class_names) else ()
 
@@ -194,7 +195,7 @@ def _labelled(known: LearnedWith, data: Path | TaskData | Split | Arrays | None)
 
 
 def _recorded(known: LearnedWith) -> Split:
-    """Returns the test data that a task was learned with, if they are what they were."""
+    """Returns the test data that a task was learned with; an error is raised if they have changed."""
     images = known.told["images"]
     if images is None:
         raise CwpsError(f"{known.name} was learned from arrays given in Python; give its data here, too")
@@ -206,7 +207,7 @@ def _recorded(known: LearnedWith) -> Split:
 
 
 def _logits(pool: Pool, known: LearnedWith, split: Split, model: nn.Module | None, batch_size: int) -> Any:
-    # A batch is padded to its size: one image must not cost as much as 64, nor each number a compilation.
+    # Batches have powers of two of images: one image must not cost as much as 64, and few sizes are compiled.
     fitting = 1 << (len(split) - 1).bit_length()
     predictor = predictor_of(pool, known, model)
     batch_size = batch_size or min(known.told["config"]["batch_size"], fitting)
@@ -220,15 +221,15 @@ def _logits(pool: Pool, known: LearnedWith, split: Split, model: nn.Module | Non
 
 
 def predictor_of(pool: Pool, known: LearnedWith, model: nn.Module | None) -> Predictor:
-    """Returns what applies a task's whole network.
+    """Returns the predictor that applies a task's whole network.
 
     Args:
         pool: the stored models.
-        known: what the task was learned with.
-        model: the plain model with the task's head, where the pool's backbone is one of your own.
+        known: the settings with which the task was learned.
+        model: the plain model with the task's head, if the pool's backbone is a model of your own.
 
     Raises:
-        CwpsError: it is one of your own, and is not given.
+        CwpsError: the backbone is a model of your own, and it is not given.
     """
     if model:
         return Predictor(pool.model(known.name, model))
@@ -241,6 +242,6 @@ def predictor_of(pool: Pool, known: LearnedWith, model: nn.Module | None) -> Pre
     return _predictor(pool.index.backbone, classes, known.told["dtype"], pool.method(known.name))
 
 
-@functools.lru_cache(maxsize=8)  # the next question must not trace the same program anew
+@functools.lru_cache(maxsize=8)  # The next call must not trace the same program again.
 def _predictor(backbone: str, classes: int, dtype: str, method: Method) -> Predictor:
     return Predictor(method.wrap(models.create(backbone, classes, dtype=jnp.dtype(dtype))))

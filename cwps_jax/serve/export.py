@@ -1,4 +1,4 @@
-"""A task's whole network as one file that says by itself what its outputs are and what it wants."""
+"""A task's whole network as one file, which also describes its inputs and outputs."""
 
 import json
 import os
@@ -24,24 +24,24 @@ def export(
     keys: str | None = None,
     model: nn.Module | None = None,
 ) -> None:
-    """Writes a task's network to one file, in the form that the file's name asks for.
+    """Writes a task's network to one file, in the form that the end of the file's name selects.
 
-    `*.safetensors` holds the weights in torchvision's or timm's key names. Its metadata has "task",
-    "backbone", and, as JSON, "class_names" and "preparation": the shape of an image, and what is done to it
-    before, in the words of `DataConfig`. `*.stablehlo.zip` holds a program that runs with JAX alone, see
+    `*.safetensors` holds the weights under torchvision's or timm's key names. Its metadata has "task",
+    "backbone", and, as JSON, "class_names" and "preparation": the shape of an image and the settings of its
+    preparation, named as in `DataConfig`. `*.stablehlo.zip` holds a program that runs with JAX alone, see
     `cwps_jax.serve.export_program`.
 
     Args:
         pool: the stored models.
         task: a task's name, or "task@n".
-        file: to write, replaced if it is there; named `*.safetensors` or `*.stablehlo.zip`.
-        keys: set of key names of the weights, such as "torchvision" or "timm"; the backbone's first by
-            default.
+        file: the file to write, `*.safetensors` or `*.stablehlo.zip`; it is replaced if it exists.
+        keys: the set of key names of the weights, such as "torchvision" or "timm"; by default the first set
+            of the backbone.
         model: the plain model with the task's head, for a program of a backbone of your own.
 
     Raises:
-        CwpsError: no such task, weights of a network that is no plain named backbone, a program that cannot
-            be made, or a file that cannot be written there.
+        CwpsError: there is no such task, weights are asked for and the network is not a plain named backbone,
+            the program cannot be made, or the file cannot be written there.
 
     Examples:
         >>> export(pool, "birds", "birds.stablehlo.zip")  # doctest: +SKIP

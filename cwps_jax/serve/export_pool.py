@@ -1,8 +1,8 @@
-"""A whole pool as one file: the backbone once, and what is stored of every task.
+"""A whole pool as one file: the backbone once, and the stored files of every task.
 
-The file is a zip archive of the pool's folder, nothing compressed, without locks and what was left half
-written. Every array in it is plain values that `leaves.json` beside it describes, so other programs read it
-with a zip reader and NumPy; see docs/serving.md.
+The file is a zip archive of the pool's folder, without compression, locks and unfinished files. Every array
+in it consists of plain values that the `leaves.json` beside it describes, so other programs can read it with
+a zip reader and NumPy; see docs/serving.md.
 """
 
 import os
@@ -22,11 +22,11 @@ SUFFIX = ".zip"
 def pack_pool(pool: Pool, file: str | os.PathLike[str]) -> None:
     """Writes a pool to one file: the pre-trained model and all versions of all tasks.
 
-    The same pool gives the same file. It is read as it is on the disk now, and every hash is compared first.
+    The same pool gives the same file. It is read as it is on the disk now, and every hash is checked first.
 
     Args:
         pool: the stored models.
-        file: to write, replaced if it is there; named `*.zip`.
+        file: the file to write, `*.zip`; it is replaced if it exists.
 
     Raises:
         CwpsError: something in the pool is damaged, or the file cannot be written there.
@@ -48,7 +48,7 @@ def pack_pool(pool: Pool, file: str | os.PathLike[str]) -> None:
         zipfile.ZipFile(partial, "w") as archive,
     ):
         index = pathlib.Path(place)
-        pool.index.write(index)  # of the versions that were checked, whatever others store meanwhile
+        pool.index.write(index)  # the index of the checked versions, whatever others store meanwhile
         _add(archive, index / "index.json", "index.json")
         for folder in folders:
             for one in sorted(path for path in (pool.folder / folder).rglob("*") if path.is_file()):
@@ -58,14 +58,14 @@ def pack_pool(pool: Pool, file: str | os.PathLike[str]) -> None:
 def unpack_pool(file: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Pool:
     """Makes a pool's folder from a file that `pack_pool` wrote, and returns the pool.
 
-    Every hash is compared before the folder appears under its name.
+    Every hash is checked before the folder appears under its name.
 
     Args:
         file: the packed pool.
-        folder: to make; it must not be there.
+        folder: the folder to make; it must not exist.
 
     Raises:
-        CwpsError: the folder is there, or the file is not a packed pool or is damaged.
+        CwpsError: the folder exists, or the file is not a packed pool or is damaged.
     """
     path, target = pathlib.Path(file), pathlib.Path(folder)
     if target.exists():
@@ -84,20 +84,20 @@ def unpack_pool(file: str | os.PathLike[str], folder: str | os.PathLike[str]) ->
 
 def _add(archive: zipfile.ZipFile, file: pathlib.Path, name: str) -> None:
     member = zipfile.ZipInfo(name)  # without a time of its own
-    member.file_size = file.stat().st_size  # or the archive would not know that it is too large for 32 bits
+    member.file_size = file.stat().st_size  # Without it, members too large for 32 bits would fail.
     with file.open("rb") as source, archive.open(member, "w") as sink:
         shutil.copyfileobj(source, sink)
 
 
 def _extract(path: pathlib.Path, folder: pathlib.Path) -> None:
-    """Unpacks an archive whose members are stored as they are: what comes out is no larger than the file."""
+    """Unpacks an archive without compression, so that the files are not larger than the archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             plain = all(one.compress_type == zipfile.ZIP_STORED and not one.flag_bits & 1 for one in members)
             if not plain or sum(one.file_size for one in members) > path.stat().st_size:
                 raise CwpsError(f"{path}: not a packed pool, whose members are neither compressed nor secret")
-            archive.extractall(folder)  # which keeps every member below this folder
+            archive.extractall(folder)  # It keeps every member below this folder.
     except FileNotFoundError as error:
         raise CwpsError(f"{path}: no such file; name what pack_pool wrote") from error
     except zipfile.BadZipFile as error:

@@ -3,12 +3,12 @@
 ::
 
     birds.stablehlo.zip
-      task.json            what the program takes and gives: class names, the shape and type of images, what
-                           has to be done to them before and what the program does itself
-      program.bin          what `jax.export.deserialize` reads: weights, normalisation and network, for any
-                           number of images, on a CPU, a CUDA GPU or a TPU
+      task.json            the program's inputs and outputs: class names, the shape and dtype of images, and
+                           their preparation, both the part before the program and the part inside it
+      program.bin          the program, for `jax.export.deserialize`: weights, normalisation and network, for
+                           any number of images, on a CPU, a CUDA GPU or a TPU
 
-A zip archive keeps the two together, is replaced as one file, and notices a flipped bit when it is read.
+A zip archive keeps the two together, is replaced as one file, and detects a flipped bit when it is read.
 """
 
 import json
@@ -38,17 +38,17 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def exported_program(pool: Pool, task: str, model: nn.Module | None = None) -> jax_export.Exported:
     """Returns a task's network as a program from images, (batch, height, width, channels), to its outputs.
 
-    The images have the size and type that the task's stored images have after resizing: uint8 pixels where
+    The images have the size and dtype that the task's stored images have after resizing: uint8 pixels if
     the task was learned from pictures. The program normalises them itself.
 
     Args:
         pool: the stored models.
         task: a task's name, or "task@n".
-        model: the plain model with the task's head, where the pool's backbone is one of your own.
+        model: the plain model with the task's head, if the pool's backbone is a model of your own.
 
     Raises:
-        CwpsError: no such task, a model that takes more than its images, or one whose computation is not
-            the same for any number of images.
+        CwpsError: there is no such task, the model has inputs other than images, or its computation depends
+            on the number of images.
     """
     known = learned_with(pool, task, classified=False)
     network, variables = predictor_of(pool, known, model).model, pool.effective(known.name)
@@ -68,7 +68,7 @@ def exported_program(pool: Pool, task: str, model: nn.Module | None = None) -> j
     try:
         return jax_export.export(jax.jit(answer), platforms=PLATFORMS)(images)
     except (jax.errors.InconclusiveDimensionOperation, TypeError) as error:
-        why = str(error).splitlines()[0]  # of `len`, which has to be a number, a TypeError
+        why = str(error).splitlines()[0]  # `len`, which must return a number, raises a TypeError.
         raise CwpsError(
             f"{known.name}: its model cannot be traced for any number of images ({why}); compute nothing in "
             "it from the batch's size"
@@ -76,35 +76,35 @@ def exported_program(pool: Pool, task: str, model: nn.Module | None = None) -> j
 
 
 def write_program(pool: Pool, task: str, path: pathlib.Path, model: nn.Module | None = None) -> None:
-    """Writes a task's program and what it takes and gives to a zip archive.
+    """Writes a task's program, and the description of its inputs and outputs, to a zip archive.
 
     Args:
         pool: the stored models.
         task: a task's name, or "task@n".
-        path: to write, replaced if it is there.
+        path: the file to write; it is replaced if it exists.
         model: see `exported_program`.
 
     Raises:
-        CwpsError: see `exported_program`; or the package flatbuffers, by which JAX writes a program, is not
-            installed.
+        CwpsError: see `exported_program`; or the package flatbuffers, which JAX needs to write a program, is
+            not installed.
     """
     check_extra("export", f"{path}, a program,")
     program = exported_program(pool, task, model)
     about = json.dumps(_described(pool, learned_with(pool, task, classified=False)), ensure_ascii=False)
     with replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:
-        # A member made so has no time of its own: the same program gives the same file.
+        # Such members have no modification time, so that the same program gives the same file.
         archive.writestr(zipfile.ZipInfo(TASK), about)
         archive.writestr(zipfile.ZipInfo(PROGRAM), bytes(program.serialize()))
 
 
 def _dtype(known: LearnedWith) -> str:
-    """Returns the type of images before the program: pixels, or what the task's arrays were."""
+    """Returns the dtype of the program's images: uint8 for pixels, or that of the task's arrays."""
     pixels = known.transform is not None or known.preparation.mean is not None
     return "uint8" if pixels else known.told["input"]["dtype"]
 
 
 def _described(pool: Pool, known: LearnedWith) -> dict[str, Any]:
-    """Returns what a reader has to know of a program, as plain JSON."""
+    """Returns the description of a program for its users, as plain JSON."""
     inside = known.preparation.evaluated_as
     return {
         "task": known.name,

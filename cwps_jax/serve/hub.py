@@ -14,26 +14,26 @@ from cwps_jax.serve.shared_folder import save_pretrained
 from cwps_jax.store.pool import Pool
 
 OF_THIS_MACHINE = (".lock", ".learning/*")
-THEIRS = ("pretrained/*", "tasks/*")  # what of an earlier push goes, where this one has it no more
+THEIRS = ("pretrained/*", "tasks/*")  # files of an earlier push that are removed if this one lacks them
 
 
 def push_to_hub(pool: Pool, repo_id: str, tasks: Sequence[str] = (), *, private: bool | None = None) -> str:
-    """Brings tasks with all that they need to a repository of the hub, as `save_pretrained` writes them.
+    """Uploads tasks with everything that they need to a repository of the hub, as `save_pretrained` does.
 
-    The repository is made if it is not there. It holds afterwards what `save_pretrained` writes, in one
-    commit; its model card is written anew, and other files that are in it stay.
+    The repository is made if it does not exist. One commit brings the files that `save_pretrained` writes;
+    the model card is replaced, and other files of the repository stay.
 
     Args:
         pool: the stored models, which stay as they are.
-        repo_id: "owner/name".
+        repo_id: the repository, "owner/name".
         tasks: names of tasks, or one name; all tasks by default.
-        private: whether a repository that is made now is private; the owner's default by default.
+        private: whether a new repository is private; by default the owner's setting decides.
 
     Returns:
         The address of the commit.
 
     Raises:
-        CwpsError: huggingface_hub is not there, the hub refuses, or as `save_pretrained`.
+        CwpsError: huggingface_hub is not installed, the hub refuses, or see `save_pretrained`.
 
     Example:
         >>> push_to_hub(pool, "me/birds", tasks="birds")  # doctest: +SKIP
@@ -54,19 +54,19 @@ def push_to_hub(pool: Pool, repo_id: str, tasks: Sequence[str] = (), *, private:
 
 
 def from_hub(repo_id: str, folder: str | os.PathLike[str], *, revision: str | None = None) -> Pool:
-    """Brings a pool from the hub to a new folder, and compares every hash before it appears there.
+    """Downloads a pool from the hub to a new folder, and checks every hash before the folder appears.
 
     Args:
-        repo_id: "owner/name".
-        folder: to make; it must not be there.
-        revision: a branch, a tag or a commit; the newest by default. A commit is what cannot change.
+        repo_id: the repository, "owner/name".
+        folder: the folder to make; it must not exist.
+        revision: a branch, a tag or a commit; by default the newest commit. Only a commit cannot change.
 
     Returns:
         The pool; in later processes `Pool.open(folder)` opens it.
 
     Raises:
-        CwpsError: huggingface_hub is not there, the folder is, the hub has no such repository, or what it has
-            is no pool or is damaged.
+        CwpsError: huggingface_hub is not installed, the folder exists, the hub has no such repository, or
+            the repository is not a pool or is damaged.
 
     Example:
         >>> pool = from_hub("me/birds", "birds")  # doctest: +SKIP
@@ -101,10 +101,10 @@ def _hub(repo_id: str) -> Any:
 
 @contextlib.contextmanager
 def _readable_errors(hub: Any, repo_id: str, what: str) -> Iterator[None]:
-    """Tells what the hub's client raises in one line.
+    """Turns errors of the hub's client into CwpsErrors of one line.
 
-    Which library it asks the network by differs between its versions: a base of its own error is that of all
-    errors of the library, such as of a host that cannot be reached.
+    The client's versions use different network libraries. The base class of the client's own error is also
+    the base class of all errors of that library, for example if a host cannot be reached.
     """
     try:
         yield

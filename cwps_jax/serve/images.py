@@ -1,4 +1,4 @@
-"""Images that a stored task is asked about, prepared as its evaluation prepared its own."""
+"""Images for a stored task, prepared in the same way as the images of its evaluation."""
 
 import dataclasses
 import functools
@@ -26,10 +26,10 @@ class FileSource:
     """Image files, wherever they lie; see `ImageSource`.
 
     Attributes:
-        files: their paths.
-        labels: (n,) numbers of their classes; zeros where they are not known.
-        classes: names of the classes.
-        name: for messages.
+        files: the paths of the files.
+        labels: (n,), the numbers of their classes; zeros if these are unknown.
+        classes: the names of the classes.
+        name: the name of the images in messages.
     """
 
     files: Sequence[str]
@@ -49,7 +49,7 @@ class FileSource:
 
 
 class GivenSplit(ImageSplit):
-    """Images that no pass has looked at before: one that cannot be decoded is found when it is read."""
+    """Images that were not decoded before, so that unreadable ones are found only when they are read."""
 
     def _changed(self, row: int, error: Undecodable) -> CwpsError:
         where = self.source.describe(int(self.items[row]))
@@ -57,17 +57,17 @@ class GivenSplit(ImageSplit):
 
 
 def image_files(given: Sequence[Path]) -> list[str]:
-    """Returns the paths of image files: files as they are, all files below folders, what patterns match.
+    """Returns the paths of image files: given files, all files below given folders, and matches of patterns.
 
     Hidden files and folders below a given one are left out.
 
     Raises:
-        CwpsError: a file or folder is not there, a folder has no file, or a pattern matches none.
+        CwpsError: a file or folder does not exist, a folder has no file, or a pattern has no match.
     """
     found: list[str] = []
     for path in given:
         one = os.fspath(path)
-        # What is there under this very name is no pattern, whatever brackets it has.
+        # An existing path is not a pattern, even if there are brackets in it.
         places = [one] if os.path.exists(one) else sorted(glob.glob(one, recursive=True))
         files = [file for place in places for file in _files(place)]
         if not files:
@@ -82,13 +82,14 @@ def given_images(known: LearnedWith, images: Path | Sequence[Path] | np.ndarray)
     """Returns images as a split, prepared as evaluation prepared the task's own.
 
     Args:
-        known: what the task was learned with.
-        images: paths of files or folders, or patterns; or an array, (n, height, width, channels): uint8 of
-            any size where the task was learned from images, else as its model takes them. They are taken
-            whole, which is said once where the task's own were cut to boxes.
+        known: the settings with which the task was learned.
+        images: paths of files or folders, or patterns; or an array, (n, height, width, channels), uint8 of
+            any size if the task was learned from images, otherwise as its model takes it. Pictures are taken
+            whole; if the task's own pictures were cut to boxes, the log says so once.
 
     Raises:
-        CwpsError: files for a task that was learned from arrays, or what is not there or does not fit.
+        CwpsError: files are given and the task was learned from arrays, a file does not exist, or an array
+            does not fit.
     """
     if isinstance(images, np.ndarray):
         labels = np.zeros(len(images), np.int32)
@@ -108,7 +109,7 @@ def given_arrays(known: LearnedWith, arrays: Arrays) -> Split:
     """Returns a dict of arrays as a split: "image" as `given_images` takes it, and fields such as "label".
 
     Raises:
-        CwpsError: there is no "image", or it does not fit.
+        CwpsError: there is no "image", or it does not fit the task.
     """
     if "image" not in arrays:
         raise CwpsError(f"{known.name}: the data has no 'image', only {sorted(arrays)}: name the images so")
@@ -120,7 +121,7 @@ def class_folders(known: LearnedWith, folder: Path) -> Split:
     """Returns the images of a folder of class folders, <class>/<file>, as a split with labels by name.
 
     Raises:
-        CwpsError: no such folder, a folder that is no class of the task, or no images.
+        CwpsError: there is no such folder, it has no images, or a folder in it is not a class of the task.
     """
     root = pathlib.Path(folder)
     if not root.is_dir():
@@ -153,7 +154,7 @@ def _split(known: LearnedWith, source: ImageSource, labels: np.ndarray) -> Split
     return GivenSplit(
         source,
         np.arange(len(source)),
-        np.zeros((len(source), 0), np.uint8),  # of the cache alone
+        np.zeros((len(source), 0), np.uint8),  # only the cache uses them
         {"label": labels.astype(np.int32)},
         known.transform,
         known.preparation,
@@ -162,7 +163,7 @@ def _split(known: LearnedWith, source: ImageSource, labels: np.ndarray) -> Split
     )
 
 
-@functools.cache  # once a task
+@functools.cache  # once per task
 def _tell_of_boxes(name: str) -> None:
     logging.warning(
         "%s was learned from pictures cut to boxes; these are taken whole: cut them alike",
@@ -171,7 +172,7 @@ def _tell_of_boxes(name: str) -> None:
 
 
 def _files(place: str) -> list[str]:
-    """Returns a file itself, or all files below a folder, without hidden ones."""
+    """Returns the file itself, or all files below a folder except hidden ones."""
     if not os.path.isdir(place):
         return [place]
     below = sorted(pathlib.Path(place).rglob("*"))

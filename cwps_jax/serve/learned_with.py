@@ -1,4 +1,4 @@
-"""What a stored task was learned with, as its record says it: `cwps_jax.provenance` writes it."""
+"""The settings with which a stored task was learned, from the record that `cwps_jax.provenance` writes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from cwps_jax.store.pool import PRETRAINED, Pool
 
 @dataclasses.dataclass(frozen=True)
 class LearnedWith:
-    """What a version of a task needs beside its weights, so that it answers as it did when it was learned.
+    """The settings with which a version was learned, and with which it gives the same answers again.
 
     Attributes:
-        name: "birds@1".
-        task: "birds".
-        class_names: a name for each output, in their order; their numbers where the data had no names; () for
-            what is no classification.
-        shape: of one image as the model sees it, (height, width, channels).
-        preparation: what is done to a batch on the device.
-        transform: what is done to an image on the host; None where images go into the model as they are.
-        record: of the version.
+        name: the version's name, such as "birds@1".
+        task: the task's name, such as "birds".
+        class_names: the names of the outputs, in their order; their numbers if the data had no names; () if
+            the task is not a classification.
+        shape: the shape of one image as the model sees it, (height, width, channels).
+        preparation: the preparation of a batch on the device.
+        transform: the preparation of an image on the host; None if images go into the model without it.
+        record: the version's whole record.
     """
 
     name: str
@@ -38,17 +38,17 @@ class LearnedWith:
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of one image as the model is given it."""
+        """The dtype of one image before the preparation on the device."""
         return np.dtype(self.told["input"]["dtype"] if self.transform is None else np.uint8)
 
     @property
     def told(self) -> Mapping[str, Any]:
-        """All that was recorded, see `cwps_jax.provenance.learned_with`."""
+        """Everything that was recorded, see `cwps_jax.provenance.learned_with`."""
         return self.record[KEY]
 
 
 def learned_with(pool: Pool, task: str, *, classified: bool = True) -> LearnedWith:
-    """Returns what a task was learned with.
+    """Returns the settings with which a task was learned.
 
     Args:
         pool: the stored models.
@@ -56,8 +56,8 @@ def learned_with(pool: Pool, task: str, *, classified: bool = True) -> LearnedWi
         classified: whether the task has to be a classification.
 
     Raises:
-        CwpsError: it is not in the pool, is no classification, or was stored by a release that did not
-            record what it was learned with.
+        CwpsError: the task is not in the pool, is not a classification, or was stored by a release that did
+            not record these settings.
     """
     if task == PRETRAINED:
         raise CwpsError(

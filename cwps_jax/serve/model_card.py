@@ -1,4 +1,4 @@
-"""The model card of a pool: a README.md that says what each task is and how to use it, from its record."""
+"""The model card of a pool: a README.md that describes each task and its use, from the task's record."""
 
 import html
 import json
@@ -9,15 +9,15 @@ from typing import Any
 from cwps_jax.provenance import KEY
 from cwps_jax.store.pool import Pool
 
-SHOWN = 20  # names of classes
+SHOWN = 20  # the most names of classes that are shown
 TITLES = ("task", "metric on its test set", "keeps", "bytes", "method", "classes")
 
 
 def model_card(pool: Pool) -> str:
     """Returns the text of a pool's model card, in Markdown with the header that the Hugging Face hub reads.
 
-    It tells what the pool's records tell and nothing else: a licence and what the tasks are meant for stand
-    in no record, and its owner adds them.
+    It contains only facts from the pool's records. A licence and the purpose of the tasks are not in any
+    record, and the pool's owner adds them.
 
     Args:
         pool: the stored models.
@@ -102,5 +102,5 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Returns a text on one line in which nothing is Markdown or HTML: names are their owner's."""
+    """Returns a text on one line, without Markdown and HTML, since the owners of tasks choose their names."""
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(" ".join(text.split()), quote=False))

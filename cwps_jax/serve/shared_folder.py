@@ -1,4 +1,4 @@
-"""A pool, or some of its tasks, as one folder that others use: with a model card, and only what is needed."""
+"""A pool, or some of its tasks, as one folder for others: with a model card, and only the needed files."""
 
 import os
 import pathlib
@@ -13,23 +13,23 @@ CARD = "README.md"
 
 
 def save_pretrained(pool: Pool, folder: str | os.PathLike[str], tasks: Sequence[str] = ()) -> Pool:
-    """Writes tasks with all that they need to a new folder: a pool with a model card.
+    """Writes tasks with everything that they need to a new folder: a pool with a model card.
 
-    The folder is a pool as any other, so `Pool.open` is what loads it, on any machine, and `Pool.merge` and
+    The folder is a pool like any other, so `Pool.open` loads it on any machine, and `Pool.merge` and
     `Pool.copy` bring its tasks into another pool of the same pre-trained model. Variables are the same to the
-    bit. Rows that a task borrows of one that is left out become its own.
+    bit. Rows that a task borrows from a task that is left out become its own.
 
     Args:
         pool: the stored models, which stay as they are.
-        folder: to make; it must not be there.
+        folder: the folder to make; it must not exist.
         tasks: names of tasks, or one name; all tasks by default, with the older versions that they need.
 
     Returns:
         The pool in the folder.
 
     Raises:
-        CwpsError: the folder is there, a task is not in the pool, or a stored tree is damaged; the folder is
-            not made then.
+        CwpsError: the folder exists, a task is not in the pool, or a stored tree is damaged; in these cases
+            the folder is not made.
 
     Example:
         >>> save_pretrained(pool, "birds", tasks="birds")  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""`TaskBank`: a bank that is asked about images, which it prepares as each task's evaluation did."""
+"""`TaskBank`: a bank that takes images, and prepares them in the same way as each task's evaluation."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from cwps_jax.store.pool import Pool
 
 
 class TaskBank(Bank):
-    """Tasks of a pool answered from one backbone, each stored row once on the device: see `bank.Bank`.
+    """Tasks of a pool, answered from one backbone, with each stored row once on the device: see `bank.Bank`.
 
     Examples:
         >>> bank = TaskBank(pool)  # doctest: +SKIP
@@ -25,7 +25,7 @@ class TaskBank(Bank):
     """
 
     def described(self, pool: Pool, task: str) -> Described:
-        """Returns what a task's network is given, and gives, as its record says it."""
+        """Returns a description of a task's inputs and outputs, from its record."""
         known = learned_with(pool, task)
         pixels = known.told["input"]["dtype"] if known.transform is None else "uint8"
         return Described(len(known.class_names), known.shape, known.told["dtype"], known.preparation, pixels)
@@ -38,19 +38,19 @@ class TaskBank(Bank):
         tasks: Sequence[str] = (),
         way: str = "",
     ) -> Any:
-        """Returns what tasks answer for images, each prepared exactly as in the task's evaluation.
+        """Returns the answers of tasks for images, each prepared exactly as in its task's evaluation.
 
         Args:
-            images: as `cwps.predict` takes them: paths, or an array (n, height, width, channels).
-            task: one task for all of them; or
-            tasks: one for each.
+            images: paths, or an array (n, height, width, channels), as for `cwps.predict`.
+            task: one task for all images; give either this or `tasks`.
+            tasks: one task for each image.
             way: see `Bank.answer`.
 
         Returns:
-            `Predictions` of all images for `task`; for `tasks` a list with those of each image.
+            `Predictions` of all images for `task`; for `tasks`, a list with the `Predictions` of each image.
 
         Raises:
-            CwpsError: as `answer`; neither or both of `task` and `tasks`, or an image that cannot be read.
+            CwpsError: see `answer`; none or both of `task` and `tasks` are given; an image cannot be read.
         """
         if bool(task) == bool(len(tasks)):
             raise CwpsError("a bank is asked with task= for all images, or with tasks=, one for each image")
@@ -87,7 +87,7 @@ class TaskBank(Bank):
 
 
 def _prepared(known: LearnedWith, images: Any) -> np.ndarray:
-    """Returns images as the task's model takes them, before what is done on the device."""
+    """Returns images as the task's model takes them, before the preparation on the device."""
     split = given_images(known, images)
     batch, _ = next(evaluation_batches(split, len(split)))
     return np.asarray(batch["image"])

@@ -1,4 +1,4 @@
-"""How much of a network is trained, and how much is stored, in the line that PEFT prints."""
+"""The numbers of trained and stored parameters of a network, in a line like that of PEFT."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,18 +9,18 @@ from cwps_jax.learn import LearnedTask
 
 
 def print_trainable_parameters(learned: LearnedTask | Mapping[str, Any]) -> None:
-    """Prints how many parameters are trained, of how many, and of a learned task how many are stored.
+    """Prints the numbers of trained parameters and of all parameters, and for a learned task of stored ones.
 
     All parameters are those of the plain network with its head. The default method trains a whole child and
-    its scores beside them, which is more than 100%, and stores only the open channels: what makes a task
-    small is the second part of the line.
+    its scores in addition, which is more than 100%, and stores only the open channels: the second part of the
+    line shows how small a task is.
 
     Args:
         learned: a learned task, or the variables of a `ChannelShared`, of which nothing is stored yet; see
-            `params_ratio` for what their gates would store.
+            `params_ratio` for the share that their gates would store.
 
     Raises:
-        CwpsError: it is neither of the two.
+        CwpsError: `learned` is neither of the two.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, cwps_jax as cwps
