@@ -1,4 +1,4 @@
-"""Where on the device a task's network lies, and the rows of an owner."""
+"""The places of a task's network, and of an owner's rows, on the device."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ NOT_LOADED = np.empty(0, np.int32)
 
 @dataclasses.dataclass(eq=False)
 class Loaded:
-    """Where a version's network lies on the device.
+    """The place of a version's network on the device.
 
     Attributes:
         trees: the stored trees of the pool as it was when the task was added.
@@ -44,7 +44,7 @@ class Loaded:
 
 @dataclasses.dataclass(eq=False)
 class Owner:
-    """Where an owner's rows lie on the device: `StoredRows` without the rows themselves."""
+    """The places of an owner's rows on the device: `StoredRows` without the rows themselves."""
 
     rows: StoredRows
     slots: dict[Key, np.ndarray] = dataclasses.field(default_factory=dict)

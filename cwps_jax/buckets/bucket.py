@@ -58,7 +58,7 @@ class Bucket:
         whole = f"{self._path}/{folder}"
 
         def found() -> list[str]:
-            self._store.invalidate_cache()  # of listings
+            self._store.invalidate_cache()  # the cache of listings
             return self._store.find(whole)
 
         listed = (name.removeprefix("/") for name in self._asked("listed", found))

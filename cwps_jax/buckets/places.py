@@ -1,4 +1,4 @@
-"""Where on this machine the copies of a bucket's folders lie."""
+"""The places on this machine for copies of a bucket's folders."""
 
 import hashlib
 import os

@@ -83,7 +83,7 @@ def unpack_pool(file: str | os.PathLike[str], folder: str | os.PathLike[str]) ->
 
 
 def _add(archive: zipfile.ZipFile, file: pathlib.Path, name: str) -> None:
-    member = zipfile.ZipInfo(name)  # without a time of its own
+    member = zipfile.ZipInfo(name)  # without a modification time
     member.file_size = file.stat().st_size  # Without it, members too large for 32 bits would fail.
     with file.open("rb") as source, archive.open(member, "w") as sink:
         shutil.copyfileobj(source, sink)

@@ -81,7 +81,7 @@ def from_hub(repo_id: str, folder: str | os.PathLike[str], *, revision: str | No
     try:
         with _readable_errors(hub, repo_id, "brought from"):
             hub.snapshot_download(repo_id, revision=revision, local_dir=partial)
-        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's notes of what it brought
+        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's notes on its downloads
         damage = Pool.open(partial).verify()
         if damage:
             raise CwpsError(f"{repo_id}: {len(damage)} damaged, the first {damage[0].where}; push it again")

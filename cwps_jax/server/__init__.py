@@ -1,1 +1,1 @@
-"""A bank of tasks on the network: requests of many clients joined into batches of many tasks."""
+"""A bank of tasks on the network, which joins the requests of many clients into batches of many tasks."""

@@ -1,4 +1,4 @@
-"""The application: its endpoints, and what lives as long as it does."""
+"""The application: its endpoints, and the objects that live as long as it does."""
 
 import asyncio
 import collections
@@ -38,12 +38,12 @@ POLICY = {
 
 
 class Server:
-    """What the endpoints work with.
+    """The objects that the endpoints share: the bank, its tasks, the batcher and the metrics.
 
     Args:
-        bank: that answers.
-        pool: of the bank.
-        limits: see `Limits`.
+        bank: the bank that answers.
+        pool: the bank's pool.
+        limits: the limits of requests.
     """
 
     def __init__(self, bank: Bank, pool: Pool, limits: Limits) -> None:
@@ -60,7 +60,7 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
-        """Computes batches while the application lives, and has compiled before it is ready."""
+        """Computes batches while the application runs; first compiles programs, and only then is ready."""
         worker = asyncio.create_task(self.batcher.run())
         sizes, ready_at = self.batcher.sizes, self.limits.ready_at
         await self._warm_up([size for size in sizes if size <= ready_at])
@@ -87,11 +87,11 @@ class Server:
     async def _warm_up_later(self, sizes: Sequence[int]) -> None:
         try:
             await self._warm_up(sizes)
-        except Exception:  # the server goes on with the batches that it can compute
+        except Exception:  # The server goes on with the batches that it can compute.
             logging.exception("batches stay at %d answers: larger ones failed", self.batcher.compiled)
 
     async def predict(self, request: Request, tasks: Sequence[str], top: int) -> list[messages.Prediction]:
-        """Returns what tasks answer for a request's pictures; see `POST /v1/predict`."""
+        """Returns the answers of tasks for a request's pictures; see `POST /v1/predict`."""
         async with contextlib.AsyncExitStack() as held:
             with self.batcher.coming():
                 kind = content_type(request)
@@ -116,7 +116,7 @@ class Server:
     async def _prepared(
         self, name: str, content: bytes, known: Mapping[str, LearnedWith]
     ) -> tuple[str, dict[str, np.ndarray]]:
-        """Returns a picture's name, and {task: the picture as it takes it}."""
+        """Returns a picture's name, and {task: the picture as that task's model takes it}."""
         ways = {task: one.transform for task, one in known.items() if one.transform}
         distinct = tuple(dict.fromkeys(ways.values()))
         pixels = await self._apart(prepare, name, content, distinct, self.limits)
@@ -124,7 +124,7 @@ class Server:
         return name, {task: of_way[way] for task, way in ways.items()}
 
     async def _apart(self, action: Callable[..., _Result], *given: Any) -> _Result:
-        """Runs what takes the processor for long in a thread, so that others are answered meanwhile."""
+        """Runs a long computation in a thread, so that other requests are answered meanwhile."""
         return await asyncio.get_running_loop().run_in_executor(self.decoders, action, *given)
 
 
@@ -147,10 +147,10 @@ def make_app(bank: Bank, pool: Pool, limits: Limits | None = None, token: str = 
     """Returns the application that answers for the tasks of a bank.
 
     Args:
-        bank: that answers.
-        pool: of the bank.
-        limits: see `Limits`.
-        token: that clients have to give; "" for none, then only clients on this machine are answered.
+        bank: the bank that answers.
+        pool: the bank's pool.
+        limits: the limits of requests; the defaults of `Limits` by default.
+        token: the token that clients have to send; "" for none: only clients on this machine are answered.
 
     Examples:
         >>> uvicorn.run(make_app(cwps.TaskBank(pool), pool))  # doctest: +SKIP
@@ -177,12 +177,12 @@ def _add_endpoints(app: FastAPI, server: Server, protected: list) -> None:
         task: Annotated[list[str], Query(description="repeated for several; none for all")] = [],  # noqa: B006
         top: Annotated[int, Query(ge=1, le=1000, description="classes of an answer")] = 5,
     ) -> JSONResponse:
-        """What tasks answer for pictures: a class, its probability, and the most probable ones."""
+        """Returns the answers of tasks for pictures: a class, its probability, and the next best classes."""
         return JSONResponse({"predictions": await server.predict(request, task, top)})
 
     @app.get("/v1/tasks", dependencies=protected)
     async def tasks() -> messages.Listing:
-        """All tasks of the pool: which are loaded, their bytes, classes, and whose channels they use."""
+        """Lists all tasks: whether they are loaded, their bytes, classes, and owners of their channels."""
         return await listed(server.tasks)
 
     @app.post("/v1/load_task", dependencies=protected)
@@ -193,13 +193,13 @@ def _add_endpoints(app: FastAPI, server: Server, protected: list) -> None:
 
     @app.post("/v1/unload_task", dependencies=protected)
     async def unload_task(named: messages.Named) -> messages.Loaded:
-        """Frees a task, once no request asks it any more."""
+        """Frees a task, as soon as no request uses it."""
         await server.tasks.unload(named.task)
         return {"loaded": list(server.bank.tasks)}
 
     @app.post("/v1/reload", dependencies=protected)
     async def reload() -> messages.Reloaded:
-        """Reads a changed pool: newer versions replace those that are loaded; new tasks can be loaded."""
+        """Reads a changed pool: newer versions replace loaded ones, and new tasks can be loaded."""
         changed = await server.tasks.reload()
         return {"changed": changed, "loaded": list(server.bank.tasks)}
 
@@ -209,14 +209,14 @@ def _add_watched(app: FastAPI, server: Server) -> None:
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Whether the process runs."""
+        """Answers if the process runs."""
         return {"status": "alive"}
 
     @app.get("/ready")
     async def ready() -> messages.Ready:
-        """Whether requests are answered: everything is loaded, and the server is not ending.
+        """Says whether requests are answered: everything is loaded, and the server is not shutting down.
 
-        `compiled` is how many answers are computed in one call so far; it grows to `batch_size`.
+        `compiled` is the number of answers that can be computed in one call so far; it grows to `batch_size`.
         """
         if not server.ready:
             raise Refusal(503, "not ready", "server", "ask again after a second", {"Retry-After": "1"})
@@ -228,8 +228,8 @@ def _add_watched(app: FastAPI, server: Server) -> None:
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """Counts and times for Prometheus."""
-        text = await asyncio.to_thread(server.metrics.text)  # a busy bank lets its gauges wait
+        """Returns counts and times for Prometheus."""
+        text = await asyncio.to_thread(server.metrics.text)  # The gauges must wait while the bank is busy.
         return Response(text, media_type="text/plain; version=0.0.4", headers=NO_CACHE)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)

@@ -1,4 +1,4 @@
-"""Arrays that a request brings for tasks that were learned from arrays: checked before they are made."""
+"""Arrays in requests, for tasks that were learned from arrays; they are checked before they are made."""
 
 import io
 import json
@@ -13,20 +13,20 @@ from cwps_jax.server.refusals import Refusal
 
 NPY, JSON = "application/x-npy", "application/json"
 KINDS = (NPY, JSON)
-HEADER = 10_000  # bytes of a .npy file's, at most: numpy's own limit
+HEADER = 10_000  # the most bytes of the header of a .npy file, which is numpy's default limit
 
 
 def read_inputs(content: bytes, kind: str, tasks: list[LearnedWith], limits: Limits) -> np.ndarray:
     """Returns the inputs of a request as its tasks take them, (n, *shape).
 
     Args:
-        content: of the request's body.
-        kind: of `KINDS`: a .npy file, or {"inputs": [...]}.
-        tasks: that are asked; all have to take inputs of one shape and type.
-        limits: see `Limits`.
+        content: the content of the request's body.
+        kind: one of `KINDS`: the body is a .npy file, or JSON, {"inputs": [...]}.
+        tasks: the requested tasks; all have to take inputs of one shape and dtype.
+        limits: the limits of requests.
 
     Raises:
-        Refusal: the body is neither, or its shape, its type or a value is not what a task takes.
+        Refusal: the body is neither of the two, or a task does not take its shape, its dtype or a value.
     """
     first, *others = tasks
     for other in others:
@@ -40,7 +40,7 @@ def read_inputs(content: bytes, kind: str, tasks: list[LearnedWith], limits: Lim
 
 
 def _from_npy(content: bytes, task: LearnedWith, limits: Limits) -> np.ndarray:
-    """Returns what a .npy file holds; its header alone is read before it is known to fit."""
+    """Returns the array of a .npy file; until the array is known to fit, only the header is read."""
     stream, how = io.BytesIO(content), "send what numpy.save wrote, of numbers"
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -81,7 +81,7 @@ def _from_json(content: bytes, task: LearnedWith, limits: Limits) -> np.ndarray:
         most = np.iinfo(task.dtype)
         if array.min() < most.min or array.max() > most.max:
             raise Refusal(422, f"a number is not from {most.min} to {most.max}", "inputs", how)
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
+    with np.errstate(over="ignore"):  # Numbers that are too large become infinite, which is refused.
         return array.astype(task.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Answers of many requests joined into batches, which one thread computes one after another."""
+"""Batches: the answers to many requests are joined into them, and one thread computes one after another."""
 
 import asyncio
 import collections
@@ -15,7 +15,7 @@ from cwps_jax.server.limits import Limits
 from cwps_jax.server.metrics import Metrics
 from cwps_jax.server.refusals import Refusal, busy
 
-# From prepared pictures, (n, height, width, channels), and a task for each, to the logits of each.
+# A function from prepared pictures, (n, height, width, channels), and a task for each, to the logits of each.
 Answer = Callable[[np.ndarray, Sequence[str]], Sequence[np.ndarray]]
 
 _Kind = tuple[tuple[int, ...], np.dtype]
@@ -30,17 +30,17 @@ class _Question:
 
     @property
     def kind(self) -> _Kind:
-        """What all of a batch have in common."""
+        """The shape and dtype that all pictures of a batch have in common."""
         return self.pixels.shape, self.pixels.dtype
 
 
 class Batcher:
-    """Joins what is asked into batches.
+    """Joins the questions of requests into batches; a question is a picture for one task.
 
     Args:
-        answer: computes a batch.
-        limits: see `Limits`.
-        metrics: what counts batches.
+        answer: the function that computes a batch.
+        limits: the limits of requests.
+        metrics: the metrics that count batches.
     """
 
     def __init__(self, answer: Answer, limits: Limits, metrics: Metrics) -> None:
@@ -49,16 +49,16 @@ class Batcher:
         self._coming = 0  # requests that will ask soon
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "bank")
-        self._compiled: dict[_Kind, int] = {}  # the largest batch so far, of what is being warmed up
+        self._compiled: dict[_Kind, int] = {}  # the largest warmed-up batch of each kind
 
     @property
     def waiting(self) -> int:
-        """How many answers wait to be computed."""
+        """The number of answers that wait to be computed."""
         return len(self._waiting)
 
     @contextlib.contextmanager
     def coming(self) -> Iterator[None]:
-        """Says that something will be asked when the block ends: a batch waits a little for what comes."""
+        """Announces questions that come when the block ends: a batch waits a short time for them."""
         self._coming += 1
         try:
             yield
@@ -70,8 +70,8 @@ class Batcher:
         """Returns the logits of prepared pictures.
 
         Args:
-            pixels: each (height, width, channels), as its task takes it.
-            tasks: of each picture.
+            pixels: for each picture (height, width, channels), as its task takes it.
+            tasks: the task of each picture.
 
         Raises:
             Refusal: the queue is full, or the answer takes too long.
@@ -98,25 +98,25 @@ class Batcher:
 
     @property
     def compiled(self) -> int:
-        """Answers of the largest batch whose programs are compiled, for everything that was warmed up."""
+        """The size of the largest batch whose programs are compiled, for all kinds that were warmed up."""
         return min(self._compiled.values(), default=self._limits.batch_size)
 
     @property
     def sizes(self) -> list[int]:
-        """Sizes of batches whose programs are compiled: powers of two, and the largest."""
+        """The sizes of batches for which programs are compiled: powers of two, and the largest size."""
         largest = self._limits.batch_size
         return sorted({min(1 << power, largest) for power in range(largest.bit_length() + 1)})
 
     async def warm_up(self, pixels: np.ndarray, tasks: Sequence[str], size: int) -> None:
-        """Computes batches of a size, for as long as it takes: programs have to be compiled for them.
+        """Computes batches of a size without a time limit, so that their programs are compiled.
 
-        From the first call for such pictures on, batches of them are not larger than what was warmed up.
-        What is asked meanwhile is answered between two programs.
+        From the first call for such pictures on, their batches are not larger than the warmed-up size.
+        Questions that come meanwhile are answered between two programs.
 
         Args:
-            pixels: of one picture.
-            tasks: that take such pictures.
-            size: of `sizes`, in their order.
+            pixels: the pixels of one picture.
+            tasks: the tasks that take such pictures.
+            size: one of `sizes`; call this with each of them, in their order.
         """
         loop = asyncio.get_running_loop()
         batch = np.stack([pixels] * size)
@@ -126,7 +126,7 @@ class Batcher:
         self._compiled[pixels.shape, pixels.dtype] = size
 
     async def run(self) -> None:
-        """Computes batches until it is cancelled, which is when nothing waits any more."""
+        """Computes batches until it is cancelled, which happens when no question waits any longer."""
         loop = asyncio.get_running_loop()
         while True:
             await self._filled()
@@ -135,7 +135,7 @@ class Batcher:
                 continue
             answers = await loop.run_in_executor(self._thread, self._computed, batch)
             for question, found in zip(batch, answers, strict=True):
-                if question.found.done():  # its client has given up
+                if question.found.done():  # Its client has given up.
                     continue
                 if isinstance(found, Exception):
                     question.found.set_exception(found)
@@ -143,11 +143,11 @@ class Batcher:
                     question.found.set_result(found)
 
     def close(self) -> None:
-        """Ends the thread, which computes nothing any more."""
+        """Ends the thread that computes batches."""
         self._thread.shutdown()
 
     async def _filled(self) -> None:
-        """Waits until a batch is full, nothing else comes, or its first answer has waited long enough."""
+        """Waits until a batch is full, no more questions come, or its first one has waited long enough."""
         while not self._waiting:
             self._news.clear()
             await self._news.wait()
@@ -158,10 +158,10 @@ class Batcher:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
-            pass  # the batch goes as it is
+            pass  # The batch is computed as it is.
 
     def _next(self) -> list[_Question]:
-        """Takes the next batch from the queue, the oldest first; pictures of one batch have one shape."""
+        """Takes the next batch from the queue, the oldest first; its pictures have one shape and dtype."""
         batch: list[_Question] = []
         others: list[_Question] = []
         most = self._limits.batch_size
@@ -184,9 +184,9 @@ class Batcher:
         except CwpsError as error:
             if len(batch) == 1:
                 return [error]
-            # One that cannot be answered must not take the others with it.
+            # A question that cannot be answered must not make the others fail.
             return [answer for one in batch for answer in self._computed([one])]
-        except Exception as error:  # told to whoever asks: the thread has to go on
+        except Exception as error:  # Each question gets the error, since the thread has to go on.
             return [error] * len(batch)
         finally:
             self._metrics.batch(len(batch), time.monotonic() - begun)

@@ -1,4 +1,4 @@
-"""``python -m cwps_jax.serve POOL``: its arguments, and one line for whatever is wrong in them."""
+"""``python -m cwps_jax.serve POOL``: its arguments, and a message of one line for each error in them."""
 
 import argparse
 import dataclasses
@@ -17,14 +17,14 @@ TOKEN = "CWPS_TOKEN"
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line like all others."""
+    """A parser whose errors are one line, like all errors of this package."""
 
     def error(self, message: str) -> NoReturn:
         raise CwpsError(f"{message}; see {self.prog} --help")
 
 
 def run() -> None:
-    """Entry point: serves until it is asked to end; 0, or 2 for what is wrong in what was given."""
+    """Entry point: serves until it is asked to end. The exit status is 0, or 2 if the input is wrong."""
     try:
         main(sys.argv[1:])
     except (CwpsError, OSError) as error:
@@ -39,10 +39,10 @@ def main(arguments: Sequence[str]) -> None:
     """Serves a pool as the arguments say.
 
     Raises:
-        CwpsError: whatever is wrong in them or in the pool, or the extra `serve` is not installed.
+        CwpsError: the arguments or the pool are wrong, or the extra `serve` is not installed.
     """
     check_extra("serve", "the server")
-    # Not before: they import what may be missing, and JAX, which takes seconds.
+    # These imports are here because they need packages that may be missing, and JAX, which takes seconds.
     from cwps_jax.compilation_cache import keep_programs
     from cwps_jax.server.app import make_app
     from cwps_jax.server.limits import Limits

@@ -1,4 +1,4 @@
-"""What stands before the application: who may ask, and how much, and how slowly, a client may send."""
+"""The guard before the application: it decides who may ask, and limits the bytes and seconds of a request."""
 
 import asyncio
 import hmac
@@ -11,21 +11,21 @@ from cwps_jax.server.limits import Limits
 from cwps_jax.server.metrics import Metrics
 from cwps_jax.server.refusals import Refusal, busy
 
-# What anybody may read: it says nothing of the pool. The page asks for the token.
+# The paths that anybody may read: they reveal nothing about the pool. The page asks for the token.
 OPEN = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-# A refused client that is still sending would lose the refusal if its connection were cut at once.
+# Seconds: a refused client that is still sending would lose the refusal if its connection were cut at once.
 LINGER = 5.0
 
 
 class Guard:
-    """ASGI middleware that refuses before the application is asked.
+    """ASGI middleware that refuses requests before they reach the application.
 
     Args:
         app: the application.
-        limits: see `Limits`.
-        metrics: what counts every request.
-        token: that a client has to give; "" for none, which is for loopback alone.
+        limits: the limits of requests.
+        metrics: the metrics that count every request.
+        token: the token that a client has to send; "" for none, which is allowed only on loopback.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, token: str) -> None:
@@ -69,7 +69,7 @@ class Guard:
             raise self.too_long()
 
     def too_long(self) -> Refusal:
-        """Returns the refusal of a body of too many bytes."""
+        """Returns the refusal of a body that has too many bytes."""
         return Refusal(
             413,
             f"more than {self.limits.request_bytes} bytes",
@@ -79,7 +79,7 @@ class Guard:
 
 
 class _Body:
-    """A request's body as it comes in, counted and timed."""
+    """A request's body, whose bytes and time are counted while it comes in."""
 
     def __init__(self, guard: Guard, scope: Scope, receive: Receive) -> None:
         self.guard, self._receive, self.size, self.late = guard, receive, 0, False
@@ -109,7 +109,7 @@ class _Body:
         return message
 
     async def drop_rest(self) -> None:
-        """Reads what still comes, for a short time, and keeps nothing."""
+        """Reads the rest of the body for a short time, and drops it."""
         if self.complete or self.late:
             return
         try:
@@ -121,7 +121,7 @@ class _Body:
 
 
 class _Sender:
-    """Sends an answer; where the request is not read to its end, the rest is dropped before the last byte."""
+    """Sends an answer; if the request was not read to its end, its rest is dropped before the last byte."""
 
     body: _Body
 
@@ -141,7 +141,7 @@ class _Sender:
 
 
 def _check_local(headers: Mapping[str, str]) -> None:
-    """Refuses what a page of another site had a browser on this machine ask."""
+    """Refuses requests that a page of another site made a browser on this machine send."""
     host = headers.get("host", "")
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     if name.strip("[]") not in LOOPBACK:

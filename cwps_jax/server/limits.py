@@ -1,4 +1,4 @@
-"""What one client may ask for, so that it cannot take the server from the others."""
+"""The limits of requests, so that one client cannot take the server from the others."""
 
 import dataclasses
 
@@ -8,19 +8,19 @@ from cwps_jax.errors import CwpsError
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the server takes on. Raises CwpsError for a limit that nothing could pass.
+    """The limits of batches and requests. Raises CwpsError for a limit that no request could meet.
 
     Attributes:
-        batch_size: answers that are computed in one call; an answer is a picture for one task.
-        ready_at: answers of the largest batch that is compiled before the server is ready; larger ones are
-            compiled after it.
-        wait_ms: how long an answer waits for others to join it, in milliseconds.
-        request_bytes: of a request's body.
-        held_requests: how many bodies of that size may be in memory at once.
-        pixels: of a picture, by its header; never more than what `cwps.predict` decodes.
-        pictures: of a request.
-        queue: answers that may wait to be computed.
-        seconds: that a client has to send a request, and that the request may wait for its answer.
+        batch_size: the most answers that are computed in one call; an answer is a picture for one task.
+        ready_at: the size of the largest batch that is compiled before the server is ready; larger ones are
+            compiled afterwards.
+        wait_ms: the milliseconds that an answer waits for others to join it.
+        request_bytes: the most bytes of a request's body.
+        held_requests: the number of bodies of that size that may be in memory at once.
+        pixels: the most pixels of a picture, by its header; `cwps.predict` decodes no larger ones, either.
+        pictures: the most pictures of a request.
+        queue: the most answers that may wait to be computed.
+        seconds: the time that a client has to send a request, and that the request may wait for its answer.
     """
 
     batch_size: int = 32

@@ -1,4 +1,4 @@
-"""What the server tells of its tasks: versions, bytes, classes, and whose channels they use."""
+"""The server's list of tasks, with their versions, bytes, classes, and the owners of their channels."""
 
 import asyncio
 
@@ -8,16 +8,16 @@ from cwps_jax.server.tasks import Bank, Tasks, taken
 
 
 async def listed(tasks: Tasks) -> messages.Listing:
-    """Returns all tasks of the pool, and what is loaded beside their newest versions."""
+    """Returns all tasks of the pool, and loaded versions that are not a task's newest one."""
     resident = await asyncio.to_thread(resident_bytes, tasks.bank)
     names = dict.fromkeys((*tasks.bank.tasks, *tasks.pool.tasks))
     return {"tasks": [_listed(tasks, name) for name in names], "resident": resident}
 
 
 def resident_bytes(bank: Bank) -> dict[str, int]:
-    """Returns the bytes of a bank's tasks by where they are: on the device, on the host, on the disk.
+    """Returns the bytes of a bank's tasks by their place: on the device, on the host, on the disk.
 
-    A bank that compiles or reads a task lets wait for as long: not to be called where requests are answered.
+    It waits while the bank compiles or reads a task, so the thread that answers requests must not call it.
     """
     resident = bank.resident
     return {place: resident[place] for place in PLACES}

@@ -1,34 +1,34 @@
-"""What requests and answers look like, as the page of the API (/docs) tells it."""
+"""The forms of requests and answers, which the page of the API (/docs) shows."""
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
+from typing_extensions import TypedDict  # pydantic accepts typing.TypedDict only from Python 3.12 on
 
 Share = TypedDict("Share", {"class": str, "probability": float})
 
 
-# What a task answers for a picture: its most probable class, and the others.
+# A task's answer for a picture: its most probable class, and the other ones.
 Answer = TypedDict(
     "Answer", {"task": str, "version": str, "class": str, "probability": float, "top": list[Share]}
 )
 
 
 class Prediction(TypedDict):
-    """What tasks answer for a picture."""
+    """The answers of tasks for a picture."""
 
     picture: str
     answers: list[Answer]
 
 
 class Predicted(TypedDict):
-    """What tasks answer for pictures, in their order."""
+    """The answers of tasks for pictures, in the order of the pictures."""
 
     predictions: list[Prediction]
 
 
 class Listed(TypedDict):
-    """A task: its newest version, or the one that is loaded; what it takes, or `why` it answers nothing."""
+    """A task: its newest or loaded version, the inputs that it `takes`, or `why` it cannot answer."""
 
     task: str
     version: str
@@ -43,14 +43,14 @@ class Listed(TypedDict):
 
 
 class Listing(TypedDict):
-    """All tasks, and the bytes of those that are loaded by where they are."""
+    """All tasks, and the bytes of the loaded ones by their place."""
 
     tasks: list[Listed]
     resident: dict[str, int]
 
 
 class Ready(TypedDict):
-    """That requests are answered, and how many answers are computed in one call so far, and at most."""
+    """The answer of a ready server: the largest batch compiled so far, and the largest that will be."""
 
     status: str
     compiled: int
@@ -72,7 +72,7 @@ class Loaded(TypedDict):
 
 
 class Reloaded(TypedDict):
-    """Names of tasks that are another version now, or gone, and of all that are loaded."""
+    """Names of the tasks whose version has changed or that are gone, and of all loaded tasks."""
 
     changed: list[str]
     loaded: list[str]
@@ -106,7 +106,7 @@ class _Error(TypedDict):
 
 
 class Refused(TypedDict):
-    """Why a request is not answered."""
+    """The reason why a request is not answered."""
 
     error: _Error
 

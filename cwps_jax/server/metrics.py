@@ -1,4 +1,4 @@
-"""What Prometheus is told of the server."""
+"""The server's metrics for Prometheus."""
 
 import functools
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Metrics:
     """Counts of one server, in a registry of its own.
 
     Attributes:
-        held: bytes of all bodies that are in memory now.
+        held: the bytes of all bodies that are in memory now.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Metrics:
         )
 
     def request(self, path: str, status: int, seconds: float) -> None:
-        """Counts a request; a path that is no endpoint's is no label, since clients choose it."""
+        """Counts a request; paths without an endpoint share one label, since clients choose them."""
         endpoint = path if path in ENDPOINTS else "other"
         self._requests.labels(endpoint, str(status)).inc()
         self._seconds.labels(endpoint).observe(seconds)
@@ -66,12 +66,12 @@ class Metrics:
     def watch(
         self, queue: Callable[[], float], tasks: Callable[[], float], resident: Callable[[str], float]
     ) -> None:
-        """Has gauges ask, whenever they are read, for what is now.
+        """Adds gauges that call these functions whenever they are read.
 
         Args:
-            queue: answers that wait.
-            tasks: that are loaded.
-            resident: from a place, "device", "host" or "disk", to bytes.
+            queue: returns the number of answers that wait.
+            tasks: returns the number of loaded tasks.
+            resident: returns the bytes at a place: "device", "host" or "disk".
         """
         waiting = Gauge("cwps_queue_answers", "Answers that wait to be computed", registry=self.registry)
         waiting.set_function(queue)
@@ -83,5 +83,5 @@ class Metrics:
             held.labels(place).set_function(functools.partial(resident, place))
 
     def text(self) -> bytes:
-        """Returns all of it in the text format of Prometheus."""
+        """Returns all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)

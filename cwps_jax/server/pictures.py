@@ -1,4 +1,4 @@
-"""From a request's body to pictures as a task's model takes them, refused before they cost anything."""
+"""Pictures from a request's body, as a task's model takes them; bad ones are refused early."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from cwps_jax.data.transforms import Transform
 from cwps_jax.server.limits import Limits
 from cwps_jax.server.refusals import Refusal
 
-FIELDS = 100  # of a form, beside its files: names of tasks
+FIELDS = 100  # the most fields of a form beside its files, which are names of tasks
 RAW = ("image/", "application/octet-stream")
 
 
@@ -26,12 +26,12 @@ async def read_pictures(
     """Returns a request's pictures with their names, as they were sent, and the tasks that its form names.
 
     Args:
-        request: multipart/form-data with files and fields "task", or a body that is one picture.
-        kind: its `content_type`.
-        limits: see `Limits`.
+        request: the request: multipart/form-data with files and fields "task", or a body that is one picture.
+        kind: the request's `content_type`.
+        limits: the limits of requests.
 
     Raises:
-        Refusal: no picture, too many, or a body of another kind.
+        Refusal: there is no picture, there are too many, or the body is of another kind.
     """
     if kind.startswith(RAW):
         return [("picture", await request.body())], []
@@ -43,7 +43,7 @@ async def read_pictures(
             "send multipart/form-data with files, one picture as image/jpeg, image/png or the like, or an "
             "array as application/x-npy or application/json",
         )
-    files = limits.pictures + FIELDS  # so that the refusal is this package's, which says what to do
+    files = limits.pictures + FIELDS  # With more room, this package refuses, and says what to do.
     async with request.form(max_files=files, max_fields=FIELDS) as form:
         parts = form.multi_items()
         sent = [part for _, part in parts if isinstance(part, UploadFile)]
@@ -64,19 +64,19 @@ async def read_pictures(
 
 
 def prepare(name: str, content: bytes, transforms: Iterable[Transform], limits: Limits) -> list[np.ndarray]:
-    """Returns a picture as each transform makes it, exactly as `cwps.predict` does.
+    """Returns a picture as each transform prepares it, exactly as `cwps.predict` does.
 
     Args:
-        name: for messages.
-        content: of an image file.
-        transforms: of the tasks.
-        limits: see `Limits`.
+        name: the picture's name in messages.
+        content: the content of an image file.
+        transforms: the transforms of the tasks.
+        limits: the limits of requests.
 
     Returns:
-        uint8 (height, width, 3) each.
+        For each transform, uint8 (height, width, 3).
 
     Raises:
-        Refusal: it cannot be decoded, or has too many pixels, which its header tells.
+        Refusal: the picture cannot be decoded, or has too many pixels by its header.
     """
     where = f"picture {name[:80]!r}"
     try:

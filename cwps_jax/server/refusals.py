@@ -1,4 +1,4 @@
-"""How the server says no: a status, and one line of JSON on what is wrong, where, and how to fix it."""
+"""Refusals of requests: a status, and one line of JSON that says the error, its place, and how to fix it."""
 
 from collections.abc import Mapping
 
@@ -15,11 +15,11 @@ class Refusal(Exception):
     """A request that is not answered.
 
     Args:
-        status: of HTTP.
-        what: is wrong.
-        where: in the request.
-        how: to fix it.
-        headers: that the answer has beside its own.
+        status: the HTTP status.
+        what: the error.
+        where: the place of the error in the request.
+        how: the way to fix it.
+        headers: additional headers of the answer.
     """
 
     def __init__(
@@ -31,17 +31,17 @@ class Refusal(Exception):
 
     @property
     def response(self) -> JSONResponse:
-        """The answer that says so."""
+        """The HTTP answer with the status, the headers and the line of JSON."""
         return JSONResponse(self.body, self.status, self.headers)
 
 
 def busy(what: str, where: str) -> Refusal:
-    """Returns the refusal of a request that would be answered at another time."""
+    """Returns the refusal of a request that can be answered later."""
     return Refusal(503, what, where, "ask again after a second", {"Retry-After": "1"})
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Makes an application tell whatever is wrong in a request in the words of `Refusal`."""
+    """Makes an application report all errors of requests in the form of `Refusal`."""
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, Refusal)
@@ -69,7 +69,7 @@ def add_handlers(app: FastAPI) -> None:
 
     async def failed(request: Request, error: Exception) -> JSONResponse:
         how = "tell whoever runs it: the traceback is in its log"
-        closed = {"Connection": "close"}  # uvicorn closes it, which a client has to know
+        closed = {"Connection": "close"}  # uvicorn closes the connection, which a client has to know.
         return Refusal(500, "the server failed", request.url.path, how, closed).response
 
     app.add_exception_handler(Refusal, refused)

@@ -1,4 +1,4 @@
-"""The application on uvicorn: where it listens, who may ask, and how it ends."""
+"""The application on uvicorn: its address, its token, and its end."""
 
 import asyncio
 import ipaddress
@@ -17,30 +17,30 @@ SHORTEST_TOKEN = 16  # characters
 
 
 def serve(app: FastAPI, host: str, port: int, limits: Limits) -> None:
-    """Serves until SIGTERM or SIGINT; what is being answered then is answered first.
+    """Serves until SIGTERM or SIGINT; requests under way are answered first.
 
     Args:
-        app: from `make_app`.
-        host, port: where to listen.
-        limits: see `Limits`.
+        app: an application that `make_app` returned.
+        host, port: the address at which the server listens.
+        limits: the limits of requests.
 
     Raises:
-        CwpsError: the place is taken, or the application did not start.
+        CwpsError: the server cannot listen at the address, or the application did not start.
     """
-    # uvicorn ends as it was asked to, then raises the signal anew, for handlers of whoever called it.
+    # After uvicorn has ended on a signal, it raises the signal again, for the handlers of its caller.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: None)
     server = uvicorn.Server(configured(app, host, port, limits))
     try:
         server.run()
-    except SystemExit as error:  # uvicorn has told why
+    except SystemExit as error:  # uvicorn has logged the reason.
         if server.lifespan.should_exit:
             raise CwpsError("the tasks cannot answer; what is wrong is told above") from error
         raise CwpsError(f"{host}:{port}: cannot listen there; choose another --port or --host") from error
 
 
 def configured(app: FastAPI, host: str, port: int, limits: Limits) -> uvicorn.Config:
-    """Returns how uvicorn serves an application."""
+    """Returns uvicorn's configuration for serving an application."""
     return uvicorn.Config(
         app,
         host,
@@ -56,7 +56,7 @@ def configured(app: FastAPI, host: str, port: int, limits: Limits) -> uvicorn.Co
 
 
 def check_address(host: str, port: int, token: str) -> None:
-    """Raises CwpsError for a host that others can reach where no token is asked, or for no port."""
+    """Raises CwpsError if the port is invalid, or if others can reach the host and there is no token."""
     if not 0 <= port < 2**16:
         raise CwpsError(f"--port {port}: must be 0 to 65535")
     if not token and not is_loopback(host):
@@ -66,7 +66,7 @@ def check_address(host: str, port: int, token: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Returns whether this machine alone can reach a host; a name other than localhost is not looked up."""
+    """Returns whether only this machine can reach a host; names other than localhost are not looked up."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -74,14 +74,14 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(file: pathlib.Path | None, given: str) -> str:
-    """Returns the token, "" for none.
+    """Returns the token, or "" if there is none.
 
     Args:
-        file: that holds it.
-        given: by the environment.
+        file: a file that holds the token, or None.
+        given: the token from the environment, or "".
 
     Raises:
-        CwpsError: both, a file that cannot be read, or a token that is easily guessed.
+        CwpsError: both are given, the file cannot be read, or the token is easily guessed.
     """
     if file and given:
         raise CwpsError(f"--token-file {file}: the environment has a token, too; give one of them")
@@ -99,7 +99,7 @@ def read_token(file: pathlib.Path | None, given: str) -> str:
 
 
 def _protocol(seconds: float) -> type[asyncio.Protocol]:
-    """Returns uvicorn's protocol, with a time limit for a request's head, for which uvicorn has none."""
+    """Returns uvicorn's protocol with a time limit for the head of a request, which uvicorn lacks."""
 
     class Punctual(H11Protocol):
         _seen: Any = None
@@ -116,7 +116,7 @@ def _protocol(seconds: float) -> type[asyncio.Protocol]:
 
         def _look(self) -> None:
             idle = self.cycle is None or self.cycle.response_complete
-            if idle and self.cycle is self._seen:  # no request's head has come for as long
+            if idle and self.cycle is self._seen:  # No head of a request has come for that time.
                 self.transport.close()
                 return
             self._seen = self.cycle

@@ -1,4 +1,4 @@
-"""Which tasks the server answers for, and how they change while requests are under way."""
+"""The tasks for which the server answers, and their changes while requests are under way."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ _Result = TypeVar("_Result")
 
 
 class Served(Protocol):
-    """What a bank tells of a task that it serves: the version, and the pool in which it was found."""
+    """A task that a bank serves: its version, and the pool in which it was found."""
 
     @property
     def pool(self) -> Pool: ...
@@ -31,7 +31,7 @@ class Served(Protocol):
 
 
 class Bank(Protocol):
-    """What the server asks of a `cwps.TaskBank`."""
+    """The part of a `cwps.TaskBank` that the server uses."""
 
     @property
     def tasks(self) -> tuple[str, ...]: ...
@@ -51,24 +51,24 @@ class Bank(Protocol):
 
 
 class Tasks:
-    """The tasks of a bank, each with what its answers need beside the network.
+    """The tasks of a bank, each with the settings that its answers need beside the network.
 
-    A request holds the tasks that it asks; whoever takes one away or replaces it waits until none is held,
-    while requests for other tasks go on.
+    A request holds the tasks that it uses. A task is removed or replaced only when no request holds it;
+    meanwhile requests for other tasks go on.
 
     Args:
-        bank: that answers.
-        pool: of the bank.
+        bank: the bank that answers.
+        pool: the bank's pool.
     """
 
     def __init__(self, bank: Bank, pool: Pool) -> None:
         self.bank, self.pool = bank, pool
         self.known: dict[str, LearnedWith] = {}
-        self.silent: dict[str, str] = {}  # tasks whose network is there, but not what its answers need
+        self.silent: dict[str, str] = {}  # loaded tasks whose settings are unknown, and the reasons
         self._held: Counter[str] = Counter()
         self._closed: frozenset[str] = frozenset()
         self._changed = asyncio.Condition()
-        self._one = asyncio.Lock()  # change at a time
+        self._one = asyncio.Lock()  # lets one change be made at a time
         self._thread = ThreadPoolExecutor(1, "tasks")
         self._learn_of(bank.tasks)
 
@@ -79,14 +79,14 @@ class Tasks:
         """Keeps tasks as they are while the block runs.
 
         Args:
-            names: of tasks; none for all that are loaded and take what is asked about.
-            of_arrays: whether they are asked about arrays, not about pictures.
+            names: the names of tasks; none for all loaded tasks that take such inputs.
+            of_arrays: whether the inputs are arrays, not pictures.
 
         Yields:
-            {name: what the task was learned with}, in the order of the names.
+            {name: the settings with which the task was learned}, in the order of the names.
 
         Raises:
-            Refusal: a task that is not loaded, or that does not take what it is asked about.
+            Refusal: a task is not loaded, or does not take such inputs.
         """
         async with self._changed:
             await self._changed.wait_for(lambda: not self._closed & set(names or self.known))
@@ -108,7 +108,7 @@ class Tasks:
                 self._changed.notify_all()
 
     async def load(self, task: str) -> None:
-        """Loads a task of the pool. Raises Refusal where the pool has none of this name."""
+        """Loads a task of the pool. Raises Refusal if the pool has none of this name."""
         async with self._one:
             if task not in self.pool:
                 raise self._unknown(task, self.pool.index.by_name, "POST /v1/reload reads a changed pool")
@@ -117,7 +117,7 @@ class Tasks:
                 self._learn_of([task])
 
     async def unload(self, task: str) -> None:
-        """Frees a task, once no request asks it any more. Raises Refusal where it is not loaded."""
+        """Frees a task, as soon as no request uses it. Raises Refusal if it is not loaded."""
         async with self._one:
             if task not in self.bank.tasks:
                 raise self._unknown(task, self.bank.tasks, "GET /v1/tasks lists what is loaded")
@@ -126,12 +126,12 @@ class Tasks:
                 self._forget([task])
 
     async def reload(self) -> list[str]:
-        """Reads the pool anew; tasks with a newer version are replaced by it, those that are gone go.
+        """Reads the pool again; newer versions replace loaded ones, and removed tasks are freed.
 
-        A bank of all tasks loads new ones, too.
+        A bank of all tasks also loads new ones.
 
         Returns:
-            Names of the tasks that are loaded with another version than before, or not any more.
+            Names of the tasks whose version has changed, or that are no longer loaded.
         """
         async with self._one:
             pool = await self._apart(lambda: Pool.open(self.pool.folder))
@@ -165,7 +165,7 @@ class Tasks:
                 self._changed.notify_all()
 
     async def _apart(self, action: Callable[[], _Result]) -> _Result:
-        """Runs what reads files, so that requests go on meanwhile."""
+        """Runs an action that reads files in a thread, so that requests go on meanwhile."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, action)
 
     def _learn_of(self, names: Iterable[str]) -> None:
@@ -176,7 +176,7 @@ class Tasks:
                 served = self.bank.served(name)
                 known = learned_with(served.pool, served.version.name)
             except CwpsError as error:
-                self.silent[name] = str(error).removeprefix(f"{self.pool.folder}: ")  # no client's concern
+                self.silent[name] = str(error).removeprefix(f"{self.pool.folder}: ")  # hidden from clients
                 continue
             self.known[name] = known
 
@@ -203,7 +203,7 @@ class Tasks:
 
 
 def taken(known: LearnedWith) -> str:
-    """Returns what a task is asked about, in words."""
+    """Returns a description in words of the inputs that a task takes."""
     if not _takes_arrays(known):
         return "pictures"
     return f"arrays (n, {', '.join(map(str, known.shape))}) of {known.dtype.name}"
