@@ -17,7 +17,7 @@ class Limits:
         wait_ms: the milliseconds that an answer waits for others to join it.
         request_bytes: the most bytes of a request's body.
         held_requests: the number of bodies of that size that may be in memory at once.
-        pixels: the most pixels of a picture, by its header; `cwps.predict` decodes no larger ones, either.
+        pixels: the most pixels of a picture, by its header; never more than `cwps.predict` decodes.
         pictures: the most pictures of a request.
         queue: the most answers that may wait to be computed.
         seconds: the time that a client has to send a request, and that the request may wait for its answer.
