@@ -155,7 +155,7 @@ def check_task(name: str, record: Mapping[str, Any], data: TaskData, now: Mappin
     if found:
         raise CwpsError(
             f"task {name!r} is stored, and was learned with other settings or data: {found}; use these, "
-            "leave the task out of config.tasks, or learn it again: config.relearn=({name!r},)"
+            f"leave the task out of config.tasks, or learn it again: config.relearn=({name!r},)"
         )
 
 

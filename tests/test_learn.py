@@ -68,7 +68,7 @@ def test_a_task_is_learned_measured_and_stored(pool, tiny_model, trainer):
     assert record["by"] == "me" and record["accuracy_when_learned"] == learned.metric
     check_task("birds", record, data, learned_with("birds", data, CONFIG))
     other = task(lambda images: brightest_third(images) % 2, classes=2)
-    with pytest.raises(cwps.CwpsError, match=r"'birds' .* something else: classes \(was 3, is 2\)"):
+    with pytest.raises(cwps.CwpsError, match=r"'birds' .* other settings or data: classes \(was 3, is 2\)"):
         check_task("birds", record, other, learned_with("birds", other, CONFIG))
     # What is stored is a plain backbone: the model itself computes it.
     logits = tiny_model.apply(learned.variables, data.test["image"])

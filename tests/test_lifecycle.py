@@ -131,7 +131,7 @@ def test_a_renamed_task_is_the_same_files_under_another_name(chain, tiny_variabl
         ("b", "b@3", "cannot be a task's name"),
         ("b@1", "c", "'b@1' is one version; rename its task"),
         ("bird", "x", "no task 'bird' in this pool; did you mean 'birds'"),
-        ("pretrained", "x", "'pretrained' is the model that tasks start from, and no task"),
+        ("pretrained", "x", "'pretrained' is the model that tasks start from, and not a task"),
     ):
         with pytest.raises(CwpsError, match=error):
             pool.rename(old, new)

@@ -193,7 +193,7 @@ def test_the_hub_is_asked_for_owner_repo_and_file(path, monkeypatch):
     load_backbone(NAME, "hf://owner/repo/folder/model.safetensors")
     assert asked == [("owner/repo", "folder/model.safetensors")]
     for weights, line in (
-        ("hf://owner/repo/gone", "could not be brought"),
+        ("hf://owner/repo/gone", "cannot be downloaded"),
         ("hf://owner", "hf://owner/repo"),
     ):
         with pytest.raises(CwpsError, match=line):
