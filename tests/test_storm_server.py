@@ -24,6 +24,7 @@ def program():
     return made
 
 
+@pytest.mark.slow
 def test_a_small_storm_is_weathered(program, served_pool, served_files):
     bank = PlainBank(served_pool, TASKS)
     with running(bank, served_pool, Limits(batch_size=4, seconds=8)) as client:
