@@ -197,7 +197,18 @@ def small_densenet(monkeypatch) -> None:
     monkeypatch.setitem(models.BACKBONES, "densenet121", backbone)
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if name not in WHOLE])
+# Transformers compile for half a minute and more; digits_vit is one that is trained in every run of the tests.
+LONG = ("digits_methods:vit", "imagenet_to_sketch:vit_b16")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+        for name in TRAINED
+        if name not in WHOLE
+    ],
+)
 def test_a_config_trains(name, tmp_path, small_densenet):
     config = shrunk(name, tmp_path)
     with small_data(name, config):
