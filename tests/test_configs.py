@@ -197,7 +197,7 @@ def small_densenet(monkeypatch) -> None:
     monkeypatch.setitem(models.BACKBONES, "densenet121", backbone)
 
 
-# Transformers compile for half a minute and more; digits_vit is one that is trained in every run of the tests.
+# Transformers compile for half a minute and more; digits_vit, the smallest, is trained in every test run.
 LONG = ("digits_methods:vit", "imagenet_to_sketch:vit_b16")
 
 
