@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import sys
 
 import pytest
@@ -125,3 +126,8 @@ def test_arrows_point_down(path):
 )
 def test_an_arrow_that_points_up_is_seen(source, room, wrong):
     assert forbidden(source, room, f"cwps_jax.{room}") == wrong
+
+
+def test_nothing_that_could_run_code_is_loaded():
+    unsafe = re.compile(r"\b(pickle|numpy\.load|np\.load|torch\.load|allow_pickle)\b")
+    assert [path.name for path in FILES if unsafe.search(path.read_text())] == []
