@@ -3,7 +3,8 @@
 A kind is the name of a form. "plain" means rows without coding. "halves4" means `core.coding.Codes` of 4
 bits: planes of bits (integers for 8 and 16 bits), times the row's step size. "levels4" means rows that were
 entropy-coded and could not be decoded one by one: integer multiples of the step, in the fewest planes of bits
-that hold the row's largest multiple. "start" has no table: the row is the pre-trained model's channel itself.
+that hold the row's largest multiple. "taps4" is the same for multiples of frequencies, see `core.taps`.
+"start" has no table: the row is the pre-trained model's channel itself.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import numpy as np
 
 from cwps_jax.core.coding import Codes
 from cwps_jax.core.entropy import EntropyCodes
+from cwps_jax.core.taps import taps
 
 START, PLAIN = "start", "plain"
 WIDTHS = (2, 4, 8)  # bits of levels; more widths would save little, and each is one more look-up
@@ -23,6 +25,7 @@ KINDS = (
     PLAIN,
     *(f"halves{bits}" for bits in (1, 2, 3, 4, 8, 16)),
     *(f"levels{bits}" for bits in WIDTHS),
+    *(f"taps{bits}" for bits in WIDTHS),
 )
 NUMBER = {kind: number for number, kind in enumerate(KINDS)}
 
@@ -56,7 +59,7 @@ def by_kind(stored: Any) -> tuple[dict[str, Parts], np.ndarray, np.ndarray]:
     for bits in WIDTHS:
         most = 2 ** (bits - 1) - 1
         rows = np.flatnonzero((largest > below) & (largest <= most))
-        below, kind = most, f"levels{bits}"
+        below, kind = most, f"{'taps' if stored.of_taps else 'levels'}{bits}"
         found[kind] = {"codes": _planes(levels[rows], bits), "steps": steps[rows]}
         kinds[rows], places[rows] = NUMBER[kind], _counting(len(rows))
     return found, kinds, places
@@ -75,27 +78,36 @@ def rows_of(kind: str, parts: Parts, start: jax.Array, zero: jax.Array) -> jax.A
         return parts["rows"]
     bits = bits_of(kind)
     middle = np.float32(-(2 ** (bits - 1)) + (0.5 if kind.startswith("halves") else 0))
-    return start + change(parts["codes"], parts["steps"][:, None], bits, middle, start.shape[1], zero)
+    numbers = whole(parts["codes"], bits, start.shape[1]) + middle
+    if kind.startswith("taps"):
+        numbers = taps(numbers, axis=1)
+    return start + change(numbers, parts["steps"][:, None], zero)
 
 
-def change(
-    codes: jax.Array, steps: jax.Array, bits: int, middle: np.float32, size: int, zero: jax.Array
-) -> jax.Array:
-    """Returns the float32 changes that codes stand for, (rows, size); traced.
+def whole(codes: jax.Array, bits: int, size: int) -> jax.Array:
+    """Returns codes as float32 numbers, (rows, size); traced.
 
     Args:
         codes: (rows, bits, bytes), or integers (rows, size) if `bits` is 8 or 16.
-        steps: the step sizes, of a shape that broadcasts against the result.
         bits: the bits of a code.
-        middle: the number that is added to a code before it is multiplied by its step size.
         size: the number of values per row.
-        zero: see `rows_of`.
     """
     if codes.ndim == 3:
         single = (codes[..., None] >> np.arange(7, -1, -1, dtype=np.uint8)) & np.uint8(1)
         places = np.arange(bits, dtype=np.uint8)[:, None, None]
         codes = jnp.sum(single << places, axis=1, dtype=jnp.uint8).reshape(len(codes), -1)[:, :size]
-    product = (codes.astype(jnp.float32) + middle) * steps.astype(jnp.float32)
+    return codes.astype(jnp.float32)
+
+
+def change(numbers: jax.Array, steps: jax.Array, zero: jax.Array) -> jax.Array:
+    """Returns the float32 changes that are numbers times their step sizes; traced.
+
+    Args:
+        numbers: float32.
+        steps: the step sizes, of a shape that broadcasts against the numbers.
+        zero: see `rows_of`.
+    """
+    product = numbers * steps.astype(jnp.float32)
     # A compiler may fuse a product and the sum after it, and round once instead of twice. An operation on
     # integers between them prevents that.
     return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(product, jnp.int32) ^ zero, jnp.float32)
@@ -103,7 +115,7 @@ def change(
 
 def bits_of(kind: str) -> int:
     """Returns the number of bits of a kind of codes."""
-    return int(kind.removeprefix("halves").removeprefix("levels"))
+    return int(kind.removeprefix("halves").removeprefix("levels").removeprefix("taps"))
 
 
 def parts_bytes(parts: Mapping[str, Any]) -> int:

@@ -55,7 +55,7 @@ def _own(
         if leaf.bits:
             middle = np.float32(0.5 - 2 ** (leaf.bits - 1))
             step = vectors["steps"][coded]
-            values = kinds.change(values, step, leaf.bits, middle, size, zero_of(address))
+            values = kinds.change(kinds.whole(values, leaf.bits, size) + middle, step, zero_of(address))
             coded += 1
         reference = start.get(leaf.path)
         if leaf.bits and reference is not None and reference.shape == leaf.shape:

@@ -14,7 +14,8 @@ from cwps_jax.core.budgets import FLOAT32_BYTES, Prices, beside_rows, check_budg
 from cwps_jax.core.channels import Layout, from_columns, to_columns
 from cwps_jax.core.coding import straight_through
 from cwps_jax.core.compact import pack
-from cwps_jax.core.entropy import BY_BUDGET, fitted, seen_through
+from cwps_jax.core.entropy import BY_BUDGET, coded_alike, fitted, seen_through
+from cwps_jax.core.taps import has_taps
 from cwps_jax.core.trees import Tree, flatten, unflatten
 from cwps_jax.methods.method import Begun, Moment, Stage, unchanged
 from cwps_jax.methods.network import Network
@@ -111,7 +112,12 @@ def _fitting_step(network: Network, training: TrainConfig, begun: Begun, start: 
         changes = {path: change[:, : columns[path]] for path, change in changes.items()}
     beside = beside_rows(layout, training.row_bits, network.statistics, tuple(closed))
     allowance = training.byte_budget * FLOAT32_BYTES * layout.backbone_parameters - beside
-    return fitted(changes, allowance)[0]
+    alike = {
+        path: coded_alike(changes[path], 0, has_taps(layer, path))
+        for layer in layout.layers
+        for path in layer.leaves
+    }
+    return fitted(alike, allowance)[0]
 
 
 def _seen(layout: Layout, bits: int) -> Callable[[Tree, Tree], Tree]:
@@ -120,7 +126,8 @@ def _seen(layout: Layout, bits: int) -> Callable[[Tree, Tree], Tree]:
         for layer in layout.layers:
             for leaf, shape in zip(layer.leaves, layer.shapes, strict=True):
                 if bits == BY_BUDGET:
-                    params[leaf] = seen_through(params[leaf], start[leaf], frozen[STEP])
+                    of_taps = has_taps(layer, leaf)
+                    params[leaf] = seen_through(params[leaf], start[leaf], frozen[STEP], of_taps)
                     continue
                 if "placed" in frozen:
                     if params[leaf].size:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from cwps_jax.core.coding import Codes
-from cwps_jax.core.entropy import EntropyCodes
+from cwps_jax.core.entropy import BY_BUDGET, from_parts
 from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.errors import CwpsError
 
@@ -99,8 +99,10 @@ class Leaves(Mapping[str, np.ndarray | Codes]):
         if "bits" not in described:
             return self._array(described)
         parts = {key: self._array(described[key]) for key in _parts(described)}
-        kind = EntropyCodes if "counts" in parts else Codes
-        return kind(described["bits"], tuple(described["shape"]), **parts)
+        shape = tuple(described["shape"])
+        if described["bits"] == BY_BUDGET:
+            return from_parts(shape, parts)
+        return Codes(described["bits"], shape, **parts)
 
     def _array(self, described: Mapping[str, Any]) -> np.ndarray:
         dtype, shape, offset = (described[key] for key in ("dtype", "shape", "offset"))

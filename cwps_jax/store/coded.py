@@ -16,7 +16,8 @@ from cwps_jax.core.accounting import count_stored
 from cwps_jax.core.budgets import FLOAT32_BYTES
 from cwps_jax.core.channels import Layout, to_columns
 from cwps_jax.core.coding import Codes, encoded
-from cwps_jax.core.entropy import BY_BUDGET, entropy_coded, fitted
+from cwps_jax.core.entropy import BY_BUDGET, coded_alike, entropy_coded, fitted
+from cwps_jax.core.taps import has_taps
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.methods.channels import opened
 from cwps_jax.methods.method import Stored
@@ -60,17 +61,22 @@ def coded(
     if bits == BY_BUDGET:
         beside = count_stored(layout, as_codes, {})
         allowance = (byte_budget - beside.byte_ratio) * FLOAT32_BYTES * layout.backbone_parameters
-        rows = _fitted_rows(changes, allowance, stored.step) if changes else {}
+        rows = _fitted_rows(layout, changes, allowance, stored.step) if changes else {}
     else:
         rows = {leaf: encoded(change, bits, change.shape) for leaf, change in changes.items()}
     return dataclasses.replace(stored, own=unflatten(as_codes), rows=rows)
 
 
 def _fitted_rows(
-    changes: Mapping[str, np.ndarray], allowance: float, step: np.float32 | None
+    layout: Layout, changes: Mapping[str, np.ndarray], allowance: float, step: np.float32 | None
 ) -> dict[str, np.ndarray | Codes]:
-    step, dead_zone = fitted(changes, allowance, step)
-    return {leaf: entropy_coded(change, step, change.shape, dead_zone) for leaf, change in changes.items()}
+    of_taps = {leaf: has_taps(layer, leaf) for layer in layout.layers for leaf in layer.leaves}
+    alike = {leaf: coded_alike(change, 1, of_taps[leaf]) for leaf, change in changes.items()}
+    step, dead_zone = fitted(alike, allowance, step)
+    return {
+        leaf: entropy_coded(change, step, change.shape, dead_zone, of_taps[leaf])
+        for leaf, change in changes.items()
+    }
 
 
 def _own_leaf(

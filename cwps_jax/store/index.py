@@ -11,10 +11,10 @@ from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.errors import CwpsError
 from cwps_jax.files import write_atomically
 
-FORMAT = 6
+FORMAT = 7
 # Versions of 2 are all of shared channels, and have no sketches; those of 3 lie in folders of their names;
-# those of 4 are all in float32.
-READABLE = (2, 3, 4, 5, FORMAT)
+# those of 4 are all in float32; entropy-coded rows of 6 have no frequencies.
+READABLE = (2, 3, 4, 5, 6, FORMAT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,7 +72,7 @@ def _together(parts: Sequence[tuple[Any, np.ndarray]], channels: np.ndarray) -> 
         return np.concatenate([one[which] for one, which in parts])
     codes = [(one.codes, which) for one, which in parts]
     entropy_coded = [isinstance(one, EntropyCodes) for one, _ in codes]
-    if all(entropy_coded):
+    if all(entropy_coded) and len({one.of_taps for one, _ in codes}) == 1:
         return together(codes)
     if any(entropy_coded):
         return np.concatenate([one[which] for one, which in parts])
