@@ -26,9 +26,8 @@ def get_config():
         "title": "Three tasks from a CIFAR-10 ResNet-20: bits that a byte budget sets",
         "grids": (
             {"method": ("finetune",), "row_bits": (32,), "seed": SEEDS},
-            {"method": ("finetune",), "byte_budget": (0.02,), **coded},
-            {"method": ("finetune",), "byte_budget": (0.05,), **coded},
-            {"method": ("cwps",), "budget": (0.45,), "byte_budget": (0.02,), **coded},
+            {"method": ("cwps",), "budget": (0.45,), "byte_budget": (0.02, 0.05, 0.01), **coded},
+            {"method": ("finetune",), "byte_budget": (0.02, 0.01), **coded},
         ),
         "baseline": {
             "method": "finetune",
