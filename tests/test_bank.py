@@ -56,6 +56,12 @@ def test_what_is_decoded_on_the_device_is_what_the_pool_gives_to_the_bit(pool):
         expected = jax.tree.map(np.asarray, pool.effective(name))
         chex.assert_trees_all_equal(jax.device_get(bank._ways.merge(entry)), expected)
         chex.assert_trees_all_equal(jax.device_get(bank._ways.swap(entry.loaded)), expected)
+    kinds = {
+        kind.rstrip("0123456789")
+        for of_leaf in bank._ways.resident.tables.arrays.values()
+        for kind in of_leaf
+    }
+    assert {"halves", "levels", "taps"} <= kinds
 
 
 def pictures(count: int, seed: int = 0) -> np.ndarray:
