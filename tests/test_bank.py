@@ -15,7 +15,9 @@ from methods_shared import CONFIG, images_of, task, tiny
 
 import cwps_jax as cwps
 from cwps_jax import models
-from cwps_jax.bank import Bank
+from cwps_jax.bank import Bank, kinds
+from cwps_jax.core.entropy import entropy_coded
+from cwps_jax.core.taps import taps
 from cwps_jax.errors import CwpsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "benchmarks"))
@@ -56,12 +58,30 @@ def test_what_is_decoded_on_the_device_is_what_the_pool_gives_to_the_bit(pool):
         expected = jax.tree.map(np.asarray, pool.effective(name))
         chex.assert_trees_all_equal(jax.device_get(bank._ways.merge(entry)), expected)
         chex.assert_trees_all_equal(jax.device_get(bank._ways.swap(entry.loaded)), expected)
-    kinds = {
-        kind.rstrip("0123456789")
-        for of_leaf in bank._ways.resident.tables.arrays.values()
-        for kind in of_leaf
-    }
-    assert {"halves", "levels", "taps"} <= kinds
+    held = {kind.rstrip("0123456789_") for one in bank._ways.resident.tables.arrays.values() for kind in one}
+    assert {"halves", "levels", "taps"} <= held
+
+
+def test_frequencies_lie_in_the_fewest_bits_and_come_back_to_the_bit():
+    draw, step = np.random.default_rng(0), np.float32(0.013)
+    largest = [(0, 0), (1, 0), (7, 0), (5, 1), (2, 7), (90, 3), (3, 100), (1, 1)]
+    levels = np.zeros((len(largest), 9, 5), np.int16)
+    for row, (smooth, other) in zip(levels, largest, strict=True):
+        for numbers, most in (([0, 1, 3], smooth), ([2, 4, 5, 6, 7, 8], other)):
+            row[numbers] = draw.integers(-most, most + 1, (len(numbers), 5))
+            row[numbers[0], 0] = most
+    flat = levels.reshape(len(largest), 45)
+    codes = entropy_coded(taps(flat, 1) * step, step, (len(largest), 9, 5), of_taps=True)
+    np.testing.assert_array_equal(codes.levels(), flat)
+    found, numbers, places = kinds.by_kind(codes)
+    names = ["start", "taps2_0", "taps4_0", "taps4_2", "taps4_4", "taps8_4", "taps8_8", "taps4_2"]
+    assert [kinds.KINDS[number] for number in numbers] == names
+    start, expected = draw.normal(size=(1, 45)).astype(np.float32), codes.rows(slice(None))
+    decode = jax.jit(kinds.rows_of, static_argnums=0)
+    for row, (kind, place) in enumerate(zip(names, places, strict=True)):
+        if kind != kinds.START:
+            parts = {name: part[place : place + 1] for name, part in found[kind].items()}
+            np.testing.assert_array_equal(decode(kind, parts, start, np.int32(0)), start + expected[row])
 
 
 def pictures(count: int, seed: int = 0) -> np.ndarray:

@@ -3,10 +3,12 @@
 A kind is the name of a form. "plain" means rows without coding. "halves4" means `core.coding.Codes` of 4
 bits: planes of bits (integers for 8 and 16 bits), times the row's step size. "levels4" means rows that were
 entropy-coded and could not be decoded one by one: integer multiples of the step, in the fewest planes of bits
-that hold the row's largest multiple. "taps4" is the same for multiples of frequencies, see `core.taps`.
-"start" has no table: the row is the pre-trained model's channel itself.
+that hold the row's largest multiple. "taps4_2" is the same for frequencies, see `core.taps`: 4 bits for means
+and slopes, 2 for the others, which are smaller. "start" has no table: the row is the pre-trained model's
+channel itself.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,18 +18,23 @@ import numpy as np
 
 from cwps_jax.core.coding import Codes
 from cwps_jax.core.entropy import EntropyCodes
-from cwps_jax.core.taps import taps
+from cwps_jax.core.taps import SMOOTH, TAPS, in_order, smooth_first, taps
 
 START, PLAIN = "start", "plain"
-WIDTHS = (2, 4, 8)  # bits of levels; more widths would save little, and each is one more look-up
+Widths = tuple[tuple[int, ...], ...]
+# Bits of levels; more widths would save little, and each is one more look-up. Without bits all are zero.
+WIDTHS: Widths = ((2,), (4,), (8,))
+TAPS_WIDTHS: Widths = ((2, 0), (4, 0), (4, 2), (4, 4), (8, 4), (8, 8))
 KINDS = (
     START,
     PLAIN,
     *(f"halves{bits}" for bits in (1, 2, 3, 4, 8, 16)),
-    *(f"levels{bits}" for bits in WIDTHS),
-    *(f"taps{bits}" for bits in WIDTHS),
+    *(f"levels{bits}" for (bits,) in WIDTHS),
+    *(f"taps{smooth}_{other}" for smooth, other in TAPS_WIDTHS),
 )
 NUMBER = {kind: number for number, kind in enumerate(KINDS)}
+
+PLANES = ("codes", "others")  # the parts that hold a row's numbers
 
 Parts = dict[str, Any]
 
@@ -52,15 +59,22 @@ def by_kind(stored: Any) -> tuple[dict[str, Parts], np.ndarray, np.ndarray]:
         return {kind: parts}, np.full(count, NUMBER[kind], np.int32), _counting(count)
     levels = stored.levels()
     steps = np.broadcast_to(stored.steps, len(levels)).astype(np.float32)
-    largest = np.abs(levels.astype(np.int16)).max(axis=1, initial=0)
+    name, all_widths, divided = "levels", WIDTHS, [levels]
+    if stored.of_taps:
+        smooth = levels.shape[1] * SMOOTH // TAPS
+        name, all_widths, divided = "taps", TAPS_WIDTHS, np.split(smooth_first(levels), [smooth], axis=1)
+    largest = [np.abs(part.astype(np.int16)).max(axis=1, initial=0) for part in divided]
+    left = np.any(largest, axis=0)  # rows of zeros are those of "start"
     found: dict[str, Parts] = {}
-    kinds, places = np.zeros(len(levels), np.int32), np.zeros(len(levels), np.int32)  # rows of zeros: "start"
-    below = 0
-    for bits in WIDTHS:
-        most = 2 ** (bits - 1) - 1
-        rows = np.flatnonzero((largest > below) & (largest <= most))
-        below, kind = most, f"{'taps' if stored.of_taps else 'levels'}{bits}"
-        found[kind] = {"codes": _planes(levels[rows], bits), "steps": steps[rows]}
+    kinds, places = np.zeros(len(levels), np.int32), np.zeros(len(levels), np.int32)
+    for widths in all_widths:
+        holds = [size <= _most(bits) for size, bits in zip(largest, widths, strict=True)]
+        rows = np.flatnonzero(left & np.all(holds, axis=0))
+        left[rows] = False
+        kind = name + "_".join(map(str, widths))
+        planes = zip(PLANES, divided, widths, strict=False)
+        found[kind] = {part: _planes(those[rows], bits) for part, those, bits in planes if bits}
+        found[kind]["steps"] = steps[rows]
         kinds[rows], places[rows] = NUMBER[kind], _counting(len(rows))
     return found, kinds, places
 
@@ -76,12 +90,19 @@ def rows_of(kind: str, parts: Parts, start: jax.Array, zero: jax.Array) -> jax.A
     """
     if kind == PLAIN:
         return parts["rows"]
-    bits = bits_of(kind)
-    middle = np.float32(-(2 ** (bits - 1)) + (0.5 if kind.startswith("halves") else 0))
-    numbers = whole(parts["codes"], bits, start.shape[1]) + middle
-    if kind.startswith("taps"):
-        numbers = taps(numbers, axis=1)
-    return start + change(numbers, parts["steps"][:, None], zero)
+    name, *widths = re.findall(r"[a-z]+|\d+", kind)
+    size = start.shape[1]
+    sizes = (size * SMOOTH // TAPS, size - size * SMOOTH // TAPS) if name == "taps" else (size,)
+    numbers = []
+    for part, bits, count in zip(PLANES, map(int, widths), sizes, strict=False):
+        if not bits:
+            numbers.append(jnp.zeros((len(start), count), jnp.float32))
+            continue
+        middle = np.float32(-(2 ** (bits - 1)) + (0.5 if name == "halves" else 0))
+        numbers.append(whole(parts[part], bits, count) + middle)
+    if name == "taps":
+        numbers = [taps(in_order(jnp.concatenate(numbers, axis=1)), axis=1)]
+    return start + change(numbers[0], parts["steps"][:, None], zero)
 
 
 def whole(codes: jax.Array, bits: int, size: int) -> jax.Array:
@@ -113,14 +134,13 @@ def change(numbers: jax.Array, steps: jax.Array, zero: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(product, jnp.int32) ^ zero, jnp.float32)
 
 
-def bits_of(kind: str) -> int:
-    """Returns the number of bits of a kind of codes."""
-    return int(kind.removeprefix("halves").removeprefix("levels").removeprefix("taps"))
-
-
 def parts_bytes(parts: Mapping[str, Any]) -> int:
     """Returns the bytes of arrays."""
     return sum(part.nbytes for part in parts.values())
+
+
+def _most(bits: int) -> int:
+    return 2 ** (bits - 1) - 1 if bits else 0
 
 
 def _planes(levels: np.ndarray, bits: int) -> np.ndarray:

@@ -19,6 +19,8 @@ TAPS = 9
 SCALES = (2, 3, 2)  # so that a level is 1.2 and 1.4 times as long in the second and third direction
 # The numbers of the frequencies that have a distribution of their own: the mean, the slopes and the others.
 CLASSES = ((0,), (1, 3), (2, 4, 5, 6, 7, 8))
+_ORDER = [number for one in CLASSES for number in one]
+SMOOTH = 3  # the frequencies of the first two classes, whose levels are larger than the others'
 
 
 def has_taps(layer: Layer, leaf: str) -> bool:
@@ -70,10 +72,18 @@ def by_class(levels: Any, axis: int = 0) -> list[np.ndarray]:
 def from_classes(levels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Returns levels (rows, fan-in) from those of all classes, one after the other; inverts `by_class`."""
     rows, size = shape
-    numbers = [number for one in CLASSES for number in one]
-    parted = np.empty((TAPS, rows, size // TAPS), levels.dtype)
-    parted[numbers] = levels.reshape(parted.shape)
-    return np.moveaxis(parted, 0, 1).reshape(shape)
+    return in_order(np.moveaxis(levels.reshape(TAPS, rows, size // TAPS), 0, 1).reshape(shape))
+
+
+def smooth_first(levels: np.ndarray) -> np.ndarray:
+    """Returns levels (rows, fan-in) with their frequencies in the order of the classes."""
+    return levels.reshape(_parted(levels.shape, 1, TAPS))[:, _ORDER].reshape(levels.shape)
+
+
+def in_order(levels: Any) -> Any:
+    """Inverts `smooth_first`; NumPy arrays give NumPy arrays."""
+    parted = levels.reshape(_parted(levels.shape, 1, TAPS))
+    return parted[:, np.argsort(_ORDER)].reshape(levels.shape)
 
 
 def _by_axes(array: Any, axis: int, along: Callable[..., tuple[Any, ...]]) -> Any:
