@@ -169,3 +169,19 @@ def test_orders_and_depths_are_groups_of_one_problem(tmp_path):
     assert [group["is_baseline"] for group in together["groups"]] == [True, True, True, False]
     assert together["groups"][3]["difference"]["mean"] == 0 and fewer["groups"][0]["difference"] is None
     assert summarise(study, [])["sections"] == []
+
+
+def test_augmentation_is_a_setting_of_learning_and_stretched_images_are_other_data(tmp_path):
+    grids = (
+        {"method": ("finetune",), "seed": (0, 1)},
+        {"method": ("cwps",), "crop": ("random_resized",), "crop_area": ((0.5, 1.0),), "seed": (0, 1)},
+        {"method": ("finetune",), "crop": ("stretch",)},
+    )
+    baseline = {"method": "finetune", "crop": "center", "crop_area": (0.08, 1.0)}
+    study = small_study(tmp_path, grids=grids, baseline=baseline)
+    together, stretched = summarise(study, [(cell, invented_result(cell, 0.5)) for cell in study.cells])[
+        "sections"
+    ]
+    assert [group["method"] for group in together["groups"]] == ["finetune", "cwps"]
+    assert together["groups"][1]["difference"]["mean"] == 0
+    assert "crop stretch" in stretched["title"]

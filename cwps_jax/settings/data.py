@@ -10,6 +10,18 @@ Crop = Literal["center", "random", "random_resized", "stretch"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 
+# The keys that change training images alone; so does crop, but for "stretch".
+AUGMENTATION = (
+    "crop_area",
+    "flip",
+    "color_jitter",
+    "randaugment_layers",
+    "randaugment_magnitude",
+    "mixup",
+    "cutmix",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The data of a task. main's config has the same keys.

@@ -12,8 +12,8 @@ from typing import Any
 from scipy.special import stdtrit
 
 from cwps_jax import methods
-from cwps_jax.config import DataConfig
 from cwps_jax.report.rows import Rows, Spread, backward_transfers, changed, forgotten, spread, stored_bytes
+from cwps_jax.settings.data import AUGMENTATION, DataConfig
 from cwps_jax.study.cells import Finished
 from cwps_jax.study.grid import Study
 
@@ -22,7 +22,8 @@ CONFIDENCE = 0.95
 # What a group's means are over its tasks; the last four are what accuracy costs, see the pictures.
 KEYS = ("accuracy", "validation_accuracy", "params_ratio", "trained", "flops_per_step")
 COSTS = ("bytes", "parameters", "peak_memory_bytes", "seconds")
-_DATA_KEYS = {field.name for field in dataclasses.fields(DataConfig)}
+# Augmentation is a setting of learning: groups with and without it learn the same tasks.
+_DATA_KEYS = {field.name for field in dataclasses.fields(DataConfig)} - {*AUGMENTATION}
 
 
 def summarise(study: Study, finished: Sequence[Finished]) -> dict[str, Any]:
@@ -234,7 +235,10 @@ def _accuracies(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _problem(values: Mapping[str, Any], tasks: Sequence[str]) -> tuple[Any, ...]:
-    return tuple(sorted(tasks)), repr({key: value for key, value in values.items() if key in _DATA_KEYS})
+    given = {key: value for key, value in values.items() if key in _DATA_KEYS}
+    if given.get("crop") != "stretch":
+        given.pop("crop", None)
+    return tuple(sorted(tasks)), repr(given)
 
 
 def _like(values: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
