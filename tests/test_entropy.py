@@ -215,6 +215,8 @@ def test_rows_of_pools_of_format_6_are_read_to_the_bit():
     parts["codes"][0] ^= 1
     with pytest.raises(CwpsError, match="do not decode to what was stored"):
         from_parts((24, 27), parts)
+    none = {"codes": np.zeros(1, np.uint32), "steps": np.array([step]), "counts": np.zeros(1, np.uint8)}
+    assert from_parts((0, 9), none).rows(slice(None)).shape == (0, 9)
 
 
 @pytest.mark.parametrize("of_taps", [False, True])

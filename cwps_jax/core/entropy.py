@@ -122,7 +122,8 @@ def from_parts(shape: tuple[int, ...], parts: Mapping[str, np.ndarray]) -> Entro
         return EntropyCodes(BY_BUDGET, shape, codes, steps, tables)
     decoder = constriction.stream.stack.AnsCoder(np.ascontiguousarray(codes[1:]))
     levels = _decoded(decoder, parts["counts"], int(np.prod(shape))).astype(np.int8)
-    return _coded(_checked(levels.reshape(shape[0], -1), codes[0]), steps, shape, of_taps=False)
+    rows = _checked(levels.reshape(shape[0], int(np.prod(shape[1:]))), codes[0])
+    return _coded(rows, steps, shape, of_taps=False)
 
 
 def together(parts: Sequence[tuple[EntropyCodes, np.ndarray]]) -> EntropyCodes:
