@@ -16,7 +16,7 @@ import numpy as np
 from cwps_jax.core.channels import Layer
 
 TAPS = 9
-SCALES = (
+SCALES = (2, 3, 2)  # A level is 1.2 and 1.4 times as long in the second and third direction.
     2,
     3,
     2,
