@@ -17,10 +17,6 @@ from cwps_jax.core.channels import Layer
 
 TAPS = 9
 SCALES = (2, 3, 2)  # A level is 1.2 and 1.4 times as long in the second and third direction.
-    2,
-    3,
-    2,
-)  # A level is 1.2 and 1.4 times as long in the second and third direction: means matter most.
 # The numbers of the frequencies that have a distribution of their own: the mean, the slopes and the others.
 CLASSES = ((0,), (1, 3), (2, 4, 5, 6, 7, 8))
 _ORDER = [number for one in CLASSES for number in one]
