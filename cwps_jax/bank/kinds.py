@@ -34,8 +34,6 @@ KINDS = (
 )
 NUMBER = {kind: number for number, kind in enumerate(KINDS)}
 
-PLANES = ("codes", "others")  # the parts that hold a row's numbers
-
 Parts = dict[str, Any]
 
 
@@ -59,11 +57,12 @@ def by_kind(stored: Any) -> tuple[dict[str, Parts], np.ndarray, np.ndarray]:
         return {kind: parts}, np.full(count, NUMBER[kind], np.int32), _counting(count)
     levels = stored.levels()
     steps = np.broadcast_to(stored.steps, len(levels)).astype(np.float32)
-    name, all_widths, divided = "levels", WIDTHS, [levels]
-    if stored.of_taps:
-        smooth = levels.shape[1] * SMOOTH // TAPS
-        name, all_widths, divided = "taps", TAPS_WIDTHS, np.split(smooth_first(levels), [smooth], axis=1)
-    largest = [np.abs(part.astype(np.int16)).max(axis=1, initial=0) for part in divided]
+    name, all_widths = ("taps", TAPS_WIDTHS) if stored.of_taps else ("levels", WIDTHS)
+    sizes = _sizes(name, levels.shape[1])
+    ordered = smooth_first(levels) if stored.of_taps else levels
+    ends = np.cumsum([*sizes.values()])[:-1]
+    divided = dict(zip(sizes, np.split(ordered, ends, axis=1), strict=True))
+    largest = [np.abs(part.astype(np.int16)).max(axis=1, initial=0) for part in divided.values()]
     left = np.any(largest, axis=0)  # rows of zeros are those of "start"
     found: dict[str, Parts] = {}
     kinds, places = np.zeros(len(levels), np.int32), np.zeros(len(levels), np.int32)
@@ -72,8 +71,8 @@ def by_kind(stored: Any) -> tuple[dict[str, Parts], np.ndarray, np.ndarray]:
         rows = np.flatnonzero(left & np.all(holds, axis=0))
         left[rows] = False
         kind = name + "_".join(map(str, widths))
-        planes = zip(PLANES, divided, widths, strict=False)
-        found[kind] = {part: _planes(those[rows], bits) for part, those, bits in planes if bits}
+        planes = zip(divided.items(), widths, strict=True)
+        found[kind] = {part: _planes(those[rows], bits) for (part, those), bits in planes if bits}
         found[kind]["steps"] = steps[rows]
         kinds[rows], places[rows] = NUMBER[kind], _counting(len(rows))
     return found, kinds, places
@@ -91,10 +90,8 @@ def rows_of(kind: str, parts: Parts, start: jax.Array, zero: jax.Array) -> jax.A
     if kind == PLAIN:
         return parts["rows"]
     name, *widths = re.findall(r"[a-z]+|\d+", kind)
-    size = start.shape[1]
-    sizes = (size * SMOOTH // TAPS, size - size * SMOOTH // TAPS) if name == "taps" else (size,)
     numbers = []
-    for part, bits, count in zip(PLANES, map(int, widths), sizes, strict=False):
+    for (part, count), bits in zip(_sizes(name, start.shape[1]).items(), map(int, widths), strict=True):
         if not bits:
             numbers.append(jnp.zeros((len(start), count), jnp.float32))
             continue
@@ -137,6 +134,12 @@ def change(numbers: jax.Array, steps: jax.Array, zero: jax.Array) -> jax.Array:
 def parts_bytes(parts: Mapping[str, Any]) -> int:
     """Returns the bytes of arrays."""
     return sum(part.nbytes for part in parts.values())
+
+
+def _sizes(name: str, size: int) -> dict[str, int]:
+    """Returns the parts that hold a row's numbers, {part: numbers in it}."""
+    smooth = size * SMOOTH // TAPS
+    return {"codes": smooth, "others": size - smooth} if name == "taps" else {"codes": size}
 
 
 def _most(bits: int) -> int:
