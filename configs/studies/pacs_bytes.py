@@ -29,7 +29,9 @@ def get_config():
             {"method": ("finetune",), "row_bits": (32,), "seed": SEEDS},
             {"method": ("cwps",), "budget": (0.45,), "byte_budget": (0.02,), **coded},
             {"method": ("finetune",), "byte_budget": (0.02,), **coded},
-            {"method": ("cwps",), "budget": (0.45,), "byte_budget": (0.05, 0.01), **coded},
+            {"method": ("finetune",), "byte_budget": (0.05,), **coded},
+            {"method": ("cwps",), "budget": (0.45,), "byte_budget": (0.05,), **coded},
+            {"method": ("cwps",), "budget": (0.45,), "byte_budget": (0.01,), **coded},
             {"method": ("finetune",), "byte_budget": (0.01,), **coded},
         ),
         "baseline": {
