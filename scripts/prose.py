@@ -22,6 +22,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "launch/README.md")),
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 MODULES = sorted((ROOT / "cwps_jax").rglob("*.py"))
 # Code, addresses of links and comments are not prose. Spaces take their place, so that positions stay.
 NOT_PROSE = re.compile(r"^```.*?^```|^ {4}[^\n]*$|<!--.*?-->|(?<=\])\([^)\s]*\)", re.DOTALL | re.MULTILINE)
@@ -43,7 +44,7 @@ def docstrings(source: str) -> str:
     """Returns the docstrings of a module, in which each line has the number that it has in the file."""
     lines, kept = source.splitlines(), [""] * source.count("\n")
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
             text = node.body[0]
             for number in range(text.lineno - 1, text.end_lineno or 0):
                 kept[number] = lines[number].strip().strip('"')
