@@ -124,6 +124,7 @@ def opened(folder: pathlib.Path, arguments: argparse.Namespace) -> dict[str, Any
 
     pool = Pool.open(folder)
     bank = timed("open", lambda: cwps.TaskBank(Pool.open(folder)))
+    ways, made = bank._ways, bank._ways.costs.holding
     resident, grown = bank.resident["device"], own_memory() - before
     names = list(map(str, rng.permutation(pool.tasks)))
     timed("first_answer", lambda: bank.answer(image, names[0], "swapped"))
@@ -132,18 +133,18 @@ def opened(folder: pathlib.Path, arguments: argparse.Namespace) -> dict[str, Any
     with CountCompilations() as counted:
         for number in range(arguments.repeats):
             task = names[(1 + number) % len(names)]
-            timed("swap", lambda task=task: bank._ways.swap(bank.served(task).loaded))
+            timed("swap", lambda task=task: made(lambda: ways.swap(bank.served(task).loaded)))
             timed("answer", lambda task=task: bank.answer(image, task, "swapped"))
             timed("drop", lambda task=task: bank.drop(task))
             timed("add", lambda task=task: bank.add(task))
     for task in names[: arguments.checked]:
-        right = whole_tree(
-            bank.served(task), bank._ways.classes
-        )  # as the pool gives it, but for its head's width
-        for variables in (bank._ways.merge(bank.served(task)), bank._ways.swap(bank.served(task).loaded)):
+        right = whole_tree(bank.served(task), ways.classes)  # as the pool gives it, but for its head's width
+        entry = bank.served(task)
+        for way, of in ((ways.merge, entry), (ways.swap, entry.loaded)):
+            variables = made(lambda way=way, of=of: way(of))
             if not jax.tree.all(jax.tree.map(np.array_equal, jax.device_get(variables), right)):
                 raise SystemExit(f"{task}: the bank's network is not the pool's")
-        alone = bank._ways.forward(bank.served(task), right, image)[0, :CLASSES]
+        alone = made(lambda entry=entry, right=right: ways.forward(entry, right, image))[0, :CLASSES]
         if not np.array_equal(bank.answer(image, task, "swapped")[0], alone):
             raise SystemExit(f"{task}: the bank's answer is not the network's of the pool")
     found: dict[str, dict[str, float]] = {"seconds": {}, "processor_seconds": {}}

@@ -50,21 +50,24 @@ def whole_bytes(pool: Pool) -> int:
 
 def turns_of(bank: Bank, pool: Pool, batch: int, images: np.ndarray) -> dict[str, Callable[[], float]]:
     """Returns what is timed."""
-    ways = bank._ways
+    ways, made = bank._ways, bank._ways.costs.holding
     asked = {mix: drawn(mix, pool.tasks, batch) for mix in MIXES}
     entries = {task: bank.served(task) for some in asked.values() for task in some}
     entries |= {task: bank.served(task) for task in pool.tasks[:2]}
-    trees = {task: jax.device_put(ways._merged(entry.loaded)) for task, entry in entries.items()}
+    trees = {
+        task: jax.device_put(made(lambda entry=entry: ways._merged(entry.loaded)))
+        for task, entry in entries.items()
+    }
     copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     first, second = pool.tasks[:2]
     turn = iter(range(10**9))
 
     def forward(task: str, pixels: np.ndarray) -> jax.Array:
-        return ways.forward(entries[task], trees[task], pixels)
+        return made(lambda: ways.forward(entries[task], trees[task], pixels))
 
     def swap() -> None:
         task = entries[(first, second)[next(turn) % 2]].loaded
-        jax.block_until_ready(ways.swap(task, anew=True))  # whatever another turn left there
+        jax.block_until_ready(made(lambda: ways.swap(task, anew=True)))  # whatever another turn left there
 
     def loop(mix: str) -> None:
         counts = collections.Counter(asked[mix])

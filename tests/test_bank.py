@@ -16,6 +16,7 @@ from methods_shared import CONFIG, images_of, task, tiny
 import cwps_jax as cwps
 from cwps_jax import models
 from cwps_jax.bank import Bank, kinds
+from cwps_jax.bank.compiled import holding
 from cwps_jax.core.entropy import entropy_coded
 from cwps_jax.core.taps import taps
 from cwps_jax.errors import CwpsError
@@ -56,8 +57,8 @@ def test_what_is_decoded_on_the_device_is_what_the_pool_gives_to_the_bit(pool):
         entry = bank._entries[name]
         assert entry.loaded
         expected = jax.tree.map(np.asarray, pool.effective(name))
-        chex.assert_trees_all_equal(jax.device_get(bank._ways.merge(entry)), expected)
-        chex.assert_trees_all_equal(jax.device_get(bank._ways.swap(entry.loaded)), expected)
+        for way, of in ((bank._ways.merge, entry), (bank._ways.swap, entry.loaded)):
+            chex.assert_trees_all_equal(jax.device_get(made(bank, lambda way=way, of=of: way(of))), expected)
     held = {kind.rstrip("0123456789_") for one in bank._ways.resident.tables.arrays.values() for kind in one}
     assert {"halves", "levels", "taps"} <= held
 
@@ -82,6 +83,11 @@ def test_frequencies_lie_in_the_fewest_bits_and_come_back_to_the_bit():
         if kind != kinds.START:
             parts = {name: part[place : place + 1] for name, part in found[kind].items()}
             np.testing.assert_array_equal(decode(kind, parts, start, np.int32(0)), start + expected[row])
+
+
+def made(bank: Bank, call):
+    """Returns what a way of a bank gives, with the lock held and its programs compiled."""
+    return holding(bank._lock, call)
 
 
 def pictures(count: int, seed: int = 0) -> np.ndarray:
@@ -166,7 +172,7 @@ def test_an_owners_rows_stay_while_a_borrower_is_served(pool):
     for name in pool.tasks[:-1]:
         bank.drop(name)
     (last,) = bank.tasks
-    variables = bank._ways.merge(bank.served(last))
+    variables = made(bank, lambda: bank._ways.merge(bank.served(last)))
     chex.assert_trees_all_equal(jax.device_get(variables), jax.tree.map(np.asarray, pool.effective(last)))
 
 
@@ -176,7 +182,7 @@ def test_a_request_under_way_ends_with_what_it_began_with(pool):
         bank.drop("two")
         assert bank.tasks == ("one",)
         assert entry.loaded in bank._ways.resident.loaded
-        variables = bank._ways.swap(entry.loaded)
+        variables = made(bank, lambda: bank._ways.swap(entry.loaded))
         chex.assert_trees_all_equal(
             jax.device_get(variables), jax.tree.map(np.asarray, pool.effective("two"))
         )
@@ -312,6 +318,31 @@ def test_threads_may_ask_while_others_load_and_unload(pool):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("way", ["", "swapped"])
+def test_a_request_is_answered_while_the_programs_of_another_are_compiled(pool, way):
+    begun, let_go, found = threading.Event(), threading.Event(), []
+
+    class Waiting(type(tiny().model)):
+        """Tracing it for four pictures takes as long as the test wants."""
+
+        def __call__(self, images, *args, **options):
+            if len(images) == 4:
+                begun.set()
+                assert let_go.wait(60)
+            return super().__call__(images, *args, **options)
+
+    bank = Bank(pool, ["two", "one"], model=Waiting())
+    bank.answer(pictures(1), "two", "swapped")
+    large = threading.Thread(target=lambda: found.append(bank.answer(pictures(4), "two", way)))
+    large.start()
+    assert begun.wait(60)
+    answers = bank.answer(pictures(1), "one", "swapped")  # would wait for ever if the lock were held
+    np.testing.assert_allclose(np.stack(answers), expected(pool, "one", pictures(1)), atol=1e-5)
+    let_go.set()
+    large.join()
+    np.testing.assert_allclose(np.stack(found[0]), expected(pool, "two", pictures(4)), atol=1e-5)
 
 
 def test_tasks_that_are_not_stored_as_channels_are_served_whole(tmp_path):

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from cwps_jax.bank.compiled import holding
 from cwps_jax.bank.costs import bucket
 from cwps_jax.bank.entries import Described, Entry
 from cwps_jax.bank.finding import Shelf
@@ -57,7 +59,7 @@ class Bank:
         self._lock = threading.RLock()
         self._entries: dict[str, Entry] = {}
         resident = Resident(self._shelf.trees, device_bytes, host_bytes)
-        self._ways = Ways(resident, self._shelf.model_of)
+        self._ways = Ways(resident, self._shelf.model_of, functools.partial(holding, self._lock))
         found = self._found(pool.tasks if tasks is None else dict.fromkeys(tasks))
         if self.left_out and not found:
             raise CwpsError(next(iter(self.left_out.values())))
@@ -233,17 +235,15 @@ class Bank:
         for entry in counts:
             if image is None and not entry.described.shape:
                 raise CwpsError(f"{entry.name!r}: the pool does not say what images it takes; name a way")
-        with self._lock:
-            return self._ways.seconds(counts, image)
+        return self._ways.seconds(counts, image)
 
     def _started(self, way: str, found: Sequence[Entry], pixels: np.ndarray) -> jax.Array:
         """Starts a program for pictures of one task, or of several mixed tasks; returns its logits."""
         room = bucket(len(pixels)) - len(pixels)
         padded = np.concatenate([pixels, np.zeros((room, *pixels.shape[1:]), pixels.dtype)])
-        with self._lock:
-            if way == "mixed":
-                return self._ways.mixed(found, padded)
-            return self._ways.alone(found[0], padded, way)
+        if way == "mixed":
+            return holding(self._lock, lambda: self._ways.mixed(found, padded))
+        return holding(self._lock, lambda: self._ways.alone(found[0], padded, way))
 
     @contextlib.contextmanager
     def _leased(self, names: Sequence[str]) -> Iterator[list[Entry]]:

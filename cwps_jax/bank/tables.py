@@ -47,6 +47,11 @@ class Tables:
         return sum(array.nbytes for array in jax.tree.leaves(self.arrays))
 
     @property
+    def capacities(self) -> tuple[tuple[Key, int], ...]:
+        """The number of rows for which each table has room: equal for tables of equal shapes."""
+        return tuple((key, slots.capacity) for key, slots in self._slots.items())
+
+    @property
     def _unused_bytes(self) -> int:
         free = 0
         for (leaf, kind), slots in self._slots.items():

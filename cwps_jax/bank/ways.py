@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cwps_jax.bank import address, programs
+from cwps_jax.bank.compiled import Programs
 from cwps_jax.bank.costs import Costs, bucket
 from cwps_jax.bank.entries import Entry, whole_tree
 from cwps_jax.bank.loaded import Loaded
@@ -28,11 +29,14 @@ BATCH = 64  # the most pictures that go through a program at once
 
 
 class Ways:
-    """The ways to run the tasks of a bank. A caller must hold the bank's lock.
+    """The ways to run the tasks of a bank. A caller must hold the bank's lock, but for `seconds`.
+
+    What runs a program raises `NotCompiled` if it is the first of its kind.
 
     Args:
         resident: the contents of the device.
         model_of: the function from a dtype and a number of classes to the plain model.
+        holding: see `Costs`; it compiles what is not compiled.
 
     Attributes:
         classes: the number of outputs of the model, at least as many as every task has.
@@ -40,10 +44,16 @@ class Ways:
         recent: the tasks of the last requests.
     """
 
-    def __init__(self, resident: Resident, model_of: Callable[[str, int], nn.Module]) -> None:
+    def __init__(
+        self,
+        resident: Resident,
+        model_of: Callable[[str, int], nn.Module],
+        holding: Callable[[Callable[[], Any]], Any],
+    ) -> None:
         self.resident = resident
         self.classes = 1
-        self.costs = Costs()
+        self.costs = Costs(holding)
+        self._programs = Programs()
         self._model_of = model_of
         self.recent: collections.deque[Entry] = collections.deque(maxlen=KEPT)
         self._forwards: dict[Any, Any] = {}
@@ -99,7 +109,9 @@ class Ways:
         if key not in self._forwards:
             model = self._model_of(dtype, self.classes)
             self._forwards[key] = _forward(model, preparation)
-        return self._forwards[key](variables, pixels)
+        form = entry.loaded.table if entry.loaded else entry.version.id
+        key_of_call = "forward", key, form, pixels.shape, pixels.dtype
+        return self._programs.run(key_of_call, self._forwards[key], variables, pixels)
 
     def mixed(self, found: Sequence[Entry], pixels: Any) -> jax.Array:
         """Returns the logits of pictures of many tasks with equal `alike`, by halves if they do not fit.
@@ -124,17 +136,23 @@ class Ways:
         room = tuple(map(max, *(task.capacity for task in tasks), tasks[0].capacity))
         addresses = [address.widened(layout, task.capacity, task.address, room) for task in tasks]
         addresses += addresses[:1] * (len(pixels) - len(tasks))
-        private = programs.of_pictures(
-            layout, room, tasks[0].leaves, *resident.arguments(tasks[0]), np.stack(addresses)
+        first, table = tasks[0], tasks[0].table
+        private = self._programs.run(
+            ("of pictures", room, table, len(addresses), resident.tables.capacities),
+            programs.of_pictures,
+            *(layout, room, first.leaves, *resident.arguments(first), np.stack(addresses)),
         )
         key = *found[0].described.group, self.classes
         if key not in self._mixed:
             dtype, preparation = found[0].described.group
             self._mixed[key] = _mixed(self._model_of(dtype, self.classes), layout, preparation)
-        return self._mixed[key](unflatten(resident.start), private, pixels)
+        key_of_call = "mixed", key, room, table, pixels.shape, pixels.dtype
+        return self._programs.run(key_of_call, self._mixed[key], unflatten(resident.start), private, pixels)
 
     def seconds(self, counts: Mapping[Entry, int], image: np.ndarray | None) -> dict[str, float]:
         """Returns the seconds that each way takes for a request, and measures those that are missing.
+
+        The caller need not hold the bank's lock: it is taken for one measurement after another.
 
         A kept tree is counted as free if it exists already, or if its task is among the recent ones.
 
@@ -190,8 +208,10 @@ class Ways:
     def _written(self, task: Loaded, into: Any) -> Any:
         """Returns a task's variables, in the memory of the variables `into`, which are given up."""
         resident = self.resident
-        return programs.written(
-            resident.layout, task.capacity, task.leaves, into, *resident.arguments(task), task.address
+        return self._programs.run(
+            ("written", task.capacity, task.table, resident.tables.capacities),
+            programs.written,
+            *(resident.layout, task.capacity, task.leaves, into, *resident.arguments(task), task.address),
         )
 
     def _seconds_of(self, what: str, task: Loaded, call: Callable[[Loaded], Any]) -> float:

@@ -77,10 +77,10 @@ class Server:
             self.decoders.shutdown()
 
     async def _warm_up(self, sizes: Sequence[int]) -> None:
-        alike = collections.defaultdict(list)
-        for name, known in self.tasks.known.items():
-            alike[known.shape, known.dtype].append(name)
         for size in sizes:
+            alike = collections.defaultdict(list)
+            for name, known in self.tasks.known.items():  # of now: tasks come and go
+                alike[known.shape, known.dtype].append(name)
             for (shape, dtype), names in alike.items():
                 await self.batcher.warm_up(np.zeros(shape, dtype), names, size)
 

@@ -1,4 +1,7 @@
-"""Batches: the answers to many requests are joined into them, and one thread computes one after another."""
+"""Batches: the answers to many requests are joined into them, and one thread computes one after another.
+
+Another thread compiles the programs of larger batches at the same time.
+"""
 
 import asyncio
 import collections
@@ -49,6 +52,7 @@ class Batcher:
         self._coming = 0  # requests that will ask soon
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "bank")
+        self._warming = ThreadPoolExecutor(1, "warm-up")
         self._compiled: dict[_Kind, int] = {}  # the largest warmed-up batch of each kind
 
     @property
@@ -111,7 +115,7 @@ class Batcher:
         """Computes batches of a size without a time limit, so that their programs are compiled.
 
         From the first call for such pictures on, their batches are not larger than the warmed-up size.
-        Questions that come meanwhile are answered between two programs.
+        Questions that come meanwhile are answered.
 
         Args:
             pixels: the pixels of one picture.
@@ -122,7 +126,7 @@ class Batcher:
         batch = np.stack([pixels] * size)
         of_one, of_many = [tasks[0]] * size, [tasks[number % len(tasks)] for number in range(size)]
         for asked in (of_one, of_many):
-            await loop.run_in_executor(self._thread, self._answer, batch, asked)
+            await loop.run_in_executor(self._warming, self._answer, batch, asked)
         self._compiled[pixels.shape, pixels.dtype] = size
 
     async def run(self) -> None:
@@ -143,7 +147,8 @@ class Batcher:
                     question.found.set_result(found)
 
     def close(self) -> None:
-        """Ends the thread that computes batches."""
+        """Ends both threads."""
+        self._warming.shutdown()
         self._thread.shutdown()
 
     async def _filled(self) -> None:
