@@ -26,7 +26,7 @@ class NotCompiled(Exception):
 def holding(lock: AbstractContextManager[Any], call: Callable[[], _Result]) -> _Result:
     """Returns what a call returns, made while the lock is held.
 
-    What the call lacks is compiled without the lock, and then the call is made again.
+    A program that is not compiled yet is compiled without the lock, and then the call is made again.
     """
     while True:
         with lock:

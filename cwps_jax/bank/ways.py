@@ -29,9 +29,9 @@ BATCH = 64  # the most pictures that go through a program at once
 
 
 class Ways:
-    """The ways to run the tasks of a bank. A caller must hold the bank's lock, but for `seconds`.
+    """The ways to run the tasks of a bank. A caller must hold the bank's lock, except for `seconds`.
 
-    What runs a program raises `NotCompiled` if it is the first of its kind.
+    A method that runs a program raises `NotCompiled` if it is the first of its kind.
 
     Args:
         resident: the contents of the device.
