@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -115,6 +116,16 @@ class Parallel:
     def whole(self, tree: Any) -> Any:
         """Returns, in a step, the tree on every device; arrays that are spread are gathered here, once."""
         return jax.lax.with_sharding_constraint(tree, self._sharding(False)) if self.shard else tree
+
+    def connect(self) -> None:
+        """Lets the devices of all processes exchange a number. Call it where all processes have just met.
+
+        On CPUs, Gloo connects the devices when they first exchange anything, and gives up if one process
+        comes half a minute after another. Before a first step they may: one may compile it for longer.
+        """
+        if self.share.count > 1:
+            given = self.split(np.ones(len(self.devices) // self.share.count, np.float32))
+            jax.block_until_ready(jax.jit(jnp.sum, out_shardings=self._sharding(False))(given))
 
     def check_batch(self, batch_size: int, group: int = 1) -> None:
         """Raises CwpsError unless the devices divide the batch, with whole groups of items on each."""

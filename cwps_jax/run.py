@@ -94,6 +94,7 @@ def _learn_draw(
     # Before anything is written: a file of weights that does not fit leaves no workdir behind.
     make_pool = pretrained_pool(prepared, workdir / "pool")
     _agree(prepared, told, workdir)
+    prepared.trainer.parallel.connect()
 
     def make_workdir() -> None:
         workdir.mkdir(parents=True, exist_ok=True)

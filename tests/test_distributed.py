@@ -207,6 +207,21 @@ def test_a_process_that_is_killed_ends_the_other_which_says_so():
             one.communicate()
 
 
+@pytest.mark.slow
+def test_one_may_come_to_its_first_step_half_a_minute_after_the_other():
+    """Gloo's own limit is 30 seconds, at the first exchange."""
+    program = (
+        "import time, jax, numpy as np; from cwps_jax import distributed; "
+        "distributed.start('localhost:%d', 2, %d, seconds=60); "
+        "from cwps_jax.parallel import Parallel; parallel = Parallel(); "
+        "distributed.agree('at the start', {}); parallel.connect(); time.sleep(%d); "
+        "step = parallel.compile(lambda batch: (batch**2).mean()); "
+        "print(float(parallel.fetch(step(parallel.split(np.full(8, 3.0, np.float32)))))); distributed.stop()"
+    )
+    ended = two_processes(lambda port, process: ["-c", program % (port, process, 35 * process)])
+    assert [(status, told.splitlines()[-1]) for status, told, _ in ended] == [(0, "9.0")] * 2
+
+
 def test_processes_of_other_configs_stop_before_anything_is_written(tmp_path):
     def command(port, process):
         where = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={process}"]
