@@ -155,6 +155,35 @@ def test_a_task_in_use_is_not_dropped_under_a_request(served_pool, served_files)
         check(served_pool, served_files[:1], ask(client, served_files[:1], params={"task": "digits"}))
 
 
+def test_others_are_answered_while_a_task_that_is_loaded_compiles_its_first_answer(served_pool, served_files):
+    bank, let_go, seen = PlainBank(served_pool, ["negative"]), threading.Event(), []
+    with running(bank, served_pool) as client, concurrent.futures.ThreadPoolExecutor(1) as clients:
+        bank.before = lambda tasks: (seen.append(tasks), let_go.wait(20)) if "digits" in tasks else None
+        loaded = clients.submit(client.post, "/v1/load_task", json={"task": "digits"})
+        while not seen:
+            time.sleep(0.01)
+        check(served_pool, served_files[:1], ask(client, served_files[:1], params={"task": "negative"}))
+        assert not loaded.done()
+        let_go.set()
+        assert loaded.result().json() == {"loaded": ["negative", "digits"]}
+        check(served_pool, served_files[:1], ask(client, served_files[:1], params={"task": "digits"}))
+
+
+def test_a_task_whose_first_answer_fails_says_why(served_pool, served_files):
+    bank = PlainBank(served_pool, ["negative"])
+
+    def before(tasks):
+        if "digits" in tasks:
+            raise cwps.CwpsError("device_bytes=9: 12 are needed at once; give more")
+
+    bank.before = before
+    with running(bank, served_pool) as client:
+        assert client.post("/v1/load_task", json={"task": "digits"}).status_code == 200
+        line = error(ask(client, served_files[:1], params={"task": "digits"}), 422)
+        assert "12 are needed at once" in line and "give more" in line
+        check(served_pool, served_files[:1], ask(client, served_files[:1]))
+
+
 def test_a_changed_pool_is_reloaded_without_a_restart(tmp_path, served_pool, served_files):
     copied = tmp_path / "changed"
     shutil.copytree(served_pool.folder, copied)

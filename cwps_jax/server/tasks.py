@@ -64,13 +64,13 @@ class Tasks:
     def __init__(self, bank: Bank, pool: Pool) -> None:
         self.bank, self.pool = bank, pool
         self.known: dict[str, LearnedWith] = {}
-        self.silent: dict[str, str] = {}  # loaded tasks whose settings are unknown, and the reasons
+        self.silent: dict[str, str] = {}  # loaded tasks that cannot answer, and the reasons
         self._held: Counter[str] = Counter()
         self._closed: frozenset[str] = frozenset()
         self._changed = asyncio.Condition()
         self._one = asyncio.Lock()  # lets one change be made at a time
         self._thread = ThreadPoolExecutor(1, "tasks")
-        self._learn_of(bank.tasks)
+        self.known |= self._learned(bank.tasks)
 
     @contextlib.asynccontextmanager
     async def holding(
@@ -114,7 +114,7 @@ class Tasks:
                 raise self._unknown(task, self.pool.index.by_name, "POST /v1/reload reads a changed pool")
             if task not in self.bank.tasks:
                 await self._apart(functools.partial(self.bank.add, task))
-                self._learn_of([task])
+                await self._answer_for(self._learned([task]))
 
     async def unload(self, task: str) -> None:
         """Frees a task, as soon as no request uses it. Raises Refusal if it is not loaded."""
@@ -145,7 +145,7 @@ class Tasks:
                 await self._apart(self.bank.refresh)
                 self.pool = pool
                 self._forget(changed)
-                self._learn_of(self.bank.tasks)
+                await self._answer_for(self._learned(self.bank.tasks))
             return changed
 
     def close(self) -> None:
@@ -168,17 +168,35 @@ class Tasks:
         """Runs an action that reads files in a thread, so that requests go on meanwhile."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, action)
 
-    def _learn_of(self, names: Iterable[str]) -> None:
+    def _learned(self, names: Iterable[str]) -> dict[str, LearnedWith]:
+        """Returns the settings of those tasks that are not known yet; notes those whose settings are not."""
+        found: dict[str, LearnedWith] = {}
         for name in names:
             if name in self.known or name in self.silent:
                 continue
             try:
                 served = self.bank.served(name)
-                known = learned_with(served.pool, served.version.name)
+                found[name] = learned_with(served.pool, served.version.name)
             except CwpsError as error:
-                self.silent[name] = str(error).removeprefix(f"{self.pool.folder}: ")  # hidden from clients
-                continue
-            self.known[name] = known
+                self._silence(name, error)
+        return found
+
+    async def _answer_for(self, learned: dict[str, LearnedWith]) -> None:
+        """Answers for tasks from now on.
+
+        One task of each kind is asked here first: its programs are compiled while other requests go on.
+        """
+        for (shape, dtype), name in {(one.shape, one.dtype): name for name, one in learned.items()}.items():
+            nothing = np.zeros((1, *shape), dtype)
+            try:
+                await self._apart(functools.partial(self.bank.answer, nothing, [name]))
+            except CwpsError as error:
+                del learned[name]
+                self._silence(name, error)
+        self.known |= learned
+
+    def _silence(self, name: str, error: CwpsError) -> None:
+        self.silent[name] = str(error).removeprefix(f"{self.pool.folder}: ")  # hidden from clients
 
     def _forget(self, names: Iterable[str]) -> None:
         for name in names:
