@@ -3,7 +3,8 @@
 Command:    python -m cwps_jax.main --config configs/photos.py --config.data_dir=DATA
             (other folders than birds with --config.tasks="('cars','planes')")
 Data:       DATA/<task>/<train or test>/<class>/<file>, or zip archives of such folders in DATA
-Weights:    DATA/weights/resnet18.safetensors, in torchvision's key names
+Weights:    DATA/weights/resnet18.safetensors, in torchvision's key names; or, from the Hugging Face hub,
+            --config.weights=hf://timm/resnet18.tv_in1k/model.safetensors (not yet run)
 Run time:   depends on the number of photos; minutes on a GPU are expected, hours on two CPU cores
 Reached:    not yet run on real photos, nor on a GPU or TPU
 """
