@@ -4,8 +4,8 @@ Command:    python -m cwps_jax.study --config configs/studies/pacs_bytes.py --co
             (several of these at once share the cells)
 Data:       that of configs/pacs.py, see there
 Run time:   a cell 11 to 15 minutes on one slow CPU core; 21 cells, of which 15 have been run
-Reached:    in the mean over tasks and seeds 89.2% at 0.05x and 88.6% at 0.02x by fine-tuning in this code, and
-            88.0% at both by cwps with 0.45 of the channels, where fine-tuning in float32 has 89.1%; see
+Reached:    in the mean over tasks and seeds 89.2% at 0.05x and 88.6% at 0.02x by fine-tuning in this code,
+            and 88.0% at both by cwps with 0.45 of the channels, where fine-tuning in float32 has 89.1%; see
             docs/experiments.md; 0.01x and a GPU not yet run
 """
 
