@@ -99,17 +99,24 @@ def medians(values: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(measured) for name, measured in values.items()}
 
 
+def commit() -> str:
+    """Returns the commit, and that it is dirty where tracked files differ from it, results left aside."""
+    results = ":(exclude)results"  # one benchmark after another writes its own
+
+    def said(*asked: str) -> str:
+        here = pathlib.Path(__file__).parent
+        answer = subprocess.run(["git", *asked], capture_output=True, text=True, check=False, cwd=here)
+        return answer.stdout.strip()
+
+    name = said("describe", "--always", "--exclude", "*")
+    changed = said("status", "--porcelain", "--untracked-files=no", "--", ":/", results)
+    return (name or "unknown") + ("-dirty" if changed else "")
+
+
 def provenance(*packages: str) -> dict[str, Any]:
     """Returns the device, the versions and the commit that figures belong to."""
     import jax  # here: the PyTorch side of a comparison does without it
 
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=pathlib.Path(__file__).parent,
-    )
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
     return {
@@ -119,7 +126,7 @@ def provenance(*packages: str) -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
             **{name: importlib.metadata.version(name) for name in packages},
         },
-        "commit": described.stdout.strip() or "unknown",
+        "commit": commit(),
     }
 
 

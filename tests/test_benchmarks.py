@@ -86,6 +86,28 @@ def test_what_was_measured_quickly_is_not_published():
         targets.targets_table(measured(row.cpu.file, row.ratio, 1.0, quick=True))
 
 
+def test_a_commit_is_dirty_by_what_is_measured_and_not_by_results(tmp_path, monkeypatch):
+    def git(*asked: str) -> str:
+        who = ("-c", "user.name=name", "-c", "user.email=name@example.org")
+        return subprocess.check_output(["git", *who, *asked], cwd=tmp_path, text=True).strip()
+
+    result, program = tmp_path / "benchmarks" / "results" / "one.json", tmp_path / "package.py"
+    result.parent.mkdir(parents=True)
+    for file in (result, program):
+        file.write_text("1")
+    monkeypatch.setattr(measurement, "__file__", str(tmp_path / "benchmarks" / "measurement.py"))
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "all")
+    git("tag", "-m", "a release", "v1")
+    clean = git("rev-parse", "--short", "HEAD")
+    assert measurement.commit() == clean
+    result.write_text("2")
+    assert measurement.commit() == clean
+    program.write_text("2")
+    assert measurement.commit() == f"{clean}-dirty"
+
+
 def test_each_goal_has_a_run_that_writes_its_file():
     written = {
         device: {run.file(device) for run in runs if (FOLDER / f"{run.benchmark}.py").exists()}
