@@ -113,6 +113,9 @@ def commit() -> str:
     return (name or "unknown") + ("-dirty" if changed else "")
 
 
+COMMIT = commit()  # of the code that this process runs, whatever is edited meanwhile
+
+
 def provenance(*packages: str) -> dict[str, Any]:
     """Returns the device, the versions and the commit that figures belong to."""
     import jax  # here: the PyTorch side of a comparison does without it
@@ -126,7 +129,7 @@ def provenance(*packages: str) -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
             **{name: importlib.metadata.version(name) for name in packages},
         },
-        "commit": commit(),
+        "commit": COMMIT,
     }
 
 

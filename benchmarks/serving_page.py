@@ -54,12 +54,12 @@ def storm_table(result: Result) -> str:
     slowest = max(seen["p99_ms"] for seen in phases)
     lines += [
         "",
-        f"{result['machine']}, {result['tasks']} tasks on `{result['backbone']}`, cwps_jax "
-        f"{result['version']}. 16 clients sent {result['requests']:,} requests. {refused} of them were "
-        f"malformed and refused with their reason, and {wrong} were answered wrongly; 99% of the good ones "
-        f"were answered within {slowest:.0f} ms. The server's memory changed by "
-        f"{result['resident']['growth']:+.1%} after the first 1,000. With 16 clients it had "
-        f"{result['over_bare']:.2f} of the throughput of the bank alone (aim: 0.8).",
+        f"{result['tasks']} tasks on `{result['backbone']}`, {result['device']}, jax "
+        f"{result['versions']['jax']}, commit {result['commit']}. 16 clients sent {result['requests']:,} "
+        f"requests. {refused} of them were malformed and refused with their reason, and {wrong} were "
+        f"answered wrongly; 99% of the good ones were answered within {slowest:.0f} ms. The "
+        f"server's memory changed by {result['resident']['growth']:+.1%} after the first 1,000. "
+        f"With 16 clients it had {result['over_bare']:.2f} of the throughput of the bank alone (aim: 0.8).",
     ]
     return "\n".join(lines)
 

@@ -2,11 +2,12 @@
 
     python scripts/storm_server.py POOL PICTURES --out benchmarks/results/storm_server.json
 
-It starts `python -m cwps_jax.serve POOL` and asks for random pictures of a folder and random tasks, each of
-`--clients` clients at once as soon as it has its last answer: first well-formed requests alone, then
-`--requests` of which one in a hundred is malformed (not a picture, truncated, 13000 x 13000 pixels, an
-unknown task, a body of 100 MB, a client that stops sending). Every answer is compared with `cwps.predict`.
-Last, the bank alone computes batches of prepared pictures in a process without a server.
+It starts `python -m cwps_jax.serve POOL`, waits until all its programs are compiled, and asks for random
+pictures of a folder and random tasks, each of `--clients` clients at once as soon as it has its last answer:
+first well-formed requests alone, then `--requests` of which one in a hundred is malformed (not a picture,
+truncated, 13000 x 13000 pixels, an unknown task, a body of 100 MB, a client that stops sending). Every answer
+is compared with `cwps.predict`. Last, the bank alone computes batches of prepared pictures in a process
+without a server.
 """
 
 import argparse
@@ -28,11 +29,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torture import provenance
 
 import cwps_jax as cwps
 from cwps_jax.serve.images import image_files
 from cwps_jax.serve.learned_with import learned_with
-from cwps_jax.version import __version__
 
 SHARE = 0.01  # of requests that are malformed
 TOLERANCE = 1e-4  # of a probability
@@ -182,7 +183,7 @@ async def storm(storm: Storm, clients: Sequence[int], requests: int) -> dict[str
     """Returns what every phase saw, and what the server's memory became."""
     calm = {}
     for count in clients:
-        await storm.phase(count, 4 * count)  # programs of these batches are compiled
+        await storm.phase(count, 4 * count)  # each client has connected
         calm[str(count)] = (await storm.phase(count, max(20, requests // 10))).told()
     first = min(WARM_UP, requests // 2)
     early = await storm.phase(16, first, SHARE)
@@ -238,7 +239,7 @@ def main() -> None:
     pool, files = cwps.Pool.open(given.pool), image_files([given.pictures])[:64]
     tasks = given.tasks or list(pool.tasks)
     command = [sys.executable, "-m", "cwps_jax.serve", str(given.pool), "--tasks", *tasks, "--port", "0"]
-    command += ["--seconds", str(given.seconds)]
+    command += ["--seconds", str(given.seconds), "--ready-at", "32"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         told, port = [], 0
         while not port and (line := server.stderr.readline()):
@@ -254,7 +255,7 @@ def main() -> None:
         served = found["calm"]["16"]["answers_per_second"]
         found["over_bare"] = served / found["bare_answers_per_second"]
     found |= {"tasks": len(tasks), "requests": given.requests, "backbone": pool.index.backbone}
-    found |= {"version": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    found |= {"device": f"{os.cpu_count()}-core {platform.machine()} CPU", **provenance()}
     print(json.dumps(found, indent=1))
     if given.out:
         given.out.write_text(json.dumps(found, indent=1) + "\n")

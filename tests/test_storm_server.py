@@ -13,6 +13,7 @@ from cwps_jax.server.limits import Limits
 
 FILE = pathlib.Path(__file__).parent.parent / "scripts" / "storm_server.py"
 TASKS = ("digits", "negative")
+sys.path.insert(0, str(FILE.parent))  # its files import each other by their own names
 
 
 @pytest.fixture(scope="module")
