@@ -134,6 +134,7 @@ def learn_task(
     elif loss not in (None, trainer.loss) or (metric and find_metric(metric) is not trainer.metric):
         raise CwpsError("the trainer was made for another loss or metric; give them to make_trainer alone")
     with pool.learning(name):
+        trainer.parallel.connect()  # all processes have just met there
         if name in pool.tasks and not relearn:
             raise CwpsError(f"task {name!r} is in the pool already; choose another name, or relearn=True")
         given = dict(notes or {})
