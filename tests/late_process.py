@@ -13,8 +13,8 @@ from conftest import TinyModel, random_task
 
 import cwps_jax as cwps
 from cwps_jax import distributed
-from cwps_jax.train.objectives import cross_entropy
 from cwps_jax.modules import channel_layout
+from cwps_jax.train.objectives import cross_entropy
 
 LATER = 35  # seconds; Gloo waits 30 for the first exchange
 

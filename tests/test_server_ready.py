@@ -45,3 +45,31 @@ def test_batches_stay_small_where_larger_ones_fail(served_pool, served_files, ca
             time.sleep(0.01)
         assert client.get("/ready").json()["compiled"] == 2
         check(served_pool, served_files[:5], ask(client, served_files[:5]))
+
+
+def test_batches_with_a_task_that_is_loaded_later_are_warmed_up_before_they_are_large(
+    served_pool, served_files
+):
+    bank, seen, let_go = PlainBank(served_pool, ["digits"]), [], threading.Event()
+
+    def before(tasks):
+        seen.append(list(tasks))
+        if "negative" in tasks and len(tasks) > 1:
+            let_go.wait(20)
+
+    bank.before = before
+    both = {"task": ["digits", "negative"]}
+    with running(bank, served_pool, Limits(batch_size=4)) as client:
+        del seen[:]
+        assert client.post("/v1/load_task", json={"task": "negative"}).status_code == 200
+        assert client.get("/ready").json()["compiled"] == 1
+        # Programs of larger batches are compiled meanwhile, and nobody waits for them.
+        check(served_pool, served_files[:3], ask(client, served_files[:3], params=both))
+        assert [tasks for tasks in seen if len(tasks) > 1] == [["negative"] * 2]
+        let_go.set()
+        while client.get("/ready").json()["compiled"] < 4:
+            time.sleep(0.01)
+        assert ["negative", "digits", "negative", "digits"] in seen
+        del seen[:]
+        check(served_pool, served_files[:3], ask(client, served_files[:3], params=both))
+        assert [len(tasks) for tasks in seen] == [4, 2]

@@ -20,7 +20,7 @@ class Costs:
         seconds: {key of a call: its seconds}; a call whose key is here is not measured again.
     """
 
-    holding: Callable[[Callable[[], float]], float]
+    holding: Callable[[Callable[[], Any]], Any]
     seconds: dict[Hashable, float] = dataclasses.field(default_factory=dict)
 
     def of(self, what: Hashable, call: Callable[[], Any]) -> float:
@@ -39,7 +39,8 @@ class Costs:
 
     def _measured(self, call: Callable[[], Any]) -> float:
         time.sleep(LET_OTHERS)
-        return self.holding(lambda: _seconds(call))
+        seconds: float = self.holding(lambda: _seconds(call))
+        return seconds
 
 
 def bucket(count: int) -> int:

@@ -60,6 +60,11 @@ class Owner:
         return kind, slot
 
 
+def own_counts(layout: Layout, own: StoredOwn) -> dict[str, int]:
+    """Returns {path of a kernel: the number of channels that are not the pre-trained model's own}."""
+    return {layer.path: len(_own_channels(*own.ownership[layer.path])) for layer in layout.layers}
+
+
 def parts_of_task(layout: Layout, own: StoredOwn, owners: Mapping[int, Owner]) -> dict[str, Part]:
     """Returns {path of a kernel: its channels that are not the pre-trained model's own, and their places}.
 
@@ -72,7 +77,7 @@ def parts_of_task(layout: Layout, own: StoredOwn, owners: Mapping[int, Owner]) -
 
 
 def _part(layer: Layer, owner: np.ndarray, row: np.ndarray, owners: Mapping[int, Owner]) -> Part:
-    channels = np.flatnonzero((owner != 0) | (row != np.arange(layer.channels)))
+    channels = _own_channels(owner, row)
     owner, row = owner[channels], row[channels]
     start = row.astype(np.int32)  # for channels of the pre-trained model; others follow below
     kind = {leaf: np.zeros(len(row), np.int32) for leaf in layer.leaves}
@@ -83,3 +88,7 @@ def _part(layer: Layer, owner: np.ndarray, row: np.ndarray, owners: Mapping[int,
         for leaf in layer.leaves:
             kind[leaf][mine], slot[leaf][mine] = held.slots_of(leaf, row[mine])
     return Part(layer, channels, start, None, kind, slot)
+
+
+def _own_channels(owner: np.ndarray, row: np.ndarray) -> np.ndarray:
+    return np.flatnonzero((owner != 0) | (row != np.arange(len(row))))

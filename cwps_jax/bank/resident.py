@@ -13,12 +13,11 @@ import jax
 import numpy as np
 
 from cwps_jax.bank import address, kinds
-from cwps_jax.bank.address import Capacity
-from cwps_jax.bank.loaded import NOT_LOADED, Loaded, Owner, parts_of_task
+from cwps_jax.bank.capacities import Capacities
+from cwps_jax.bank.loaded import NOT_LOADED, Loaded, Owner, own_counts, parts_of_task
 from cwps_jax.bank.stored import OwnLeaf, StoredOwn, StoredRows, stored_own, stored_rows
 from cwps_jax.bank.tables import Key, Tables, count_of
-from cwps_jax.core.compact import choose_capacity
-from cwps_jax.core.trees import flatten, unflatten
+from cwps_jax.core.trees import flatten
 from cwps_jax.errors import CwpsError
 from cwps_jax.store.trees import Trees
 
@@ -43,6 +42,7 @@ class Resident:
         tables: the rows.
         kept: {task: tree}, trees of tasks that are often asked for, the most recently used one last.
         working: (task, tree), the task that is in the working copy now, and the copy; or None.
+        capacities: those of the tasks.
     """
 
     def __init__(self, trees: Trees, device_bytes: int, host_bytes: int) -> None:
@@ -55,12 +55,11 @@ class Resident:
         self.kept: collections.OrderedDict[Any, Any] = collections.OrderedDict()
         self.working: tuple[Any, Any] | None = None
         self.limits = device_bytes, host_bytes
+        self.capacities = Capacities(self.layout)
         self.loaded: collections.OrderedDict[Loaded, None] = collections.OrderedDict()
         self._owners: dict[int, Owner] = {}
         self._host: collections.OrderedDict[int, StoredRows] = collections.OrderedDict()
         self._own_tables: dict[tuple[OwnLeaf, ...], tuple[str, tuple[OwnLeaf, ...]]] = {}
-        self._known: list[Mapping[str, int]] = []  # the capacities for which programs were compiled
-        self._fan_in = {layer.path: float(layer.channel_parameters) for layer in self.layout.layers}
         if device_bytes and self.device_bytes > device_bytes:
             raise CwpsError(
                 f"device_bytes={device_bytes}: the pre-trained model alone has {self.device_bytes}; give more"
@@ -116,7 +115,8 @@ class Resident:
                 self._write_own(task, own[task])
         else:
             self._fill(arriving)
-        for task in new:
+        capacities = self.capacities.of_all(own_counts(self.layout, own[task]) for task in new)
+        for task, task.capacity in zip(new, capacities, strict=True):
             self._place(task, own[task])
             task.trees.forget([task.version.id, *own[task].owners])
 
@@ -219,7 +219,7 @@ class Resident:
         counts = {path: len(channels) for path, channels in rows.channels.items()}
         padded: dict[str, dict[str, Any]] = {}
         places: dict[str, dict[str, np.ndarray]] = {}
-        for layer, room in zip(self.layout.layers, self._capacity(counts), strict=True):
+        for layer, room in zip(self.layout.layers, self.capacities.of(counts), strict=True):
             for leaf in layer.leaves:
                 for kind, table in self.tables.arrays.get(leaf, {}).items():
                     parts = rows.parts[leaf].get(kind, {})
@@ -244,7 +244,6 @@ class Resident:
             self._owners[identity].users += 1
         self.loaded[task] = None
         parts = parts_of_task(self.layout, own, self._owners)
-        task.capacity = self._capacity({path: len(part.channels) for path, part in parts.items()})
         (slot,) = task.slots[task.table, OWN]
         task.address = address.written(self.layout, task.capacity, parts, int(slot))
 
@@ -252,13 +251,6 @@ class Resident:
         for key, slots in holder.slots.items():
             self.tables.give_back(key, slots)
         holder.slots = {}
-
-    def _capacity(self, counts: Mapping[str, int]) -> Capacity:
-        gates = unflatten({path: np.ones(count) for path, count in counts.items()})
-        found = choose_capacity(self.layout, gates, self._known, self._fan_in)
-        if found not in self._known:
-            self._known.append(found)
-        return tuple(found[layer.path] for layer in self.layout.layers)
 
     def _shrink(self, *, least: bool) -> bool:
         """Makes tables smaller that have many free slots; returns whether any table was made smaller."""

@@ -133,7 +133,7 @@ class Ways:
             half = len(pixels) // 2
             parts = (self.mixed(found[:half], pixels[:half]), self.mixed(found[half:], pixels[half:]))
             return jnp.concatenate(parts)
-        room = tuple(map(max, *(task.capacity for task in tasks), tasks[0].capacity))
+        room = resident.capacities.covering(task.capacity for task in tasks)
         addresses = [address.widened(layout, task.capacity, task.address, room) for task in tasks]
         addresses += addresses[:1] * (len(pixels) - len(tasks))
         first, table = tasks[0], tasks[0].table
@@ -219,8 +219,9 @@ class Ways:
 
     def _mixed_seconds(self, found: Sequence[Entry], image: np.ndarray | None) -> float:
         pixels = np.repeat(_example(found[0], image), bucket(len(found)), axis=0)
-        capacities = frozenset(entry.loaded.capacity for entry in found if entry.loaded)
-        what = ("mixed", alike(found[0]), capacities, pixels.shape, pixels.dtype.name)
+        capacities = [entry.loaded.capacity for entry in found if entry.loaded]
+        room = self.costs.holding(lambda: self.resident.capacities.covering(capacities))
+        what = ("mixed", alike(found[0]), room, pixels.shape, pixels.dtype.name)
         return self.costs.of(what, lambda: self.mixed(found, pixels))
 
     def _forward_seconds(self, entry: Entry, size: int, image: np.ndarray | None) -> float:

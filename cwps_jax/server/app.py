@@ -17,7 +17,7 @@ from fastapi.security import HTTPBearer
 from cwps_jax.data.load import threads_of
 from cwps_jax.serve import LearnedWith, Predictions
 from cwps_jax.server import arrays, messages
-from cwps_jax.server.batching import Batcher
+from cwps_jax.server.batching import Batcher, Kind
 from cwps_jax.server.guard import Guard
 from cwps_jax.server.limits import Limits
 from cwps_jax.server.listing import listed, resident_bytes
@@ -52,6 +52,8 @@ class Server:
         self.batcher = Batcher(bank.answer, limits, self.metrics)
         self.decoders = ThreadPoolExecutor(threads_of(DataConfig()), "decode")
         self.ready = False
+        self._changed = asyncio.Event()
+        self._given_up: set[Kind] = set()  # the kinds of pictures of which larger batches fail
         self.metrics.watch(
             lambda: self.batcher.waiting,
             lambda: len(bank.tasks),
@@ -62,9 +64,9 @@ class Server:
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """Computes batches while the application runs; first compiles programs, and only then is ready."""
         worker = asyncio.create_task(self.batcher.run())
-        sizes, ready_at = self.batcher.sizes, self.limits.ready_at
-        await self._warm_up([size for size in sizes if size <= ready_at])
-        later = asyncio.create_task(self._warm_up_later([size for size in sizes if size > ready_at]))
+        while cold := self._cold(self.limits.ready_at):
+            await self.batcher.warm_up(*cold)
+        later = asyncio.create_task(self._warm_up_later())
         self.ready = True
         try:
             yield
@@ -76,19 +78,40 @@ class Server:
             self.tasks.close()
             self.decoders.shutdown()
 
-    async def _warm_up(self, sizes: Sequence[int]) -> None:
-        for size in sizes:
-            alike = collections.defaultdict(list)
-            for name, known in self.tasks.known.items():  # of now: tasks come and go
-                alike[known.shape, known.dtype].append(name)
-            for (shape, dtype), names in alike.items():
-                await self.batcher.warm_up(np.zeros(shape, dtype), names, size)
+    @contextlib.asynccontextmanager
+    async def changing(self) -> AsyncIterator[None]:
+        """Begins with small batches for the kinds of pictures of tasks that the block loads or replaces.
 
-    async def _warm_up_later(self, sizes: Sequence[int]) -> None:
-        try:
-            await self._warm_up(sizes)
-        except Exception:  # The server goes on with the batches that it can compute.
-            logging.exception("batches stay at %d answers: larger ones failed", self.batcher.compiled)
+        A task may be the first of its kind, or so wide that batches with it need other programs.
+        """
+        before = dict(self.tasks.known)
+        yield
+        for name, known in self.tasks.known.items():
+            if before.get(name) is not known:
+                self.batcher.start_small((known.shape, known.dtype))
+                self._given_up.discard((known.shape, known.dtype))
+        self._changed.set()
+
+    def _cold(self, most: int) -> tuple[Kind, list[str], int] | None:
+        """Returns what to compile next: a kind of pictures, its tasks, and a size of at most `most`."""
+        alike = collections.defaultdict(list)
+        for name, known in reversed(self.tasks.known.items()):  # The newest are in the smallest batches, too.
+            alike[known.shape, known.dtype].append(name)
+        sizes = {kind: self.batcher.next_size(kind, most) for kind in alike.keys() - self._given_up}
+        kind = min((kind for kind, size in sizes.items() if size), key=lambda kind: sizes[kind], default=None)
+        return kind and (kind, alike[kind], sizes[kind])
+
+    async def _warm_up_later(self) -> None:
+        while True:
+            if not (cold := self._cold(self.limits.batch_size)):
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            try:
+                await self.batcher.warm_up(*cold)
+            except Exception:  # The server goes on with the batches that it can compute.
+                logging.exception("batches stay at %d answers: larger ones failed", self.batcher.compiled)
+                self._given_up.add(cold[0])
 
     async def predict(self, request: Request, tasks: Sequence[str], top: int) -> list[messages.Prediction]:
         """Returns the answers of tasks for a request's pictures; see `POST /v1/predict`."""
@@ -188,7 +211,8 @@ def _add_endpoints(app: FastAPI, server: Server, protected: list) -> None:
     @app.post("/v1/load_task", dependencies=protected)
     async def load_task(named: messages.Named) -> messages.Loaded:
         """Loads a task of the pool."""
-        await server.tasks.load(named.task)
+        async with server.changing():
+            await server.tasks.load(named.task)
         return {"loaded": list(server.bank.tasks)}
 
     @app.post("/v1/unload_task", dependencies=protected)
@@ -200,7 +224,8 @@ def _add_endpoints(app: FastAPI, server: Server, protected: list) -> None:
     @app.post("/v1/reload", dependencies=protected)
     async def reload() -> messages.Reloaded:
         """Reads a changed pool: newer versions replace loaded ones, and new tasks can be loaded."""
-        changed = await server.tasks.reload()
+        async with server.changing():
+            changed = await server.tasks.reload()
         return {"changed": changed, "loaded": list(server.bank.tasks)}
 
 

@@ -21,7 +21,7 @@ from cwps_jax.server.refusals import Refusal, busy
 # A function from prepared pictures, (n, height, width, channels), and a task for each, to the logits of each.
 Answer = Callable[[np.ndarray, Sequence[str]], Sequence[np.ndarray]]
 
-_Kind = tuple[tuple[int, ...], np.dtype]
+Kind = tuple[tuple[int, ...], np.dtype]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class _Question:
     since: float
 
     @property
-    def kind(self) -> _Kind:
+    def kind(self) -> Kind:
         """The shape and dtype that all pictures of a batch have in common."""
         return self.pixels.shape, self.pixels.dtype
 
@@ -53,7 +53,7 @@ class Batcher:
         self._news = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "bank")
         self._warming = ThreadPoolExecutor(1, "warm-up")
-        self._compiled: dict[_Kind, int] = {}  # the largest warmed-up batch of each kind
+        self._compiled: dict[Kind, int] = {}  # the largest warmed-up batch of each kind
 
     @property
     def waiting(self) -> int:
@@ -111,23 +111,33 @@ class Batcher:
         largest = self._limits.batch_size
         return sorted({min(1 << power, largest) for power in range(largest.bit_length() + 1)})
 
-    async def warm_up(self, pixels: np.ndarray, tasks: Sequence[str], size: int) -> None:
+    def next_size(self, kind: Kind, most: int) -> int:
+        """Returns the smallest size up to `most` that is not compiled for pictures of a kind; 0 for none."""
+        compiled = self._compiled.get(kind, 0)
+        return next((size for size in self.sizes if compiled < size <= most), 0)
+
+    def start_small(self, kind: Kind) -> None:
+        """Lets pictures of a kind come one by one until larger batches are warmed up (again)."""
+        self._compiled[kind] = 1
+
+    async def warm_up(self, kind: Kind, tasks: Sequence[str], size: int) -> None:
         """Computes batches of a size without a time limit, so that their programs are compiled.
 
         From the first call for such pictures on, their batches are not larger than the warmed-up size.
         Questions that come meanwhile are answered.
 
         Args:
-            pixels: the pixels of one picture.
+            kind: the shape and dtype of the pictures.
             tasks: the tasks that take such pictures.
             size: one of `sizes`; call this with each of them, in their order.
         """
         loop = asyncio.get_running_loop()
-        batch = np.stack([pixels] * size)
+        batch = np.zeros((size, *kind[0]), kind[1])
         of_one, of_many = [tasks[0]] * size, [tasks[number % len(tasks)] for number in range(size)]
         for asked in (of_one, of_many):
             await loop.run_in_executor(self._warming, self._answer, batch, asked)
-        self._compiled[pixels.shape, pixels.dtype] = size
+        if self.next_size(kind, size) == size:  # It has not started anew meanwhile.
+            self._compiled[kind] = size
 
     async def run(self) -> None:
         """Computes batches until it is cancelled, which happens when no question waits any longer."""
