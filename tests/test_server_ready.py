@@ -3,6 +3,7 @@
 import threading
 import time
 
+import pytest
 from serving import PlainBank, ask, check, running
 
 from cwps_jax.server.limits import Limits
@@ -47,9 +48,9 @@ def test_batches_stay_small_where_larger_ones_fail(served_pool, served_files, ca
         check(served_pool, served_files[:5], ask(client, served_files[:5]))
 
 
-def test_batches_with_a_task_that_is_loaded_later_are_warmed_up_before_they_are_large(
-    served_pool, served_files
-):
+@pytest.fixture
+def larger_waits(served_pool):
+    """A bank whose batches of several answers wait for an event if they have the task "negative"."""
     bank, seen, let_go = PlainBank(served_pool, ["digits"]), [], threading.Event()
 
     def before(tasks):
@@ -58,6 +59,13 @@ def test_batches_with_a_task_that_is_loaded_later_are_warmed_up_before_they_are_
             let_go.wait(20)
 
     bank.before = before
+    return bank, seen, let_go
+
+
+def test_batches_with_a_task_that_is_loaded_later_are_warmed_up_before_they_are_large(
+    served_pool, served_files, larger_waits
+):
+    bank, seen, let_go = larger_waits
     both = {"task": ["digits", "negative"]}
     with running(bank, served_pool, Limits(batch_size=4)) as client:
         del seen[:]
@@ -73,3 +81,19 @@ def test_batches_with_a_task_that_is_loaded_later_are_warmed_up_before_they_are_
         del seen[:]
         check(served_pool, served_files[:3], ask(client, served_files[:3], params=both))
         assert [len(tasks) for tasks in seen] == [4, 2]
+
+
+def test_a_task_may_be_unloaded_while_batches_with_it_are_warmed_up(
+    served_pool, served_files, larger_waits, caplog
+):
+    bank, seen, let_go = larger_waits
+    with running(bank, served_pool, Limits(batch_size=4)) as client:
+        client.post("/v1/load_task", json={"task": "negative"})
+        while ["negative"] * 2 not in seen:
+            time.sleep(0.01)
+        assert client.post("/v1/unload_task", json={"task": "negative"}).status_code == 200
+        let_go.set()  # and now the bank has not got the task any longer
+        while client.get("/ready").json()["compiled"] < 4:
+            assert "batches stay" not in caplog.text
+            time.sleep(0.01)
+        check(served_pool, served_files[:3], ask(client, served_files[:3]))

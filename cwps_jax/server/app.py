@@ -110,6 +110,8 @@ class Server:
             try:
                 await self.batcher.warm_up(*cold)
             except Exception:  # The server goes on with the batches that it can compute.
+                if set(cold[1]) - set(self.bank.tasks):
+                    continue  # A task was unloaded meanwhile.
                 logging.exception("batches stay at %d answers: larger ones failed", self.batcher.compiled)
                 self._given_up.add(cold[0])
 
