@@ -24,6 +24,7 @@ def get_config():
     # Chosen on validation images of seeds 10 and 11, see docs/experiments.md.
     tricks = {"head_share": (0.25,), "crop": ("random_resized",), "crop_area": ((0.5, 1.0),), "seed": SEEDS}
     coded = {"method": ("cwps",), "cwps.selection": ("moved",), "row_bits": (0,), **tricks}
+    longer = {"least_steps": (400,)}  # instead of 200
     config.study = {
         "title": "Ten images a class: the head first, crops, and few bytes",
         "grids": (
@@ -31,9 +32,13 @@ def get_config():
             {"method": ("finetune",), **tricks},
             {**coded, "byte_budget": (0.05,)},
             {**coded, "byte_budget": (0.02,)},
+            {**coded, "byte_budget": (0.05,), **longer},
+            {"method": ("finetune",), **tricks, **longer},
+            {"method": ("finetune",), "seed": SEEDS, **longer},
         ),
         "baseline": {
             "method": "finetune",
+            "least_steps": 200,
             "head_share": 0.0,
             "crop": "center",
             "crop_area": (0.08, 1.0),
