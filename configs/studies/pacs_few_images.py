@@ -3,9 +3,10 @@
 Command:    python -m cwps_jax.study --config configs/studies/pacs_few_images.py --config.data_dir=DATA
             (several of these at once share the cells)
 Data:       that of configs/pacs.py, see there
-Run time:   a cell 4 to 5 minutes on one slow CPU core; 12 cells
-Reached:    in the mean over tasks and draws 69.3% at 0.05x, 68.5% at 0.02x; fine-tuned 68.5%, and 69.5% with
-            the head first and crops; see docs/experiments.md; not yet run on a GPU or TPU
+Run time:   a cell 4 to 9 minutes on one slow CPU core; 21 cells
+Reached:    in the mean over tasks and draws 69.3% at 0.05x, 69.7% with 400 steps, 68.5% at 0.02x; fine-tuned
+            68.5%, and 69.5% with the head first and crops, with 200 steps as with 400; see
+            docs/experiments.md; not yet run on a GPU or TPU
 """
 
 import pathlib
