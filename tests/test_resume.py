@@ -309,5 +309,5 @@ def test_a_second_run_of_a_workdir_is_told_while_the_first_trains_its_pretrained
     with locked(tmp_path / ".pretraining", "this"), pytest.raises(cwps.CwpsError) as caught:
         run.learn(config, tmp_path, Console(quiet=True))
     told = f"{tmp_path}/.pretraining: this run's pre-trained model is being trained by process {os.getpid()};"
-    assert str(caught.value) == f"{told} try again when it ended"
+    assert str(caught.value) == f"{told} try again when it has ended"
     assert not (tmp_path / "pool").exists()

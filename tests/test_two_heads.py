@@ -71,9 +71,9 @@ def test_both_heads_are_the_tasks_own_and_it_is_evaluated_and_predicts(tmp_path,
         )
         assert told.metric > 0.3 and (told.class_names, told.per_class) == ((), {})
     for answer in (lambda: predicted.classes, lambda: predicted.probabilities, lambda: predicted.top(1)):
-        with pytest.raises(cwps.CwpsError, match="no classification: read .* predictions.logits"):
+        with pytest.raises(cwps.CwpsError, match="not a classification task: read .* predictions.logits"):
             answer()
-    with pytest.raises(cwps.CwpsError, match="t@1 is no classification; give its metric"):
+    with pytest.raises(cwps.CwpsError, match="t@1 is not a classification task; give its metric"):
         cwps.evaluate(pool, "t", data.test, model=MODEL)
 
 

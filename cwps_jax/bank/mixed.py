@@ -151,7 +151,7 @@ def _check(
             raise CwpsError(f"{path}: private channels of no layer of the layout; make both of one model")
         if channels.ndim != 2 or len(channels) != pictures:
             raise CwpsError(
-                f"{path}: channels are {channels.shape}, must be ({pictures}, rows): one entry a picture"
+                f"{path}: channels are {channels.shape}, must be ({pictures}, rows): one entry per picture"
             )
         for leaf, shape in zip(layers[path].leaves, layers[path].shapes, strict=True):
             expected[f"rows/{leaf}"] = (*channels.shape, math.prod(shape) // layers[path].channels)
@@ -165,4 +165,4 @@ def _check(
         if path not in expected:
             raise CwpsError(f"{path}: not in the shared variables, or rows without their channels")
         if leaf.shape != expected[path]:
-            raise CwpsError(f"{path}: shape {leaf.shape}, must be {expected[path]}: one entry a picture")
+            raise CwpsError(f"{path}: shape {leaf.shape}, must be {expected[path]}: one entry per picture")

@@ -71,7 +71,7 @@ class Predictions:
 
     def _check_classified(self) -> None:
         if not self.class_names:
-            raise CwpsError("the task is no classification: read what its model gives, predictions.logits")
+            raise CwpsError("this is not a classification task: read what its model gives, predictions.logits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ def evaluate(
     logits = _logits(pool, known, split, model, batch_size)
     names = _classes_of(logits, known)
     if metric is accuracy and not names:
-        raise CwpsError(f"{pool.folder}: {known.name} is no classification; give its metric, metric=")
+        raise CwpsError(f"{pool.folder}: {known.name} is not a classification task; give its metric, metric=")
     confusion = np.zeros((len(names), len(names)), np.int64)
     if names:
         np.add.at(confusion, (split.fields["label"], logits.argmax(axis=1)), 1)

@@ -187,7 +187,7 @@ def _check_inputs(model: nn.Module, splits: Mapping[str, Split]) -> None:
             field = split.fields[name]
             form = f"{field.shape[1:]} {field.dtype}"
             if forms.setdefault(name, form) != form:
-                raise CwpsError(f"{where} {name!r} is {form} an item, train {forms[name]}: give it one form")
+                raise CwpsError(f"{where} {name!r} is {form} per item, train {forms[name]}: give it one form")
             if wrong := not_finite(field):
                 raise CwpsError(f"{where} {name!r} {wrong[0]} has a value that is {wrong[1]}: repair it")
     if names and splits["train"].preparation.group > 1:
