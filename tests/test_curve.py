@@ -1,4 +1,4 @@
-"""Several budgets from one soft stage: the largest is what it is alone, and the smallest good one is kept."""
+"""Several budgets from one training: the largest is what it is alone, and the smallest good one is kept."""
 
 import dataclasses
 
@@ -37,14 +37,20 @@ def learned(pool, tiny_model, data, trainer, config, **options):
     return cwps.learn_task(pool, "birds", tiny_model, data, config=config, trainer=trainer, **options)
 
 
-def test_the_stages_before_the_hard_one_are_trained_once(pool, tiny_model, data, trainer, monkeypatch):
-    stages, run_stage = [], trainer.run_stage
+@pytest.fixture
+def stages(trainer, monkeypatch):
+    """The stages that are run, each with its budget."""
+    found, run_stage = [], trainer.run_stage
 
     def watched(course, point, *given):
-        stages.append((course.stages[point.stage].name, course.config.byte_budget))
+        found.append((course.stages[point.stage].name, course.config.byte_budget))
         return run_stage(course, point, *given)
 
     monkeypatch.setattr(trainer, "run_stage", watched)
+    return found
+
+
+def test_the_stages_before_the_hard_one_are_trained_once(pool, tiny_model, data, trainer, stages):
     found = learned(pool, tiny_model, data, trainer, SEVERAL)
     once = [("warm-up", 0.9), ("soft", 0.9)]
     assert stages == [*once, ("hard", 0.9), ("hard", 0.6), ("hard", 0.3)]
@@ -58,6 +64,23 @@ def test_the_stages_before_the_hard_one_are_trained_once(pool, tiny_model, data,
     assert kept["byte_budget"] == min(
         one["byte_budget"] for one in curve if one["validation_accuracy"] == best
     )
+
+
+@pytest.mark.parametrize(("method", "before"), [("cwps", ("warm-up", "hard")), ("finetune", ("finetune",))])
+def test_budgets_that_set_the_bits_share_all_that_is_not_rounded(
+    method, before, pool, tmp_path, tiny_model, data, trainer, stages
+):
+    coded = dataclasses.replace(SEVERAL, method=method, row_bits=0, epochs=4, budgets=(0.2, 0.4))
+    found = learned(pool, tiny_model, data, trainer, coded)
+    assert stages == [*((name, 0.4) for name in before), ("rounded", 0.4), ("rounded", 0.2)]
+    assert [one["byte_budget"] for one in found.record["curve"]] == [0.4, 0.2]
+    assert all(0 < one["byte_ratio"] <= one["byte_budget"] for one in found.record["curve"])
+    # Nothing before the rounding depends on the budget of bytes: the smaller one is what it is alone, too.
+    other = cwps.Pool.create(tmp_path / "other", pool.effective("pretrained"), pool.layout)
+    alone = dataclasses.replace(coded, budgets=(), byte_budget=0.2)
+    one = learned(other, tiny_model, data, trainer, alone)
+    assert one.validation_metric == found.record["curve"][1]["validation_accuracy"]
+    assert other.count("birds").byte_ratio == found.record["curve"][1]["byte_ratio"]
 
 
 def test_the_largest_budget_is_what_it_is_alone(pool, tmp_path, tiny_model, data, trainer, monkeypatch):

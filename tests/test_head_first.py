@@ -80,6 +80,21 @@ def test_channels_that_moved_most_for_their_price_are_opened():
     assert trained.finished.moment.found["sources"].keys() == {one.path for one in where.layout.layers}
 
 
+def test_channels_whose_bits_the_byte_budget_sets_need_no_soft_stage():
+    stages = lambda method, **options: [
+        stage.name
+        for stage in method.stages(
+            tiny().trainer.network, dataclasses.replace(CONFIG, epochs=8, budget=1.0, **options)
+        )
+    ]
+    by_bytes = {"row_bits": 0, "byte_budget": 0.1}
+    every, layers = cwps.methods.Cwps(), cwps.methods.Cwps(granularity="layer")
+    assert stages(every, **by_bytes) == ["warm-up", "hard", "rounded", "rounded"]
+    assert "soft" in stages(layers, **by_bytes)
+    assert "soft" in stages(every, row_bits=2, byte_budget=0.1)
+    assert "soft" in stages(cwps.methods.Cwps(selection="learned"), **by_bytes)
+
+
 def test_what_did_not_move_stays_closed():
     where = tiny()
     prices = budgets.parameter_prices(where.layout)

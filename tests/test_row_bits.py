@@ -329,3 +329,19 @@ def test_methods_without_channels_have_eight_bits_where_the_budget_sets_them(tmp
     own = pool._trees.own(pool.version("lora")).leaves
     assert {leaf.bits for leaf in own.values() if isinstance(leaf, Codes)} == {8, 16}
     chex.assert_trees_all_equal(cwps.Pool.open(pool.folder).effective("lora"), learned.variables)
+
+
+def test_with_all_channels_open_cwps_learns_what_coded_finetuning_does(tmp_path):
+    """Up to rounding: both train every weight with one schedule, and store its change in the same code."""
+    where = tiny()
+    learned = {}
+    for method in ("cwps", "finetune"):
+        pool = where.new_pool(tmp_path / method)
+        options = {"row_bits": 0, "byte_budget": 0.2, "budget": 1.0}
+        learned[method] = learn(pool, where, "a", method=method, **options)
+    assert learned["cwps"].params_ratio == learned["finetune"].params_ratio
+    one, other = (flatten(learned[method].variables["params"]) for method in ("cwps", "finetune"))
+    start = flatten(where.variables["params"])
+    for path, leaf in one.items():
+        moved = np.abs(leaf - start[path]).max() if path in start and start[path].shape == leaf.shape else 1
+        np.testing.assert_allclose(leaf, other[path], atol=0.05 * moved + 1e-6, err_msg=path)

@@ -22,6 +22,7 @@ def get_config():
     config.tasks = ("cartoon", "sketch", "Greek")
     config.budget = 1.0
     config.rounded_share = 0.5  # of the epochs: half of them see the rounding
+    config.cwps.selection = "learned"
     coded = {"row_bits": (0,), "seed": SEEDS}
     config.study = {
         "title": "Three tasks from a CIFAR-10 ResNet-20: bits that a byte budget sets",

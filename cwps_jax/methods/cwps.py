@@ -52,7 +52,8 @@ class Cwps(Method):
         granularity: the unit of one gate: a "channel", a "layer", or a "weight", which no later task borrows.
         selection: "learned" chooses channels in a soft stage; "moved" opens those that the warm-up moved
             most. "moved" divides the distance by the channel's price. It has no soft stage; the hard stage
-            has its epochs.
+            has its epochs. "auto" is "moved" for channels whose bits the byte budget sets (`row_bits` 0), of
+            which it is better to store all coarsely than a part finely, and "learned" otherwise.
         lambda_: weight of the sparsity penalty, in [0, 1], if there is no budget.
         budget_rate: change of lambda's base per unit of excess over the budget, over the whole soft stage.
         budget_gain: lambda per unit of excess over the budget.
@@ -75,7 +76,7 @@ class Cwps(Method):
     borrows: ClassVar[bool] = True
 
     granularity: Literal["channel", "layer", "weight"] = "channel"
-    selection: Literal["learned", "moved"] = "learned"
+    selection: Literal["auto", "learned", "moved"] = "auto"
     lambda_: float = 0.5
     budget_rate: float = 3.0
     budget_gain: float = 6.0
@@ -116,6 +117,11 @@ class Cwps(Method):
         """The settings of the composite parent model search."""
         return Search(self.search_distance, self.search_granularity, self.search_candidates, self.search_z)
 
+    def opens_moved(self, training: TrainConfig) -> bool:
+        """Returns whether the channels are those that the warm-up moved most, without a soft stage."""
+        by_bytes = self.granularity == "channel" and training.row_bits == BY_BUDGET
+        return self.selection == "moved" or (self.selection == "auto" and by_bytes)
+
     def check(self, network: Network, training: TrainConfig) -> None:
         if training.byte_budget and self.granularity == "weight":
             raise CwpsError("config.byte_budget: single weights have no price in bytes; set config.budget")
@@ -129,7 +135,7 @@ class Cwps(Method):
         warm_up = min(max(1, round(training.epochs * self.warm_up_share)), training.epochs - 2)
         hard = min(max(1, round(training.epochs * self.hard_share)), training.epochs - warm_up - 1)
         soft = training.epochs - warm_up - hard
-        if self.selection == "moved":
+        if self.opens_moved(training):
             soft, hard = 0, hard + soft
         rates = [training.peak * factor for factor in self.stage_rates]
         child = [{"params": Group(by_config(training, network), rate)} for rate in rates]
@@ -221,7 +227,7 @@ class Cwps(Method):
         found: Mapping[str, Any] = {}
         estimator: core_masks.Estimator = "annealed"
         cost = prices(network, training, moment.pool.models)
-        if self.selection == "moved":
+        if self.opens_moved(training):
             begun = self._search(moment)
             scores = budgets.moved(child, begun.frozen["parent"], network.layout, cost)
             found, moment = begun.found, dataclasses.replace(moment, frozen=begun.frozen)

@@ -71,7 +71,9 @@ class Predictions:
 
     def _check_classified(self) -> None:
         if not self.class_names:
-            raise CwpsError("this is not a classification task: read what its model gives, predictions.logits")
+            raise CwpsError(
+                "this is not a classification task: read what its model gives, predictions.logits"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

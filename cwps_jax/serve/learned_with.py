@@ -72,7 +72,9 @@ def learned_with(pool: Pool, task: str, *, classified: bool = True) -> LearnedWi
             "names of its classes), as earlier releases did; learn it again, or use pool.effective in Python"
         )
     if classes is None and classified:
-        raise CwpsError(f"{pool.folder}: {version.name} is not a classification task; use cwps.predict in Python")
+        raise CwpsError(
+            f"{pool.folder}: {version.name} is not a classification task; use cwps.predict in Python"
+        )
     try:
         prepared = known["preparation"]
         mean, deviation = (

@@ -51,8 +51,8 @@ class TrainConfig:
             Everything that is stored counts except the head, over the bytes of the backbone in float32. It
             decides which channels are opened, instead of `budget`. If `row_bits` is 0, it decides the bits,
             and `budget` the channels.
-        budgets: several values for `byte_budget`; the task keeps the smallest that is good enough. All are
-            made from one soft stage, by methods with a hard stage.
+        budgets: several values for `byte_budget`; the task keeps the smallest that is good enough. All share
+            the epochs before channels are opened or, if `row_bits` is 0, before weights are rounded.
         tolerance: how far the kept one of `budgets` may be below the best one in validation accuracy.
         head_share: share of the epochs, at the beginning, in which only the task's head is trained.
         row_bits: bits of each stored weight: 32, 16, 8, 4, 3, 2, 1, or 0 for as few as `byte_budget` has. 32

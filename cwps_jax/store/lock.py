@@ -46,7 +46,9 @@ def locked(path: pathlib.Path, what: str, seconds: float | None = None) -> Itera
         while not _taken(file.fileno(), path):
             if time.monotonic() >= until:
                 file.seek(0)
-                raise Taken(f"{path}: {what} by process {file.read() or 'unknown'}; try again when it has ended")
+                raise Taken(
+                    f"{path}: {what} by process {file.read() or 'unknown'}; try again when it has ended"
+                )
             time.sleep(0.005)
         file.truncate(0)
         file.write(str(os.getpid()))
