@@ -15,6 +15,7 @@ from cwps_jax.methods.method import Stored
 from cwps_jax.settings import TrainConfig
 from cwps_jax.train.curve import smallest
 from cwps_jax.train.evaluation import measure, outputs_sha256
+from cwps_jax.train.finite import check_outputs
 from cwps_jax.train.named_metrics import metric_name
 from cwps_jax.train.records import Trained
 from cwps_jax.train.trainer import Trainer
@@ -37,6 +38,8 @@ def measured(
     own_head = sum(flatten(variables["params"])[path].size for path in trainer.layout.head_paths)
     validation = predictor(variables, data.validation, config.batch_size)
     test = predictor(variables, data.test, config.batch_size)
+    for split, outputs in {"validation": validation, "test": test}.items():
+        check_outputs(outputs, split)
     placed = trained.finished.moment.frozen.get("placed")
     return {
         "metric": metric_name(trainer.metric),

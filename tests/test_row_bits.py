@@ -18,6 +18,9 @@ from cwps_jax.core.coding import Codes
 from cwps_jax.core.taps import frequencies, has_taps
 from cwps_jax.core.trees import flatten
 from cwps_jax.errors import CwpsError
+from cwps_jax.methods.method import Stored
+from cwps_jax.store import Pool
+from cwps_jax.store.coded import DecodedOwn, coded
 from cwps_jax.train.step import at_the_end
 
 FLOAT32 = 4
@@ -87,6 +90,41 @@ def test_a_new_process_has_the_same_logits_to_the_bit(pool):
     )
     here = {name: logits_hash(where.model, pool.effective(name), where.size) for name in pool.tasks}
     assert json.loads(out.stdout) == here
+
+
+def test_a_variance_near_zero_does_not_become_negative(tiny_layout, tiny_variables):
+    """16 bits of the largest change are coarser than a small variance, whose square root is taken."""
+    rng = np.random.default_rng(0)
+    leaf = lambda low, high: np.exp(rng.uniform(np.log(low), np.log(high), 6)).astype(np.float32)
+    before = flatten(tiny_variables)
+    path = "batch_stats/norm/var"
+    for _ in range(200):
+        before = {**before, path: leaf(1e-5, 2)}
+        variance = np.append(leaf(1e-6, 1e-4)[:5], np.float32(20))
+        stored = Stored({"params": {}, "other": {"batch_stats": {"norm": {"var": variance}}}})
+        own = flatten(coded(tiny_layout, stored, 2, {}, before).own)
+        decoded = DecodedOwn(own, lambda before=before: before)[f"other/{path}"]
+        step = float(own[f"other/{path}"].steps[0])
+        assert (decoded >= 0).all()
+        np.testing.assert_allclose(decoded, variance, rtol=0.005, atol=1.01 * step)
+
+
+def test_a_task_whose_stored_model_answers_with_no_numbers_is_not_stored(tmp_path, monkeypatch):
+    where = tiny()
+    pool = where.new_pool(tmp_path / "pool")
+
+    def negative(*given):
+        own = dict(decoded(*given))
+        own["batch_stats"] = jax.tree.map(lambda leaf: -np.abs(leaf) - 1, own["batch_stats"])
+        return own
+
+    decoded = Pool.restored
+    monkeypatch.setattr(Pool, "restored", negative)
+    with pytest.raises(
+        FloatingPointError, match=r"not a number for 16 of 16 validation items.*config.row_bits"
+    ):
+        learn(pool, where, "a", row_bits=2)
+    assert pool.tasks == () and pool.verify() == []
 
 
 def test_what_was_learned_is_what_is_read_again_and_no_earlier_task_changes(tmp_path):

@@ -88,7 +88,11 @@ def _own_leaf(
         return leaf
     changes = np.asarray(leaf, np.float32) - _reference(path, leaf.shape, before)
     if kind == "other":
-        return encoded(changes.reshape(1, -1), max(bits, STATISTICS_BITS), leaf.shape)
+        codes = encoded(changes.reshape(1, -1), max(bits, STATISTICS_BITS), leaf.shape)
+        decoded = leaf - changes + codes.rows(slice(None)).reshape(leaf.shape)
+        # A variance near zero must not become negative: its square root would be no number.
+        below = ((decoded < 0) & (leaf >= 0)).reshape(1, -1)
+        return dataclasses.replace(codes, codes=codes.codes + below.astype(codes.codes.dtype))
     if kind == "params" or leaf.ndim == 1:
         return encoded(changes.reshape(1, -1), max(bits, VECTOR_BITS), leaf.shape)
     return encoded(changes.reshape(-1, leaf.shape[-1]).T, bits or VECTOR_BITS, leaf.shape)

@@ -1,5 +1,8 @@
 """Values that are not finite, and their cause: an item of a batch, or a trained leaf."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,4 +33,21 @@ def check_finite(trees: Tree) -> None:
             raise FloatingPointError(
                 f"{path} is not finite after training, though the loss is: nothing of it can be stored; look "
                 "for images with huge values, or lower the learning rate"
+            )
+
+
+def check_outputs(outputs: Any, split: str) -> None:
+    """Raises FloatingPointError if the model that is to be stored gives an output that is not a number.
+
+    Args:
+        outputs: (items, ...), or a tree of such.
+        split: name of the split that has the items.
+    """
+    for leaf in map(np.asarray, jax.tree.leaves(outputs)):
+        wrong = np.isnan(leaf).reshape(len(leaf), -1).any(axis=1) if len(leaf) else np.zeros(0, bool)
+        if wrong.any():
+            raise FloatingPointError(
+                f"the model's output is not a number for {wrong.sum()} of {len(wrong)} {split} items, first "
+                f"for item {wrong.argmax()}, though the loss of training is finite: nothing is stored; look "
+                "at this item, or store the task in more bits (config.row_bits)"
             )
