@@ -6,9 +6,10 @@ sees its own part and averages over `AXIS`. (Dropout differs: each part has a ke
 devices may belong to many processes, each of which brings its share of a batch.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -176,9 +177,8 @@ class Parallel:
             rounds: see `Compiled`.
         """
         if self.mode == "pmap":
-            return Compiled(
-                jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate), rounds=rounds
-            )
+            jitted = jax.pmap(function, AXIS, devices=self.devices, donate_argnums=donate)
+            return Compiled(jitted, rounds=rounds, compiling=_without_shardy)
         if placed_output and self.shard:
 
             @functools.wraps(function)
@@ -212,6 +212,7 @@ class Compiled:
         jitted: the function.
         devices: number of devices over which one program is spread: all under jit, 1 under pmap.
         rounds: rounds of the loop in which nearly all of its work is done; XLA counts the loop's body once.
+        compiling: gives the context in which it is compiled.
 
     Attributes:
         flops: floating-point operations of the last call, one device's share, or None before the first. XLA
@@ -222,8 +223,14 @@ class Compiled:
         compilations: number of compiled programs, one for each set of shapes.
     """
 
-    def __init__(self, jitted: Any, devices: int = 1, rounds: int = 1) -> None:
-        self._jitted = jitted
+    def __init__(
+        self,
+        jitted: Any,
+        devices: int = 1,
+        rounds: int = 1,
+        compiling: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self._jitted, self._compiling = jitted, compiling
         self._share = rounds / devices
         self._programs: dict[Any, Any] = {}
         self.flops: float | None = None
@@ -243,8 +250,9 @@ class Compiled:
         leaves, structure = jax.tree.flatten(args)
         signature = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if signature not in self._programs:
-            lowered = self.lower(*args)
-            program = lowered.compile()
+            with self._compiling():
+                lowered = self.lower(*args)
+                program = lowered.compile()
             memory = program.memory_analysis()
             peak_bytes = memory and (
                 memory.argument_size_in_bytes
@@ -260,6 +268,20 @@ class Compiled:
 
     def __call__(self, *args: Any) -> Any:
         return self.prepare(*args)(*args)
+
+
+@contextlib.contextmanager
+def _without_shardy() -> Iterator[None]:
+    """Compiles a pmap, which has nothing to partition, without the partitioner Shardy.
+
+    That of jaxlib 0.11.2 crashes if an array is empty, as are the rows of a layer without open channels.
+    """
+    before = jax.config.values["jax_use_shardy_partitioner"]
+    jax.config.update("jax_use_shardy_partitioner", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_use_shardy_partitioner", before)
 
 
 def mean(value: jax.Array, axis_name: str | None) -> jax.Array:

@@ -147,3 +147,13 @@ def test_a_program_is_compiled_once_for_each_set_of_shapes_and_knows_its_cost():
     assert double.peak_bytes >= 4 * (32 + 32 + 16)
     double(x.T, x)
     assert double.compilations == 2
+
+
+def test_an_empty_array_is_no_obstacle_to_pmap():
+    """Shardy of jaxlib 0.11.2 crashes on one, such as the rows of a layer without open channels."""
+    before = jax.config.values["jax_use_shardy_partitioner"]
+    parallel = Parallel("pmap", tuple(jax.devices()[:2]))
+    program = parallel.compile(lambda rows, batch: (rows * 2, jax.lax.pmean(batch.sum(), "data")))
+    rows, total = program(parallel.replicate(np.ones((3, 0))), parallel.split(np.ones((4, 5))))
+    assert parallel.fetch(rows).shape == (3, 0) and parallel.fetch(total) == 10
+    assert jax.config.values["jax_use_shardy_partitioner"] == before
