@@ -31,7 +31,10 @@ PAGES = (
 )
 CURVES = "benchmarks/results/serve_curves_cpu.json"
 # Those of docs/experiments.md, configs/studies/<name>.py.
-STUDIES = ("pacs_bits", "pacs_bytes", "pacs_few_images", "pacs_search", "pacs_grains", "digits_search")
+STUDIES = (
+    *("pacs_bits", "pacs_bytes", "pacs_few_images", "pacs_few_shots"),
+    *("pacs_search", "pacs_grains", "digits_search"),
+)
 
 
 def backbones_table(parity: dict[str, Any]) -> str:

@@ -86,10 +86,11 @@ def _own_leaf(
     is_head = kind == "params" and name not in layout.backbone_shapes
     if is_head or not leaf.size or not leaf.ndim or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
-    changes = np.asarray(leaf, np.float32) - _reference(path, leaf.shape, before)
+    reference = _reference(path, leaf.shape, before)
+    changes = np.asarray(leaf, np.float32) - reference
     if kind == "other":
         codes = encoded(changes.reshape(1, -1), max(bits, STATISTICS_BITS), leaf.shape)
-        decoded = leaf - changes + codes.rows(slice(None)).reshape(leaf.shape)
+        decoded = reference + codes.rows(slice(None)).reshape(leaf.shape)
         # A variance near zero must not become negative: its square root would be no number.
         below = ((decoded < 0) & (leaf >= 0)).reshape(1, -1)
         return dataclasses.replace(codes, codes=codes.codes + below.astype(codes.codes.dtype))
