@@ -5,8 +5,8 @@ Command:    python -m cwps_jax.study --config configs/studies/pacs_few_shots.py 
 Data:       that of configs/pacs.py, see there
 Run time:   a cell 4 to 8 minutes on one slow CPU core; 27 cells
 Reached:    ten images: 71.8% at 0.05x, where fine-tuning has 68.7%, and 72.0% with all the same; five images:
-            66.2% at 0.05x, where fine-tuning has 58.3%, and 66.1% with all the same; see docs/experiments.md; one
-            image, and a GPU or TPU, not yet run
+            66.2% at 0.05x, where fine-tuning has 58.3%, and 66.1% with all the same; see
+            docs/experiments.md; one image, and a GPU or TPU, not yet run
 """
 
 import pathlib
