@@ -3,10 +3,10 @@
 Command:    python -m cwps_jax.study --config configs/studies/pacs_few_shots.py --config.data_dir=DATA
             (several of these at once share the cells)
 Data:       that of configs/pacs.py, see there
-Run time:   a cell 4 to 8 minutes on one slow CPU core; 27 cells
-Reached:    ten images: 71.8% at 0.05x, where fine-tuning has 68.7%, and 72.0% with all the same; five images:
-            66.2% at 0.05x, where fine-tuning has 58.3%, and 66.1% with all the same; see
-            docs/experiments.md; one image, and a GPU or TPU, not yet run
+Run time:   a cell 1 to 5 minutes on one CPU core; 27 cells
+Reached:    means at 0.05x, by plain fine-tuning, and by fine-tuning with all the same:
+            ten images 71.8%, 68.7%, 72.0%; five 66.2%, 58.3%, 66.1%; one 39.1%, 33.2%, 39.2%; see
+            docs/experiments.md; not yet run on a GPU or TPU
 """
 
 import pathlib
