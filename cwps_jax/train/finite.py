@@ -39,12 +39,14 @@ def check_finite(trees: Tree) -> None:
 def check_outputs(outputs: Any, split: str) -> None:
     """Raises FloatingPointError if the model that is to be stored gives an output that is not a number.
 
+    Infinite outputs are let through: a model may rule a class out by one.
+
     Args:
         outputs: (items, ...), or a tree of such.
         split: name of the split that has the items.
     """
     for leaf in map(np.asarray, jax.tree.leaves(outputs)):
-        wrong = np.isnan(leaf).reshape(len(leaf), -1).any(axis=1) if len(leaf) else np.zeros(0, bool)
+        wrong = np.isnan(leaf).any(axis=tuple(range(1, leaf.ndim)))
         if wrong.any():
             raise FloatingPointError(
                 f"the model's output is not a number for {wrong.sum()} of {len(wrong)} {split} items, first "
