@@ -208,7 +208,7 @@ def train_task(
         other = cut_to_model({"params": stored.own["params"], **stored.own.get("other", {})}, model, example)
         cut = {"params": other.pop("params"), **({"other": other} if other else {})}
         stored = dataclasses.replace(stored, own={**stored.own, **cut})
-        stored = pool.coded(stored, own.row_bits, own.byte_budget)
+        stored = pool.coded(stored, own.row_bits, own.byte_budget, trainer.network.folding)
         found.append((trained, stored, pool.restored(method, stored)))
     return found[0] if len(found) == 1 else smallest_good(found, model, data, config, trainer)
 

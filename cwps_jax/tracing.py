@@ -198,15 +198,16 @@ def grouped_kernels(model: nn.Module, *args: Any, **kwargs: Any) -> frozenset[st
     )
 
 
-def batch_norm_paths(model: nn.Module, *args: Any, **kwargs: Any) -> frozenset[str]:
-    """Returns the paths of a Linen model's modules that are `nn.BatchNorm`.
+def batch_norms(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, nn.BatchNorm]:
+    """Returns {path: module} of a Linen model's modules that are `nn.BatchNorm`, not bound to the model.
 
     Args:
         model: any Linen module.
         *args, **kwargs: see `trace_parameters`.
     """
     _, owners = trace_parameters(model, *args, **kwargs)
-    return frozenset(path for path, owner in owners.items() if isinstance(owner.module, nn.BatchNorm))
+    modules = ((path, owner.module) for path, owner in owners.items())
+    return {path: module.clone(parent=None) for path, module in modules if isinstance(module, nn.BatchNorm)}
 
 
 def attention_paths(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, tuple[int, int]]:

@@ -309,7 +309,7 @@ def test_bits_that_a_byte_budget_sets_are_within_it_and_learned(name, budget, tm
     config = dataclasses.replace(CONFIG, method=method, **options)
     data = task(where.size)
     found = where.trainer.train(where.variables, data.train, config, pool.pooled())
-    stored = pool.coded(found.method.store(found.finished), 0, budget)
+    stored = pool.coded(found.method.store(found.finished), 0, budget, where.trainer.network.folding)
     learned = learn(pool, where, name, method=method, **options)
     count = pool.count(learned.name)
     assert count.byte_ratio <= budget
@@ -370,7 +370,10 @@ def test_methods_without_channels_have_eight_bits_where_the_budget_sets_them(tmp
 
 
 def test_with_all_channels_open_cwps_learns_what_coded_finetuning_does(tmp_path):
-    """Up to rounding: both train every weight with one schedule, and store its change in the same code."""
+    """Up to rounding: both train every weight with one schedule, and store its change in the same code.
+
+    Norms apart, whose statistics cwps estimates again: they are folded into what is compared here.
+    """
     where = tiny()
     learned = {}
     for method in ("cwps", "finetune"):
@@ -380,6 +383,7 @@ def test_with_all_channels_open_cwps_learns_what_coded_finetuning_does(tmp_path)
     assert learned["cwps"].params_ratio == learned["finetune"].params_ratio
     one, other = (flatten(learned[method].variables["params"]) for method in ("cwps", "finetune"))
     start = flatten(where.variables["params"])
-    for path, leaf in one.items():
+    for path in one.keys() - {"norm/scale", "norm/bias"}:
+        leaf = one[path]
         moved = np.abs(leaf - start[path]).max() if path in start and start[path].shape == leaf.shape else 1
         np.testing.assert_allclose(leaf, other[path], atol=0.05 * moved + 1e-6, err_msg=path)

@@ -10,10 +10,10 @@ import jax
 from cwps_jax.active_gradient import gradient_work
 from cwps_jax.core.channels import Layout
 from cwps_jax.core.compact import Capacity, choose_capacity
-from cwps_jax.core.trees import Tree
+from cwps_jax.core.trees import Tree, flatten
 from cwps_jax.tracing import (
     attention_paths,
-    batch_norm_paths,
+    batch_norms,
     cast_types,
     grouped_kernels,
     mode,
@@ -88,18 +88,35 @@ class Network:
         return attention_paths(self.model, self.example)
 
     @functools.cached_property
-    def batch_norms(self) -> frozenset[str]:
-        """Paths of the modules that are `nn.BatchNorm`, whose momentum can be set from outside."""
-        return batch_norm_paths(self.model, self.example)
+    def batch_norms(self) -> Mapping[str, nn.BatchNorm]:
+        """{path: module} of the modules that are `nn.BatchNorm`, whose momentum can be set from outside."""
+        return batch_norms(self.model, self.example)
 
     @functools.cached_property
+    def folding(self) -> Mapping[str, float]:
+        """{path: epsilon} of the batch norms whose statistics can be folded, see `core.folding`."""
+        # A subclass may compute something else from the same leaves.
+        plain = {path: norm for path, norm in self.batch_norms.items() if type(norm) is nn.BatchNorm}
+        return {path: norm.epsilon for path, norm in plain.items() if norm.use_scale and norm.use_bias}
+
+    @property
     def statistics(self) -> tuple[int, ...]:
-        """{path: number of elements} of the model's other collections, such as norm statistics."""
+        """The number of elements of each leaf of the model's other collections, such as norm statistics."""
+        return tuple(self._other.values())
+
+    @property
+    def unfolded_statistics(self) -> tuple[int, ...]:
+        """The same without the statistics of the norms in `folding`."""
+        folded = {f"batch_stats/{path}" for path in self.folding}
+        return tuple(size for path, size in self._other.items() if path.rpartition("/")[0] not in folded)
+
+    @functools.cached_property
+    def _other(self) -> Mapping[str, int]:
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
         begin = lambda images: self.model.init(keys, images, **mode(self.model, train=False))
         shapes = jax.eval_shape(begin, self.example)
         other = {key: tree for key, tree in shapes.items() if key != "params"}
-        return tuple(leaf.size for leaf in jax.tree.leaves(other))
+        return {path: leaf.size for path, leaf in flatten(other).items()}
 
     @functools.cached_property
     def _work(self) -> Mapping[str, float]:

@@ -66,6 +66,7 @@ def _parts(epochs: int, bits: int) -> int:
 def check_rounded(network: Network, training: TrainConfig) -> None:
     """Raises CwpsError if a byte budget leaves nothing for channels."""
     if training.row_bits == BY_BUDGET:
+        # With all statistics: they are stored if they cannot be folded well enough, see `store.coded`.
         none = (0,) * len(network.layout.layers)
         beside = beside_rows(network.layout, BY_BUDGET, network.statistics, none)
         whole = FLOAT32_BYTES * network.layout.backbone_parameters
@@ -110,7 +111,7 @@ def _fitting_step(network: Network, training: TrainConfig, begun: Begun, start: 
             leaf: count for layer, count in zip(layout.layers, opened, strict=True) for leaf in layer.leaves
         }
         changes = {path: change[:, : columns[path]] for path, change in changes.items()}
-    beside = beside_rows(layout, training.row_bits, network.statistics, tuple(closed))
+    beside = beside_rows(layout, training.row_bits, network.unfolded_statistics, tuple(closed))
     allowance = training.byte_budget * FLOAT32_BYTES * layout.backbone_parameters - beside
     alike = {
         path: coded_alike(changes[path], 0, has_taps(layer, path))

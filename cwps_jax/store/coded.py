@@ -2,10 +2,12 @@
 
 Channels and a method's own matrices have `bits` bits, with a step size for each output channel. Norms and
 other vectors are few and matter more: they have 8 bits, and norm statistics 16. A head is stored in float32.
-Leaves that the pre-trained model has too are stored as the change since then.
+Leaves that the pre-trained model has too are stored as the change since then. Where a byte budget sets the
+bits, the statistics of batch norms are not stored, but folded into scales and biases (`core.folding`).
 """
 
 import dataclasses
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +19,7 @@ from cwps_jax.core.budgets import FLOAT32_BYTES
 from cwps_jax.core.channels import Layout, to_columns
 from cwps_jax.core.coding import Codes, encoded
 from cwps_jax.core.entropy import BY_BUDGET, coded_alike, entropy_coded, fitted
+from cwps_jax.core.folding import MOST_ERROR, folded, largest_error
 from cwps_jax.core.taps import has_taps
 from cwps_jax.core.trees import flatten, unflatten
 from cwps_jax.methods.channels import opened
@@ -24,6 +27,7 @@ from cwps_jax.methods.method import Stored
 from cwps_jax.search.models import Rows
 
 VECTOR_BITS, STATISTICS_BITS = 8, 16
+NO_NORMS: Mapping[str, float] = types.MappingProxyType({})
 
 Leaves = Mapping[str, np.ndarray | Codes]
 
@@ -35,6 +39,7 @@ def coded(
     start: Rows,
     before: Mapping[str, Any],
     byte_budget: float = 0.0,
+    folding: Mapping[str, float] = NO_NORMS,
 ) -> Stored:
     """Returns the stored arrays of a task in few bits.
 
@@ -45,6 +50,7 @@ def coded(
         start: the pre-trained model's rows.
         before: its variables, a flat dict.
         byte_budget: largest byte_ratio of everything, if bits is 0.
+        folding: {path of a batch norm: its epsilon}, those that may be stored without statistics.
 
     Raises:
         CwpsError: the other arrays leave nothing for channels.
@@ -57,8 +63,14 @@ def coded(
         channels = opened(layer, own)
         for leaf in layer.leaves:
             changes[leaf] = np.asarray(stored.rows[leaf], np.float32) - start[leaf][channels]
-    as_codes = {path: _own_leaf(layout, path, leaf, bits, before) for path, leaf in own.items()}
+    in_bits = lambda leaves: {
+        path: _own_leaf(layout, path, leaf, bits, before) for path, leaf in leaves.items()
+    }
+    as_codes = in_bits(own)
     if bits == BY_BUDGET:
+        fewer = in_bits(folded(own, before, folding))
+        if largest_error(own, DecodedOwn(fewer, lambda: before), before, folding) <= MOST_ERROR:
+            as_codes = fewer
         beside = count_stored(layout, as_codes, {})
         allowance = (byte_budget - beside.byte_ratio) * FLOAT32_BYTES * layout.backbone_parameters
         rows = _fitted_rows(layout, changes, allowance, stored.step) if changes else {}

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +21,7 @@ from cwps_jax.methods.method import Method, Stored
 from cwps_jax.methods.pooled import Pooled
 from cwps_jax.search.models import StoredModels
 from cwps_jax.settings import nearest
-from cwps_jax.store.coded import coded
+from cwps_jax.store.coded import NO_NORMS, coded
 from cwps_jax.store.damage import Damage, damaged
 from cwps_jax.store.index import Index, Version
 from cwps_jax.store.listing import listed
@@ -130,14 +130,18 @@ class Contents:
         own, number = flatten(stored.own), self.index.next_id
         return self._trees.restored(method, number, own, stored.rows, uses, self.effective)
 
-    def coded(self, stored: Stored, bits: int, byte_budget: float = 0.0) -> Stored:
+    def coded(
+        self, stored: Stored, bits: int, byte_budget: float = 0.0, folding: Mapping[str, float] = NO_NORMS
+    ) -> Stored:
         """Returns the stored arrays of a task in few bits, see `store.coded`.
 
         Args:
             stored: the same in float32.
             bits, byte_budget: see the config's `row_bits` and `byte_budget`.
+            folding: {path of a batch norm: its epsilon}, those that may be stored without statistics.
         """
-        return coded(self.layout, stored, bits, self._trees.rows(0), self._trees.before(), byte_budget)
+        start, before = self._trees.rows(0), self._trees.before()
+        return coded(self.layout, stored, bits, start, before, byte_budget, folding)
 
     def method(self, task: str) -> Method:
         """Returns the method by which a task is stored, with its settings.
