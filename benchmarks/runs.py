@@ -137,21 +137,33 @@ def demo_table(runs: list[dict[str, Any]]) -> str:
     )
 
 
-def numbers_table(runs: list[dict[str, Any]]) -> str:
-    """Returns what the demo says in three numbers for each method: means over tasks and seeds."""
-    rows = [{**row, "draw": seed} for seed, run in enumerate(runs) for row in run["rows"]]
-    methods = names(rows, "method")
-    checked = sum(len(comparable(run)) for run in runs)
-    accuracy = (_percent(spread(rows, method, "accuracy")) for method in methods)
-    size = (f"{spread(rows, method, 'bytes').mean:,.0f}" for method in methods)
+def numbers_table(runs: list[dict[str, Any]], coded: list[dict[str, Any]], how: str) -> str:
+    """Returns what the demo says in three numbers for each method: means over tasks and seeds.
+
+    Args:
+        runs: the demo with several seeds, its own method first.
+        coded: the same by the demo's own method with other settings.
+        how: says what these are.
+    """
+    drawn = lambda of: [{**row, "draw": seed} for seed, run in enumerate(of) for row in run["rows"]]
+    rows = drawn(runs)
+    own, *compared = names(rows, "method")
+    columns = {
+        own: (rows, own, runs),
+        f"{own}, {how}": (drawn(coded), own, coded),
+        **{method: (rows, method, None) for method in compared},
+    }
+    accuracy = (_percent(spread(of, method, "accuracy")) for of, method, _ in columns.values())
+    size = (f"{spread(of, method, 'bytes').mean:,.0f}" for of, method, _ in columns.values())
+    count = lambda of: f"{sum(map(changed, of))} of {sum(len(comparable(run)) for run in of)}"
+    moved = (count(of) if of else "-" for _, _, of in columns.values())
     return "\n".join(
         [
-            f"| | {' | '.join(methods)} |",
-            "|---" * (1 + len(methods)) + "|",
+            f"| | {' | '.join(columns)} |",
+            "|---" * (1 + len(columns)) + "|",
             f"| test accuracy, % (deviation over seeds) | {' | '.join(accuracy)} |",
             f"| bytes stored per task | {' | '.join(size)} |",
-            f"| learned tasks whose test logits changed in any bit later | {sum(map(changed, runs))} of "
-            f"{checked} |{' - |' * (len(methods) - 1)}",
+            f"| learned tasks whose test logits changed in any bit later | {' | '.join(moved)} |",
             "",
             f"`make demo`: {len(names(rows, 'task'))} tasks on handwritten digits, a small ResNet "
             f"({runs[0]['backbone_parameters']:,} parameters), seeds 0 to {len(runs) - 1}, "

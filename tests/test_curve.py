@@ -70,7 +70,8 @@ def test_the_stages_before_the_hard_one_are_trained_once(pool, tiny_model, data,
 def test_budgets_that_set_the_bits_share_all_that_is_not_rounded(
     method, before, pool, tmp_path, tiny_model, data, trainer, stages
 ):
-    coded = dataclasses.replace(SEVERAL, method=method, row_bits=0, epochs=4, budgets=(0.2, 0.4))
+    options = {"row_bits": 0, "rounded_share": 0.25, "epochs": 4, "budgets": (0.2, 0.4)}
+    coded = dataclasses.replace(SEVERAL, method=method, **options)
     found = learned(pool, tiny_model, data, trainer, coded)
     assert stages == [*((name, 0.4) for name in before), ("rounded", 0.4), ("rounded", 0.2)]
     assert [one["byte_budget"] for one in found.record["curve"]] == [0.4, 0.2]

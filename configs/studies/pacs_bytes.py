@@ -21,12 +21,11 @@ def get_config():
 
     config.tasks = ("cartoon", "sketch", "Greek")
     config.budget = 1.0
-    config.rounded_share = 0.5  # of the epochs: half of them see the rounding
     config.study = {
         "title": "Three tasks from a CIFAR-10 ResNet-20: bits that a byte budget sets",
         "grids": (
             {"method": ("finetune",), "row_bits": (32,), "seed": SEEDS},
-            {"method": ("cwps",), "row_bits": (0,), "byte_budget": (0.01, 0.02, 0.05, 0.006), "seed": SEEDS},
+            {"method": ("cwps",), "row_bits": (0,), "byte_budget": (0.01, 0.02, 0.006, 0.05), "seed": SEEDS},
         ),
         "baseline": {"method": "finetune", "row_bits": 32},
     }

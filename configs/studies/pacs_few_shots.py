@@ -23,6 +23,7 @@ def get_config():
     config.overrides = {"Greek": {"flip": False}}  # a mirrored letter may be another one
     config.draws = 1  # the seeds are the draws
     config.budget = 1.0
+    config.rounded_share = 0.25  # the default when it was run
     # Chosen on validation images of seeds 10 and 11, see docs/experiments.md.
     tricks = {
         "head_share": (0.25,),

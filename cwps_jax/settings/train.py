@@ -60,8 +60,8 @@ class TrainConfig:
             channel. Norms have at least 8 bits, their statistics 16, and the head stays in float32. With 0,
             changes are multiples of one step size, most of them zero, and entropy-coded; statistics of batch
             norms are folded into their scales and biases.
-        rounded_share: share of the epochs, at the end, that are trained with rounded weights. It is for
-            methods that store channels, and for `row_bits` below 32.
+        rounded_share: share of the epochs, at the end, that are trained with rounded weights, at most the
+            whole last stage. It is for methods that store channels, and for `row_bits` below 32.
         norm_batches: training batches from which norm statistics are re-estimated after hardening.
         head: name of the model's head, or names of its heads.
         keep_head: whether a task starts with the pre-trained model's head instead of a new one. Its classes
@@ -90,7 +90,7 @@ class TrainConfig:
     tolerance: float = 0.005
     head_share: float = 0.0
     row_bits: int = 32
-    rounded_share: float = 0.25
+    rounded_share: float = 0.5
     norm_batches: int = 20
     head: str | tuple[str, ...] = "head"
     keep_head: bool = False

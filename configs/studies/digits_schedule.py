@@ -1,0 +1,37 @@
+"""How many epochs for each stage? Shares of warm-up, hard and rounded epochs, to choose on validation images.
+
+Command:    python -m cwps_jax.study --config configs/studies/digits_schedule.py
+Data:       embedded, the demo's seven tasks, with seeds that no other table reports
+Run time:   not yet measured
+Reached:    not yet run
+"""
+
+import pathlib
+
+from cwps_jax.study import base_config
+
+SEEDS = (10, 11, 12)
+
+
+def get_config():
+    config = base_config(pathlib.Path(__file__).parents[1] / "digits.py")
+
+    share = lambda warm_up, hard: {
+        "cwps.warm_up_share": (warm_up,),
+        "cwps.hard_share": (hard,),
+        "budget": (0.4,),
+        "seed": SEEDS,
+    }
+    coded = {"row_bits": (0,), "byte_budget": (0.02,), "budget": (1.0,), "seed": SEEDS}
+    config.study = {
+        "title": "Epochs for each stage",
+        "grids": (
+            share(0.25, 0.25),  # 2 epochs of warm-up, 4 soft, 2 hard
+            share(0.25, 0.5),
+            share(0.25, 0.625),
+            share(0.125, 0.75),
+            share(0.125, 0.5),
+            {**coded, "rounded_share": (0.25, 0.5, 0.75)},
+        ),
+    }
+    return config

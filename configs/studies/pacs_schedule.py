@@ -1,0 +1,34 @@
+"""How many epochs for each stage, on photos? As the paper splits them, and others; for validation images.
+
+Command:    python -m cwps_jax.study --config configs/studies/pacs_schedule.py --config.data_dir=DATA
+Data:       that of configs/pacs.py, see there, with seeds that no other table reports
+Run time:   not yet measured
+Reached:    not yet run
+"""
+
+import pathlib
+
+from cwps_jax.study import base_config
+
+SEEDS = (10, 11)
+
+
+def get_config():
+    config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
+
+    config.tasks = ("cartoon", "sketch")
+    coded = {"row_bits": (0,), "byte_budget": (0.02,), "budget": (1.0,), "seed": SEEDS}
+    share = lambda warm_up, hard: {
+        "cwps.warm_up_share": (warm_up,),
+        "cwps.hard_share": (hard,),
+        "seed": SEEDS,
+    }
+    config.study = {
+        "title": "Epochs for each stage, on photos",
+        "grids": (
+            share(0.2, 0.6),
+            share(0.25, 0.25),
+            {**coded, "rounded_share": (0.75, 0.5)},
+        ),
+    }
+    return config
