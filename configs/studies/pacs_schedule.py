@@ -26,8 +26,8 @@ def get_config():
     config.study = {
         "title": "Epochs for each stage, on photos",
         "grids": (
-            share(0.2, 0.6),
             share(0.25, 0.25),
+            share(0.2, 0.6),
             {**coded, "rounded_share": (0.75, 0.5)},
         ),
     }
