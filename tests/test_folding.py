@@ -73,6 +73,22 @@ def test_the_error_is_the_largest_one_of_the_outputs():
     assert largest_error(own, less, before, epsilons) == pytest.approx(0.5 / size, rel=1e-3)
 
 
+def test_an_error_that_is_no_number_is_not_a_small_one():
+    own = random_norm(np.random.default_rng(1))
+    before, less = as_before(own), folded(own, as_before(own), {"norm": 1e-5})
+    less["params/norm/bias"][0] = np.nan
+    assert not largest_error(own, less, before, {"norm": 1e-5}) <= MOST_ERROR
+
+
+def test_a_norm_whose_scales_are_zero_has_no_error_or_a_boundless_one():
+    own = random_norm(np.random.default_rng(1))
+    own["params/norm/scale"] *= 0
+    before, less = as_before(own), folded(own, as_before(own), {"norm": 1e-5})
+    assert largest_error(own, less, before, {"norm": 1e-5}) == 0
+    less["params/norm/scale"][0] = 1e-3
+    assert largest_error(own, less, before, {"norm": 1e-5}) == np.inf
+
+
 @pytest.mark.parametrize("path", [VARIANCE, "params/norm/scale"])
 def test_a_norm_that_a_task_does_not_have_whole_stays_as_it_is(path):
     own = random_norm(np.random.default_rng(2))

@@ -96,3 +96,16 @@ def test_keep_head_keeps_its_statistics_or_refuses_those_of_another_size(tmp_pat
     same = cwps.Pool.create(tmp_path / "same", start, cwps.channel_layout(MODEL, data.test["image"]))
     learned = cwps.learn_task(same, "t", MODEL, data, config=config, trainer=trainer)
     chex.assert_trees_all_equal(learned.variables, start)
+
+
+def test_in_few_bytes_a_head_keeps_its_statistics_too(pool, trainer):
+    """The pre-trained model, whose head has other classes, has none into which they could be folded."""
+    data = task()
+    config = dataclasses.replace(CONFIG, method="finetune", row_bits=0, byte_budget=0.5)
+    learned = cwps.learn_task(pool, "t", MODEL, data, config=config, trainer=trainer)
+    opened = cwps.Pool.open(pool.folder)
+    chex.assert_trees_all_equal(opened.effective("t"), learned.variables)
+    assert flatten(learned.variables["batch_stats"]["head"]).keys() == STATISTICS
+    stored = [path for path in opened._trees.own(opened.version("t")) if path.startswith("other/")]
+    assert {path.removeprefix("other/batch_stats/head/") for path in stored} == STATISTICS
+    assert cwps.evaluate(pool, "t", data, model=MODEL).metric == learned.metric

@@ -50,7 +50,7 @@ def largest_error(
         own, before, epsilons: see `folded`.
         stored: what `folded` returned, rounded.
     """
-    largest = 0.0
+    errors = []
     for path in _whole(own, epsilons):
         scale, bias, mean, variance = (np.float64(own[name.format(path)]) for name in NAMES)
         start_mean, start_deviation = _start(before, path, epsilons[path])
@@ -60,9 +60,8 @@ def largest_error(
         wanted = scale * deviation / np.sqrt(variance + epsilons[path])
         error = np.max(np.abs(by * deviation - wanted) + np.abs(shift - bias), initial=0.0)
         size = np.sqrt(np.mean(wanted * wanted)) if wanted.size else 0.0
-        if error:
-            largest = max(largest, float(error / size) if size else np.inf)
-    return largest
+        errors.append(error / size if size else np.inf if error else 0.0)
+    return float(np.max(errors, initial=0.0))
 
 
 def _whole(own: Mapping[str, Any], epsilons: Mapping[str, float]) -> list[str]:

@@ -95,9 +95,12 @@ class Network:
     @functools.cached_property
     def folding(self) -> Mapping[str, float]:
         """{path: epsilon} of the batch norms whose statistics can be folded, see `core.folding`."""
-        # A subclass may compute something else from the same leaves.
-        plain = {path: norm for path, norm in self.batch_norms.items() if type(norm) is nn.BatchNorm}
-        return {path: norm.epsilon for path, norm in plain.items() if norm.use_scale and norm.use_bias}
+        return {
+            path: norm.epsilon
+            for path, norm in self.batch_norms.items()
+            if type(norm) is nn.BatchNorm  # a subclass may compute something else from the same leaves
+            and {f"{path}/scale", f"{path}/bias"} <= self.layout.backbone_shapes.keys()  # not of a head
+        }
 
     @property
     def statistics(self) -> tuple[int, ...]:
