@@ -87,7 +87,7 @@ def test_channels_whose_bits_the_byte_budget_sets_need_no_soft_stage():
             tiny().trainer.network, dataclasses.replace(CONFIG, epochs=8, budget=1.0, **options)
         )
     ]
-    by_bytes = {"row_bits": 0, "byte_budget": 0.1}
+    by_bytes = {"row_bits": 0, "byte_budget": 0.1, "rounded_share": 0.25}
     every, layers = cwps.methods.Cwps(), cwps.methods.Cwps(granularity="layer")
     assert stages(every, **by_bytes) == ["warm-up", "hard", "rounded", "rounded"]
     assert "soft" in stages(layers, **by_bytes)
