@@ -66,15 +66,16 @@ def coded(
     in_bits = lambda leaves: {
         path: _own_leaf(layout, path, leaf, bits, before) for path, leaf in leaves.items()
     }
-    as_codes = in_bits(own)
     if bits == BY_BUDGET:
-        fewer = in_bits(folded(own, before, folding))
-        if largest_error(own, DecodedOwn(fewer, lambda: before), before, folding) <= MOST_ERROR:
-            as_codes = fewer
+        as_codes = in_bits(folded(own, before, folding))
+        error = largest_error(own, DecodedOwn(as_codes, lambda: before), before, folding)
+        if not error <= MOST_ERROR:  # nor if it is no number
+            as_codes = in_bits(own)
         beside = count_stored(layout, as_codes, {})
         allowance = (byte_budget - beside.byte_ratio) * FLOAT32_BYTES * layout.backbone_parameters
         rows = _fitted_rows(layout, changes, allowance, stored.step) if changes else {}
     else:
+        as_codes = in_bits(own)
         rows = {leaf: encoded(change, bits, change.shape) for leaf, change in changes.items()}
     return dataclasses.replace(stored, own=unflatten(as_codes), rows=rows)
 
