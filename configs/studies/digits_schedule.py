@@ -27,11 +27,11 @@ def get_config():
     config.study = {
         "title": "Epochs for each stage",
         "grids": (
-            share(0.25, 0.25),  # 2 epochs of warm-up, 4 soft, 2 hard
-            share(0.25, 0.5),
-            share(0.25, 0.625),
-            share(0.125, 0.75),
-            share(0.125, 0.5),
+            share(0.25, 0.25),  # the paper's warm-up: here 2 epochs, then 6 soft and 2 hard ones
+            share(0.2, 0.4),
+            share(0.2, 0.6),
+            share(0.1, 0.6),
+            share(0.1, 0.8),
             {**coded, "rounded_share": (0.25, 0.5, 0.75)},
         ),
     }

@@ -1,0 +1,30 @@
+"""The settings of configs/digits_vit.py, chosen on validation images of seeds that no table reports.
+
+Command:    python -m cwps_jax.study --config configs/studies/digits_vit_choice.py
+Data:       embedded, the digits of configs/digits_vit.py
+Run time:   not yet measured
+Reached:    not yet run
+"""
+
+import pathlib
+
+from cwps_jax.study import base_config
+
+SEEDS = (10, 11, 12)
+
+
+def get_config():
+    config = base_config(pathlib.Path(__file__).parents[1] / "digits_vit.py")
+
+    config.study = {
+        "title": "A vision transformer on the digits: rate and decay",
+        "grids": (
+            {
+                "method": ("finetune", "cwps"),
+                "learning_rate": (1e-3, 3e-3),
+                "weight_decay": (0.05, 0.3),
+                "seed": SEEDS,
+            },
+        ),
+    }
+    return config
