@@ -30,6 +30,8 @@ def get_config():
             share(0.25, 0.25),
             share(0.2, 0.6),
             {**coded, "rounded_share": (0.75, 0.5)},
+            share(0.1, 0.6),
+            share(0.2, 0.4),
         ),
     }
     return config
