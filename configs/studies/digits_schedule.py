@@ -17,6 +17,8 @@ SEEDS = (10, 11, 12)
 def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "digits.py")
 
+    config.epochs = 10
+    config.cwps.warm_up_share, config.cwps.hard_share = 0.2, 0.6  # where a grid does not say it
     share = lambda warm_up, hard: {
         "cwps.warm_up_share": (warm_up,),
         "cwps.hard_share": (hard,),
@@ -32,6 +34,13 @@ def get_config():
             share(0.2, 0.6),
             share(0.1, 0.6),
             share(0.1, 0.8),
+            # Without a soft stage: the hard one has all epochs after the warm-up.
+            {
+                "cwps.selection": ("moved",),
+                "cwps.warm_up_share": (0.2,),
+                "budget": (0.4,),
+                "seed": SEEDS,
+            },
             {**coded, "rounded_share": (0.25, 0.5, 0.75)},
         ),
     }

@@ -17,7 +17,8 @@ def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
 
     config.tasks = ("cartoon", "sketch")
-    config.rounded_share = 0.25  # where a grid does not say it: the default when it was run
+    config.rounded_share = 0.25  # where a grid does not say it, here and below
+    config.cwps.warm_up_share, config.cwps.hard_share = 0.2, 0.6
     coded = {"row_bits": (0,), "byte_budget": (0.02,), "budget": (1.0,), "seed": SEEDS}
     share = lambda warm_up, hard: {
         "cwps.warm_up_share": (warm_up,),
@@ -32,6 +33,8 @@ def get_config():
             {**coded, "rounded_share": (0.75, 0.5)},
             share(0.1, 0.6),
             share(0.2, 0.4),
+            # Without a soft stage: the hard one has all epochs after the warm-up.
+            {"cwps.selection": ("moved",), "cwps.warm_up_share": (0.2,), "seed": SEEDS},
         ),
     }
     return config

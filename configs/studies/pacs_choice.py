@@ -1,0 +1,34 @@
+"""The settings of configs/pacs.py, chosen on validation images of seeds that no table reports.
+
+Command:    python -m cwps_jax.study --config configs/studies/pacs_choice.py --config.data_dir=DATA
+            (several of these at once share the cells)
+Data:       that of configs/pacs.py, see there
+Run time:   not yet measured
+Reached:    not yet run
+"""
+
+import pathlib
+
+from cwps_jax.study import base_config
+
+SEEDS = (10, 11)
+
+
+def get_config():
+    config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
+
+    config.tasks = ("cartoon", "sketch")
+    config.study = {
+        "title": "Two PACS domains: the rate and the batch size of fine-tuning",
+        # By fine-tuning, with which cwps is compared: what is best for it is given to both.
+        "grids": tuple(
+            {
+                "method": ("finetune",),
+                "learning_rate": (0.02, 0.05, 0.1),
+                "batch_size": (32, 64),
+                "seed": (seed,),
+            }
+            for seed in SEEDS
+        ),
+    }
+    return config
