@@ -24,7 +24,7 @@ def get_config():
         "title": "Three tasks from a CIFAR-10 ResNet-20: bits that a byte budget sets",
         "grids": (
             {"method": ("finetune",), "row_bits": (32,), "seed": SEEDS},
-            {"method": ("cwps",), "row_bits": (0,), "byte_budget": (0.01, 0.02, 0.006, 0.05), "seed": SEEDS},
+            {"method": ("cwps",), "row_bits": (0,), "byte_budget": (0.02, 0.006, 0.01, 0.05), "seed": SEEDS},
         ),
         "baseline": {"method": "finetune", "byte_budget": 0.0, "row_bits": 32},
     }

@@ -90,7 +90,7 @@ class TrainConfig:
     tolerance: float = 0.005
     head_share: float = 0.0
     row_bits: int = 32
-    rounded_share: float = 0.5
+    rounded_share: float = 0.75
     norm_batches: int = 20
     head: str | tuple[str, ...] = "head"
     keep_head: bool = False
