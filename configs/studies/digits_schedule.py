@@ -18,7 +18,8 @@ def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "digits.py")
 
     config.epochs = 10
-    config.cwps.warm_up_share, config.cwps.hard_share = 0.2, 0.6  # where a grid does not say it
+    # Where a grid does not say it.
+    config.cwps.warm_up_share, config.cwps.hard_share, config.rounded_share = 0.2, 0.6, 0.5
     share = lambda warm_up, hard: {
         "cwps.warm_up_share": (warm_up,),
         "cwps.hard_share": (hard,),

@@ -22,7 +22,6 @@ def get_config():
     config.tasks = ("cartoon", "sketch", "Greek")
     config.budget = 1.0
     config.rounded_share = 0.25  # the default when it was run
-    config.cwps.warm_up_share, config.cwps.hard_share = 0.2, 0.6  # when it was run
     config.cwps.selection = "learned"
     config.study = {
         "title": "Three tasks from a CIFAR-10 ResNet-20: accuracy against bytes",

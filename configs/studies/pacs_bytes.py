@@ -20,6 +20,7 @@ def get_config():
 
     config.tasks = ("cartoon", "sketch", "Greek")
     config.budget = 1.0
+    config.cwps.warm_up_share, config.cwps.hard_share = 0.25, 0.25  # the defaults
     config.study = {
         "title": "Three tasks from a CIFAR-10 ResNet-20: bits that a byte budget sets",
         "grids": (

@@ -23,7 +23,6 @@ def get_config():
     config.draws = 1  # the seeds are the draws
     config.budget = 1.0
     config.rounded_share = 0.25  # the default when it was run
-    config.cwps.warm_up_share, config.cwps.hard_share = 0.2, 0.6  # when it was run
     # Chosen on validation images of seeds 10 and 11, see docs/experiments.md.
     tricks = {"head_share": (0.25,), "crop": ("random_resized",), "crop_area": ((0.5, 1.0),), "seed": SEEDS}
     coded = {"method": ("cwps",), "row_bits": (0,), **tricks}

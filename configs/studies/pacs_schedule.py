@@ -17,8 +17,7 @@ def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
 
     config.tasks = ("cartoon", "sketch")
-    config.rounded_share = 0.25  # where a grid does not say it, here and below
-    config.cwps.warm_up_share, config.cwps.hard_share = 0.2, 0.6
+    config.rounded_share = 0.25  # where a grid does not say it
     coded = {"row_bits": (0,), "byte_budget": (0.02,), "budget": (1.0,), "seed": SEEDS}
     share = lambda warm_up, hard: {
         "cwps.warm_up_share": (warm_up,),
