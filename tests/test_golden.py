@@ -18,8 +18,9 @@ from cwps_jax.store.index import FORMAT
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 NAMES = ("pretrained", "a", "b", "tuned", "probed")
 MANY = {"cwps", "packnet", "atlas", "piggyback"}
-# Those of 5 are in few bits, and those of 6 entropy-coded.
-METHODS_OF = {3: MANY, 4: MANY, 5: {"cwps", "finetune", "ssf", "packnet"}, 6: {"cwps", "finetune"}}
+FEW = {"cwps", "finetune"}
+# Those of 5 are in few bits, those of 6 entropy-coded, and those of 7 without norm statistics.
+METHODS_OF = {3: MANY, 4: MANY, 5: {*FEW, "ssf", "packnet"}, 6: FEW, 7: FEW}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def assert_same_bits(ours: dict, theirs: dict) -> None:
         assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes()), path
 
 
-@pytest.mark.parametrize("number", [3, 4, 5, 6])
+@pytest.mark.parametrize("number", [3, 4, 5, 6, 7])
 def test_a_pool_of_many_methods_has_models_the_same_to_the_bit(number, tiny_model, tmp_path):
     """It is read where it lies, and again after it was written to, which keeps its folders' names."""
     wanted = load_file(GOLDEN / f"pool_format_{number}.safetensors")

@@ -119,12 +119,13 @@ def stored_own(trees: Trees, version: Version, classes: int) -> StoredOwn:
         if kind not in ("params", "other"):
             continue
         leaf, bits = own.leaves[path], 0
-        if isinstance(leaf, Codes) and leaf.bits in (8, 16) and len(leaf.steps) == 1:
+        is_head = kind == "params" and name in layout.head_paths
+        if isinstance(leaf, Codes) and leaf.bits in (8, 16) and len(leaf.steps) == 1 and not is_head:
             bits, values, shape = leaf.bits, np.asarray(leaf.codes), leaf.shape
             steps.append(np.asarray(leaf.steps, np.float32))
         else:
             values = own[path]
-            if kind == "params" and name in layout.head_paths:
+            if is_head:
                 values = widened(values, classes)
             shape = values.shape
         dtype, where = values.dtype.name, name if kind == "other" else path

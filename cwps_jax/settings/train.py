@@ -57,7 +57,7 @@ class TrainConfig:
         head_share: share of the epochs, at the beginning, in which only the task's head is trained.
         row_bits: bits of each stored weight: 32, 16, 8, 4, 3, 2, 1, or 0 for as few as `byte_budget` has. 32
             is plain float32. 16 to 1 store the change since pre-training, with a step size for each output
-            channel. Norms have at least 8 bits, their statistics 16, and the head stays in float32. With 0,
+            channel. Norms and the head have at least 8 bits, norm statistics 16. With 0,
             changes are multiples of one step size, most of them zero, and entropy-coded; statistics of batch
             norms are folded into their scales and biases.
         rounded_share: share of the epochs, at the end, that are trained with rounded weights, at most the

@@ -1,8 +1,8 @@
 """A task's leaves in few bits, and back: the bits of each leaf, and the reference of its change.
 
-Channels and a method's own matrices have `bits` bits, with a step size for each output channel. Norms and
-other vectors are few and matter more: they have 8 bits, and norm statistics 16. A head is stored in float32.
-Leaves that the pre-trained model has too are stored as the change since then. Where a byte budget sets the
+Channels and a method's own matrices have `bits` bits, with a step size for each output channel. Norms, other
+vectors and heads matter more: they have at least 8 bits, and norm statistics 16. Leaves that the pre-trained
+model's backbone has too are stored as the change since then. Where a byte budget sets the
 bits, the statistics of batch norms are not stored, but folded into scales and biases (`core.folding`).
 """
 
@@ -48,7 +48,7 @@ def coded(
         stored: the arrays in float32.
         bits: bits of a weight; 32 changes nothing, 0 gives channels the bits that the budget leaves for them.
         start: the pre-trained model's rows.
-        before: its variables, a flat dict.
+        before: its variables without the head's parameters, a flat dict.
         byte_budget: largest byte_ratio of everything, if bits is 0.
         folding: {path of a batch norm: its epsilon}, those that may be stored without statistics.
 
@@ -96,8 +96,7 @@ def _own_leaf(
     layout: Layout, path: str, leaf: np.ndarray, bits: int, before: Mapping[str, Any]
 ) -> np.ndarray | Codes:
     kind, _, name = path.partition("/")
-    is_head = kind == "params" and name not in layout.backbone_shapes
-    if is_head or not leaf.size or not leaf.ndim or not jnp.issubdtype(leaf.dtype, jnp.floating):
+    if not leaf.size or not leaf.ndim or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
     reference = _reference(path, leaf.shape, before)
     changes = np.asarray(leaf, np.float32) - reference
@@ -107,9 +106,11 @@ def _own_leaf(
         # A variance near zero must not become negative: its square root would be no number.
         below = ((decoded < 0) & (leaf >= 0)).reshape(1, -1)
         return dataclasses.replace(codes, codes=codes.codes + below.astype(codes.codes.dtype))
-    if kind == "params" or leaf.ndim == 1:
+    is_head = kind == "params" and name not in layout.backbone_shapes
+    if leaf.ndim == 1 or (kind == "params" and not is_head):
         return encoded(changes.reshape(1, -1), max(bits, VECTOR_BITS), leaf.shape)
-    return encoded(changes.reshape(-1, leaf.shape[-1]).T, bits or VECTOR_BITS, leaf.shape)
+    in_bits = max(bits, VECTOR_BITS) if is_head else bits or VECTOR_BITS
+    return encoded(changes.reshape(-1, leaf.shape[-1]).T, in_bits, leaf.shape)
 
 
 def _reference(path: str, shape: tuple[int, ...], before: Mapping[str, Any]) -> Any:
@@ -124,7 +125,7 @@ class DecodedOwn(Mapping[str, np.ndarray]):
 
     Args:
         leaves: arrays and codes.
-        before: gives the pre-trained model's variables, a flat dict.
+        before: gives the pre-trained model's variables without the head's parameters, a flat dict.
     """
 
     def __init__(self, leaves: Leaves, before: Callable[[], Mapping[str, Any]]) -> None:

@@ -11,10 +11,10 @@ from cwps_jax.core.channels import Layer, Layout
 from cwps_jax.errors import CwpsError
 from cwps_jax.files import write_atomically
 
-FORMAT = 7
+FORMAT = 8
 # Versions of 2 are all of shared channels, and have no sketches; those of 3 lie in folders of their names;
-# those of 4 are all in float32; entropy-coded rows of 6 have no frequencies.
-READABLE = (2, 3, 4, 5, 6, FORMAT)
+# those of 4 are all in float32; entropy-coded rows of 6 have no frequencies; all heads of 7 are in float32.
+READABLE = (2, 3, 4, 5, 6, 7, FORMAT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,8 +86,10 @@ class Trees:
         return DecodedOwn(own, self.before)
 
     def before(self) -> dict[str, Any]:
-        """Returns the pre-trained model's variables, a flat dict."""
-        return self._once("before", lambda: flatten(self.shared()))
+        """Returns the pre-trained model's variables without the head's parameters, a flat dict."""
+        head = {f"params/{path}" for path in self.index.layout.head_paths}
+        read = lambda: {path: leaf for path, leaf in flatten(self.shared()).items() if path not in head}
+        return self._once("before", read)
 
     def shared(self) -> dict[str, Any]:
         """Returns the pre-trained model's variables."""
