@@ -23,7 +23,7 @@ def get_config():
 
     config.method = "cwps"
     config.budget = 0.4  # of the backbone's parameters, for each task
-    config.epochs = 8  # 2 warm-up, 4 soft, 2 hard; fine-tuning gets all 8
+    config.epochs = 10  # 2 warm-up, 2 soft, 6 hard; fine-tuning gets all 10
     config.batch_size = 64
     config.learning_rate = 0.05
     config.weight_decay = 5e-4

@@ -24,7 +24,7 @@ def get_config():
 
     config.method = "cwps"
     config.budget = 0.4  # of the backbone's parameters, for each task
-    config.epochs = 16  # 4 warm-up, 8 soft, 4 hard; fine-tuning gets all 16
+    config.epochs = 16  # 3 warm-up, 3 soft, 10 hard; fine-tuning gets all 16
     config.batch_size = 32
     config.optimizer = "adamw"
     config.learning_rate = 3e-3

@@ -12,8 +12,9 @@ Weights:    from the Hugging Face hub, or --config.weights=FILE: torchvision's
             first ImageNet ones, for ViT those that timm calls vit_base_patch16_224.augreg_in21k_ft_in1k
 Run time:   not yet run; 74,000 training images, 30 epochs, three methods: meant for a GPU or TPU
 Reached:    not yet run
-Paper:      --config.budget=1 --config.cwps.search_distance=l2 is its method, which sets not a size but
-            lambda: 0.5 here, where the paper reports 0.3 to 0.7 as good
+Paper:      --config.budget=1 --config.cwps.search_distance=l2 --config.cwps.warm_up_share=0.25
+            is its method, which sets not a size but lambda: 0.5 here, where the paper reports 0.3 to 0.7 as
+            good; it does not say how long the soft and the hard stage are
 """
 
 from cwps_jax.config import default_config

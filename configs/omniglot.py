@@ -29,8 +29,6 @@ def get_config():
     config.compare = ("finetune", "probe")
     config.budget = 0.45
     config.epochs = 20  # 8 to 16 batches each
-    config.cwps.warm_up_share = 0.2  # the shares of configs/pacs.py
-    config.cwps.hard_share = 0.6
     config.batch_size = 32
     config.learning_rate = 0.05
     config.weight_decay = 5e-4

@@ -136,7 +136,7 @@ def test_the_rate_rises_then_falls_by_half_a_cosine_to_zero(warmup):
 
 
 def test_the_plan_counts_steps_over_all_stages(stages_of):
-    method = methods.Cwps(budget_rate=10.0)
+    method = methods.Cwps(budget_rate=10.0, warm_up_share=0.25, hard_share=0.25)
     config = TrainConfig(method=method, epochs=8, learning_rate_warmup=0.25, budget=0.3)
     stages = stages_of(config)
     plan = make_plan(config, stages[SOFT], first_epoch=stages[WARM_UP].epochs, epochs=8, steps_per_epoch=5)
@@ -194,6 +194,7 @@ def test_a_soft_step_descends_cross_entropy_plus_lambda_times_sparsity(
 def test_the_budget_steers_lambda_in_the_soft_step(step_of, stages_of, tiny_layout, tiny_variables, batch):
     masks = jax.tree.map(jnp.float32, all_gates(tiny_layout, True))  # all open: 1.0 of the backbone
     settings = dict(score_optimizer="sgd", score_learning_rate=0.1, budget_rate=1.0, budget_gain=0.5)
+    settings |= dict(warm_up_share=0.25, hard_share=0.25)
     found, scores = {}, {}
     for budget in (0.2, 0.9999, 1.0):
         config = TrainConfig(method=methods.Cwps(**settings), epochs=4, momentum=0.0, budget=budget)

@@ -23,7 +23,6 @@ def get_config():
     config.shots = 50
     config.weights = config.get_ref("data_dir") + "/weights/" + config.get_ref("backbone") + "10.safetensors"
     config.budget = 1.0
-    config.cwps.warm_up_share, config.cwps.hard_share = 0.25, 0.25  # the defaults
     config.study = {
         "title": "Depth: a fiftieth of a backbone's bytes against fine-tuning in float32",
         # A seed after the other: what is finished is paired.

@@ -23,7 +23,6 @@ def get_config():
     config.batch_size = 16
     config.budget = 1.0
     config.byte_budget = 0.05
-    config.cwps.warm_up_share, config.cwps.hard_share = 0.25, 0.25  # the defaults
     config.row_bits = 4  # about 0.4 of the channels are a task's own; the others come from its parent
     config.study = base_config(pathlib.Path(__file__).with_name("digits_search.py")).study  # the same ways
     config.study.title = (

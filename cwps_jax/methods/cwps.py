@@ -85,8 +85,8 @@ class Cwps(Method):
     max_temperature: float = core_masks.MAX_TEMPERATURE
     score_optimizer: Literal["sgd", "adam"] = "adam"
     score_learning_rate: float = 0.01
-    warm_up_share: float = 0.25
-    hard_share: float = 0.25
+    warm_up_share: float = 0.2
+    hard_share: float = 0.6
     stage_rates: tuple[float, ...] = (1.0, 1.0, 1.0)
     search_distance: Distance = "change"
     search_granularity: Granularity = "channel"
