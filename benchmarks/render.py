@@ -33,7 +33,7 @@ CURVES = "benchmarks/results/serve_curves_cpu.json"
 # Those of docs/experiments.md, configs/studies/<name>.py.
 STUDIES = (
     *("pacs_bits", "pacs_bytes", "pacs_few_images", "pacs_few_shots"),
-    *("pacs_search", "pacs_grains", "digits_search", "digits_schedule", "pacs_schedule"),
+    *("pacs_search", "pacs_grains", "digits_search", "digits_schedule", "pacs_schedule", "pacs_few_schedule"),
 )
 
 

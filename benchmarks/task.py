@@ -16,7 +16,7 @@ from measurement import interleaved, medians, model_parser, parse, publish, rati
 from synthetic import CountCompilations, learner
 
 METHODS = ("finetune", "cwps")
-QUICK = {"backbone": "resnet8", "size": 32, "batch": 8, "steps": 4, "repeats": 3}
+QUICK = {"backbone": "resnet8", "size": 32, "batch": 8, "steps": 4, "epochs": 4, "repeats": 3}
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     made = model_parser(__doc__, backbone="resnet34", size=96, batch=16)
     made.add_argument("--steps", type=int, default=8, help="steps an epoch")
-    made.add_argument("--epochs", type=int, default=4)
+    made.add_argument("--epochs", type=int, default=10, help="2 warm-up, 2 soft and 6 hard ones")
     arguments = parse(made, QUICK)
     publish("task", measure(arguments), arguments)
 
