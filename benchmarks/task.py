@@ -4,7 +4,8 @@
 
 Warm-up, search, soft and hard stage, and whatever is compiled between them, over the same epochs of
 fine-tuning; what the first task compiled is there for both. A task of random images is learned again and
-again, and each time both are taken in turn. Nothing is stored: the pool holds one task throughout.
+again, and each time both are taken in turn. Nothing is stored: the pool holds one task throughout. Norm
+statistics are estimated again from one batch, where tasks of many more steps have 20.
 """
 
 import argparse

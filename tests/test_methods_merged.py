@@ -213,7 +213,7 @@ def test_ba2_switches_off_input_channels(where):
 
     x = images_of(4, 9, where.size)
     expected = apply(where.model, where.variables, x, switched)
-    assert len(seen) == len(switches) >= 2
+    assert len(seen) == len(switches) >= 1
     assert 0.2 < np.mean(np.concatenate(list(switches.values()))) < 0.8
     found = {**where.variables, "params": merged(method, network, params, own)}
     np.testing.assert_allclose(apply(where.model, found, x), expected, **CLOSE)

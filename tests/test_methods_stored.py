@@ -137,6 +137,7 @@ class Analytic:
 
     def ba2(self) -> tuple[int, int]:
         opened = {path: np.any(self.leaves[path] != 0, axis=(0, 1, 3)) for path in self.kernels}
+        assert opened.pop("conv1/kernel").all()  # the only input channel of grey images has no switch
         return 2 * 6, sum(map(mask_bits, opened.values()))
 
     def l2p(self) -> tuple[int, int]:

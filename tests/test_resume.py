@@ -19,7 +19,7 @@ from cwps_jax.store.lock import locked
 from cwps_jax.train.joined import parted
 from cwps_jax.train.saves import Saves, Saving
 
-METHOD = cwps.methods.Cwps(score_learning_rate=0.05)
+METHOD = cwps.methods.Cwps(score_learning_rate=0.05, warm_up_share=0.25, hard_share=0.25)
 CONFIG = cwps.TrainConfig(method=METHOD, epochs=6, batch_size=16, learning_rate=0.05, budget=0.6)
 STEPS = 30  # five an epoch
 PLAIN = dataclasses.replace(CONFIG, method="finetune", budget=1.0)

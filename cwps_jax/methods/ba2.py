@@ -107,9 +107,16 @@ def _cost(layer: Layer) -> int:
 
 
 def _switched(layout: Layout, grouped: frozenset[str]) -> list[Layer]:
-    """Returns the Dense and Conv layers whose kernels end in (input channels, output channels)."""
+    """Returns the Dense and Conv layers whose kernels end in (input channels, output channels).
+
+    Layers of a single input channel, such as the first one for grey images, are not among them: a network
+    without it answers everything with one class, and does not learn any more.
+    """
     return [
         layer
         for layer in layout.layers
-        if layer.path not in grouped and len(layer.gate_shape) in (2, 4) and set(layer.gate_shape[:-1]) == {1}
+        if layer.path not in grouped
+        and len(layer.gate_shape) in (2, 4)
+        and set(layer.gate_shape[:-1]) == {1}
+        and layer.shapes[0][-2] > 1
     ]
