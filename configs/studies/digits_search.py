@@ -2,8 +2,8 @@
 
 Command:    python -m cwps_jax.study --config configs/studies/digits_search.py
 Data:       embedded, scikit-learn's digits (see cwps_jax/data/digits.py)
-Run time:   a cell 70 to 110 s on a core that other work shared; 18 cells
-Reached:    96.8 to 96.9% in the mean over tasks and seeds, whichever way parents are found; see
+Run time:   a cell about 30 s on one CPU core; 18 cells
+Reached:    97.2 to 97.4% in the mean over tasks and seeds, whichever way parents are found; see
             docs/experiments.md; not yet run on a GPU or TPU
 """
 
