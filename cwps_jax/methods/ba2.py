@@ -110,7 +110,7 @@ def _switched(layout: Layout, grouped: frozenset[str]) -> list[Layer]:
     """Returns the Dense and Conv layers whose kernels end in (input channels, output channels).
 
     Layers of a single input channel, such as the first one for grey images, are not among them: a network
-    without it answers everything with one class, and does not learn any more.
+    without it answers everything with one class, and does not learn any longer.
     """
     return [
         layer
