@@ -2,9 +2,9 @@
 
 Command:    python -m cwps_jax.study --config configs/studies/pacs_grains.py --config.data_dir=DATA
 Data:       that of configs/pacs.py, see there
-Run time:   a cell 1.5 to 3 minutes on one CPU core that other work shared; 18 cells
-Reached:    7 cells: by channel 63.8% at a tenth and 65.2% at a fifth, by layer 59.9% and 63.6%; see
-            docs/experiments.md; the others are not yet run
+Run time:   a cell 1 to 2 minutes on one CPU core; 18 cells
+Reached:    by channel 64.3% at a tenth and 65.6% at a fifth, by layer 60.3% and 63.2%, by single weight 64.7%
+            and 67.1%; see docs/experiments.md; not yet run on a GPU
 """
 
 import pathlib
