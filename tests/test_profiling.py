@@ -72,7 +72,7 @@ def test_what_is_told_of_a_step_is_written_down_and_consistent(profiled):
     assert (told["device"], told["peak_flops_per_second"]) == (jax.devices()[0].device_kind, None)
     for cost in profiler.costs:
         # 2 steps, 3 in the trace, and what is left of 8 an epoch, at most 20.
-        assert (cost.seconds_of, cost.steps) == ("timed", {"soft": 11}.get(cost.stage, 3))
+        assert (cost.seconds_of, cost.steps) == ("timed", {"hard": 11}.get(cost.stage, 3))
         assert 0 < cost.seconds < 10 and cost.peak_bytes > 0 and cost.mfu is None
         assert cost.flops_per_second == pytest.approx(cost.flops / cost.seconds)
         assert cost.bytes_per_second == pytest.approx(cost.bytes_accessed / cost.seconds)
@@ -103,8 +103,8 @@ def test_a_stage_that_is_too_short_is_traced_as_far_as_it_goes(train, tmp_path):
     train(profiler, batches=1, epochs=4)
     assert [(cost.stage, cost.seconds_of, cost.steps) for cost in profiler.costs] == [
         ("warm-up", "traced", 1),
-        ("soft", "traced", 2),
-        ("hard", "traced", 1),
+        ("soft", "traced", 1),
+        ("hard", "traced", 2),
     ]
     for cost in profiler.costs:
         assert events_of(profiler.folder / cost.trace)[cost.stage] == cost.steps and cost.seconds > 0

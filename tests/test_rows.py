@@ -106,7 +106,7 @@ def test_what_is_written_is_read(tmp_path):
     assert read_results(written(tmp_path, results)) == results
 
 
-@pytest.mark.parametrize("name", ["digits_vit_seed0", "omniglot_seed0", "pacs_seed0"])
+@pytest.mark.parametrize("name", ["omniglot_seed0", "pacs_seed0"])
 def test_a_run_of_format_1_becomes_rows_with_the_same_figures(name):
     old = json.loads((COMMITTED / f"{name}.json").read_text())
     new = read_results(COMMITTED / f"{name}.json")

@@ -420,7 +420,7 @@ def test_budgets_of_one_soft_run_nest(tiny_layout):
 
 
 def test_the_index_says_its_format(pool):
-    assert json.loads((pool.folder / "index.json").read_text())["format"] == 7
+    assert json.loads((pool.folder / "index.json").read_text())["format"] == 8
 
 
 def test_what_stands_in_the_index_is_what_the_trees_say(pool, tiny_variables, moved):

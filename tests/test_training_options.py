@@ -24,7 +24,9 @@ from cwps_jax.train.state import start_state
 from cwps_jax.train.step import make_norm_step
 
 EXAMPLE = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
-CWPS = methods.Cwps(search_distance="l2", lambda_=0.1, score_learning_rate=0.05)
+CWPS = methods.Cwps(
+    search_distance="l2", lambda_=0.1, score_learning_rate=0.05, warm_up_share=0.25, hard_share=0.25
+)
 CONFIG = TrainConfig(method=CWPS, epochs=4, batch_size=16, learning_rate=0.05)
 FINETUNE = dict(method="finetune", epochs=2)
 ONE_STEP = dict(method="finetune", epochs=1, batch_size=48, momentum=0.0)
