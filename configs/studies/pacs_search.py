@@ -3,9 +3,9 @@
 Command:    python -m cwps_jax.study --config configs/studies/pacs_search.py --config.data_dir=DATA
             (several of these at once share the cells)
 Data:       that of configs/pacs.py, see there
-Run time:   a cell 3 to 9 minutes on a core that other work shared; 18 cells
-Reached:    in the mean over tasks and two of the three seeds 66.7% from the nearest single model, 66.6% from
-            random ones, 66.4% by change, 65.7 to 65.8% by l2, cosine and the pre-trained model alone; see
+Run time:   a cell about a minute on one CPU core; 18 cells
+Reached:    in the mean over tasks and seeds 67.1% from random models, 66.7% by change and from the nearest
+            single model, 66.3 to 66.5% by l2, cosine and the pre-trained model alone; see
             docs/experiments.md; not yet run on a GPU or TPU
 """
 
