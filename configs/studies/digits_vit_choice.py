@@ -1,4 +1,4 @@
-"""The settings of configs/digits_vit.py, chosen on validation images of seeds that no table reports.
+"""The settings of configs/digits_vit.py, to be chosen on validation images of seeds that no table reports.
 
 Command:    python -m cwps_jax.study --config configs/studies/digits_vit_choice.py
 Data:       embedded, the digits of configs/digits_vit.py

@@ -1,4 +1,4 @@
-"""The settings of configs/pacs.py, chosen on validation images of seeds that no table reports.
+"""The settings of configs/pacs.py, to be chosen on validation images of seeds that no table reports.
 
 Command:    python -m cwps_jax.study --config configs/studies/pacs_choice.py --config.data_dir=DATA
             (several of these at once share the cells)

@@ -21,7 +21,6 @@ def get_config():
 
     config.row_bits = 32
     config.byte_budget = 0.0
-    config.rounded_share = 0.75
     # Where a grid does not say it.
     config.cwps.warm_up_share, config.cwps.hard_share = 0.25, 0.25
     share = lambda warm_up, hard: {"cwps.warm_up_share": (warm_up,), "cwps.hard_share": (hard,)}
