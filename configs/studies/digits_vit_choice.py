@@ -1,7 +1,7 @@
 """The settings of configs/digits_vit.py, to be chosen on validation images of seeds that no table reports.
 
 Command:    python -m cwps_jax.study --config configs/studies/digits_vit_choice.py
-Data:       embedded, the digits of configs/digits_vit.py
+Data:       embedded, other tasks than those of configs/digits_vit.py
 Run time:   not yet measured
 Reached:    not yet run
 """
@@ -16,6 +16,7 @@ SEEDS = (10, 11, 12)
 def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "digits_vit.py")
 
+    config.tasks = ("negative", "rotated", "clutter", "outline")  # none of those that the table reports
     config.study = {
         "title": "A vision transformer on the digits: rate and decay",
         "grids": (

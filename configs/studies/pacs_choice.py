@@ -17,9 +17,9 @@ SEEDS = (10, 11)
 def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
 
-    config.tasks = ("cartoon", "sketch")
+    config.tasks = ("cartoon", "sketch", "Korean")
     config.study = {
-        "title": "Two PACS domains: the rate and the batch size of fine-tuning",
+        "title": "Two PACS domains and an alphabet: the rate and the batch size of fine-tuning",
         # By fine-tuning, with which cwps is compared: what is best for it is given to both.
         "grids": tuple(
             {
