@@ -28,13 +28,18 @@ PAGES = (
     "docs/performance.md",
     "docs/serving.md",
     "docs/studies.md",
+    "docs/trials.md",
 )
 CURVES = "benchmarks/results/serve_curves_cpu.json"
-# Those of docs/experiments.md, configs/studies/<name>.py.
-STUDIES = (
-    *("pacs_bits", "pacs_bytes", "pacs_few_images", "pacs_few_shots"),
-    *("pacs_search", "pacs_grains", "digits_search", "digits_schedule", "pacs_schedule", "pacs_few_schedule"),
-)
+# Those of each page, configs/studies/<name>.py.
+STUDIES = {
+    "docs/experiments.md": ("pacs_bytes", "pacs_few_shots", "pacs_search", "pacs_grains", "digits_search"),
+    "docs/studies.md": ("digits_small",),
+    "docs/trials.md": (
+        *("digits_schedule", "pacs_schedule", "pacs_few_schedule"),
+        *("pacs_bits", "pacs_few_images"),
+    ),
+}
 
 
 def backbones_table(parity: dict[str, Any]) -> str:
@@ -196,13 +201,14 @@ def tables_of(path: str) -> dict[str, str]:
             "many_tasks": many_tasks_line(_read("benchmarks/results/many_tasks_cpu.json")[0]),
             "storm": storm_table(_read("benchmarks/results/storm_server.json")[0]),
         }
-    if path == "docs/studies.md":
-        return {"digits_small": markdown(_read("docs/results/study_digits_small.json")[0])}
+    studies = {name: markdown(_read(f"docs/results/study_{name}.json")[0]) for name in STUDIES.get(path, ())}
+    if path != "docs/experiments.md":
+        return studies
     return {
         "pacs": run_table(_results("docs/results/pacs_seed0.json")[0]),
         "fewshot": summary_table(_read("docs/results/pacs_10_shots.json")[0]),
         "omniglot": run_table(_results("docs/results/omniglot_seed0.json")[0]),
-        **{name: markdown(_read(f"docs/results/study_{name}.json")[0]) for name in STUDIES},
+        **studies,
         "rounds": by_round_table(_results("docs/results/digits_rounds_seed0.json")[0]),
         "vit": run_table(_results("docs/results/digits_vit_seed0.json")[0]),
     }

@@ -4,7 +4,7 @@ Command:    python -m cwps_jax.study --config configs/studies/digits_schedule.py
 Data:       embedded, the demo's seven tasks, with seeds that no other table reports
 Run time:   27 cells of half a minute on one CPU core
 Reached:    within 0.4 points the same validation accuracy with all shares of warm-up and hard stage, see
-            docs/experiments.md; not yet run on a GPU or TPU
+            docs/trials.md; not yet run on a GPU or TPU
 """
 
 import pathlib

@@ -6,7 +6,7 @@ Data:       that of configs/pacs.py, see there
 Run time:   a cell 5.5 to 8 minutes on one CPU core; 15 cells
 Reached:    in the mean over tasks and seeds 87.5% at 0.05x and 86.2% at 0.02x, 88.4% at 0.05x without a soft
             stage; fine-tuned 89.2% in float32 and 88.5% in 2 bits;
-            see docs/experiments.md; not yet run on a GPU or TPU
+            see docs/trials.md; not yet run on a GPU or TPU
 """
 
 import pathlib

@@ -6,7 +6,7 @@ Data:       that of configs/pacs.py, see there
 Run time:   a cell 4 to 9 minutes on one slow CPU core; 21 cells
 Reached:    in the mean over tasks and draws 69.3% at 0.05x, 69.7% with 400 steps, 68.5% at 0.02x; fine-tuned
             68.5%, and 69.5% with the head first and crops, with 200 steps as with 400; see
-            docs/experiments.md; not yet run on a GPU or TPU
+            docs/trials.md; not yet run on a GPU or TPU
 """
 
 import pathlib
@@ -23,7 +23,7 @@ def get_config():
     config.draws = 1  # the seeds are the draws
     config.budget = 1.0
     config.rounded_share = 0.25  # the default when it was run
-    # Chosen on validation images of seeds 10 and 11, see docs/experiments.md.
+    # Chosen on validation images of seeds 10 and 11, see docs/trials.md.
     tricks = {"head_share": (0.25,), "crop": ("random_resized",), "crop_area": ((0.5, 1.0),), "seed": SEEDS}
     coded = {"method": ("cwps",), "row_bits": (0,), **tricks}
     longer = {"least_steps": (400,)}  # instead of 200

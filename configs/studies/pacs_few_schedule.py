@@ -5,7 +5,7 @@ Command:    python -m cwps_jax.study --config configs/studies/pacs_few_schedule.
 Data:       that of configs/pacs.py, see there, with seeds that no other table reports
 Run time:   a cell about a minute on one CPU core; 27 cells
 Reached:    with 0.6 of the epochs for the hard stage, 64.6% on validation images at 0.1x, where a quarter of
-            them has 62.9%; see docs/experiments.md; not yet run on a GPU
+            them has 62.9%; see docs/trials.md; not yet run on a GPU
 """
 
 import pathlib

@@ -24,7 +24,7 @@ def get_config():
     config.draws = 1  # the seeds are the draws
     config.budget = 1.0
     config.rounded_share = 0.25  # the default when it was run
-    # Chosen on validation images of seeds 10 and 11, see docs/experiments.md.
+    # Chosen on validation images of seeds 10 and 11, see docs/trials.md.
     tricks = {
         "head_share": (0.25,),
         "crop": ("random_resized",),

@@ -4,7 +4,7 @@ Command:    python -m cwps_jax.study --config configs/studies/pacs_schedule.py -
 Data:       that of configs/pacs.py, see there, with seeds that no other table reports
 Run time:   a cell 3 to 5 minutes on one CPU core; 21 cells
 Reached:    84.9% on validation images with the longest soft stage, 84.3% with the default; see
-            docs/experiments.md; not yet run on a GPU
+            docs/trials.md; not yet run on a GPU
 """
 
 import pathlib

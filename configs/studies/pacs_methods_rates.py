@@ -1,0 +1,44 @@
+"""The learning rates of configs/studies/pacs_methods.py, on validation images of another task than its own.
+
+Command:    python -m cwps_jax.study --config configs/studies/pacs_methods_rates.py --config.data_dir=DATA
+            (several of these at once share the cells)
+Data:       that of configs/pacs.py, see there
+Run time:   not yet measured
+Reached:    not yet run
+"""
+
+import pathlib
+
+from cwps_jax.study import base_config
+
+
+def get_config():
+    config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
+
+    config.tasks = ("art_painting",)
+    config.shots = 50
+    config.batch_size = 16
+    config.budget = 1.0
+    config.seed = 10
+    rates = (0.02, 0.05, 0.1)
+    config.study = {
+        "title": "The rates of every method, 50 images a class of another task",
+        "grids": (
+            {"method": ("finetune",), "learning_rate": rates},
+            {
+                "method": ("cwps",),
+                "byte_budget": (0.02,),
+                "row_bits": (0,),
+                "learning_rate": rates,
+            },
+            {"method": ("taps",), "learning_rate": rates},
+            {"method": ("lora",), "lora.learning_rate": (1e-3, 3e-3, 1e-2)},
+            {"method": ("adapter",), "adapter.learning_rate": (0.03, 0.1, 0.3)},
+            {"method": ("norm_only", "bitfit", "probe"), "learning_rate": (0.02, 0.05, 0.2)},
+            {"method": ("ssf",), "ssf.learning_rate": (3e-3, 1e-2, 3e-2)},
+            {"method": ("piggyback",), "piggyback.learning_rate": (3e-4, 1e-3, 3e-3)},
+            {"method": ("packnet",), "packnet.learning_rate": (0.01, 0.03, 0.1)},
+            {"method": ("ba2",), "ba2.learning_rate": (3e-4, 1e-3, 3e-3)},
+        ),
+    }
+    return config
