@@ -11,6 +11,9 @@ import pathlib
 
 from cwps_jax.study import base_config
 
+# The validation set has 164 images; the two strongest of the other methods get three seeds.
+SEEDS = (10, 11, 12)
+
 
 def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
@@ -32,13 +35,14 @@ def get_config():
                 "learning_rate": rates,
             },
             {"method": ("taps",), "learning_rate": rates},
-            {"method": ("lora",), "lora.learning_rate": (1e-3, 3e-3, 1e-2)},
-            {"method": ("adapter",), "adapter.learning_rate": (0.03, 0.1, 0.3)},
-            {"method": ("norm_only", "bitfit", "probe"), "learning_rate": (0.02, 0.05, 0.2)},
-            {"method": ("ssf",), "ssf.learning_rate": (3e-3, 1e-2, 3e-2)},
-            {"method": ("piggyback",), "piggyback.learning_rate": (3e-4, 1e-3, 3e-3)},
-            {"method": ("packnet",), "packnet.learning_rate": (0.01, 0.03, 0.1)},
-            {"method": ("ba2",), "ba2.learning_rate": (3e-4, 1e-3, 3e-3)},
+            {"method": ("lora",), "lora.learning_rate": (1e-3, 3e-3, 1e-2, 3e-2), "seed": SEEDS},
+            {"method": ("adapter",), "adapter.learning_rate": (0.03, 0.1, 0.3), "seed": SEEDS},
+            {"method": ("norm_only", "probe"), "learning_rate": (0.02, 0.05, 0.2)},
+            {"method": ("bitfit",), "learning_rate": (0.02, 0.05, 0.2, 0.5)},
+            {"method": ("ssf",), "ssf.learning_rate": (3e-3, 1e-2, 3e-2, 0.1)},
+            {"method": ("piggyback",), "piggyback.learning_rate": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)},
+            {"method": ("packnet",), "packnet.learning_rate": (1e-3, 3e-3, 0.01, 0.03, 0.1)},
+            {"method": ("ba2",), "ba2.learning_rate": (3e-4, 1e-3, 3e-3, 0.01)},
         ),
     }
     return config
