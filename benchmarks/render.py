@@ -37,7 +37,7 @@ STUDIES = {
     "docs/studies.md": ("digits_small",),
     "docs/trials.md": (
         *("digits_schedule", "pacs_schedule", "pacs_few_schedule"),
-        *("pacs_bits", "pacs_few_images"),
+        *("pacs_bits", "pacs_few_images", "pacs_methods_rates"),
     ),
 }
 

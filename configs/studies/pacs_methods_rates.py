@@ -3,8 +3,8 @@
 Command:    python -m cwps_jax.study --config configs/studies/pacs_methods_rates.py --config.data_dir=DATA
             (several of these at once share the cells)
 Data:       that of configs/pacs.py, see there
-Run time:   not yet measured
-Reached:    not yet run
+Run time:   a cell about 50 s on one slow CPU core; 58 cells
+Reached:    see docs/trials.md; not yet run on a GPU or TPU
 """
 
 import pathlib
