@@ -33,7 +33,9 @@ PAGES = (
 CURVES = "benchmarks/results/serve_curves_cpu.json"
 # Those of each page, configs/studies/<name>.py.
 STUDIES = {
-    "docs/experiments.md": ("pacs_bytes", "pacs_few_shots", "pacs_search", "pacs_grains", "digits_search"),
+    "docs/experiments.md": (
+        *("pacs_bytes", "pacs_methods", "pacs_few_shots", "pacs_search", "pacs_grains", "digits_search"),
+    ),
     "docs/studies.md": ("digits_small",),
     "docs/trials.md": (
         *("digits_schedule", "pacs_schedule", "pacs_few_schedule"),

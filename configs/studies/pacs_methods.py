@@ -3,8 +3,8 @@
 Command:    python -m cwps_jax.study --config configs/studies/pacs_methods.py --config.data_dir=DATA
             (several of these at once share the cells)
 Data:       that of configs/pacs.py, see there; 50 images a class (--config.shots=0 takes all, not yet run)
-Run time:   not yet measured
-Reached:    not yet run
+Run time:   a cell 2 to 3 minutes on one slow CPU core; 66 cells
+Reached:    see docs/experiments.md; not yet run on a GPU or TPU
 """
 
 import pathlib
