@@ -16,24 +16,16 @@ SEEDS = (10, 11, 12)
 
 
 def get_config():
-    config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
+    config = base_config(pathlib.Path(__file__).with_name("pacs_methods.py"))
 
     config.tasks = ("art_painting",)
-    config.shots = 50
-    config.batch_size = 16
-    config.budget = 1.0
     config.seed = 10
     rates = (0.02, 0.05, 0.1)
     config.study = {
         "title": "The rates of every method, 50 images a class of another task",
         "grids": (
             {"method": ("finetune",), "learning_rate": rates},
-            {
-                "method": ("cwps",),
-                "byte_budget": (0.02,),
-                "row_bits": (0,),
-                "learning_rate": rates,
-            },
+            {"method": ("cwps",), "byte_budget": (0.02,), "row_bits": (0,), "learning_rate": rates},
             {"method": ("taps",), "learning_rate": rates},
             {"method": ("lora",), "lora.learning_rate": (1e-3, 3e-3, 1e-2, 3e-2), "seed": SEEDS},
             {"method": ("adapter",), "adapter.learning_rate": (0.03, 0.1, 0.3), "seed": SEEDS},
