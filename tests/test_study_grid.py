@@ -56,7 +56,7 @@ def test_a_cell_has_one_method_its_settings_alone_and_one_draw(tmp_path):
 
 
 def test_references_between_keys_hold_in_each_cell():
-    config = study_config("pacs")
+    config = study_config("pacs_methods")
     config.study = {"grids": ({"image_size": (16, 32)},)}
     assert [(one.config.image_size, one.config.resize) for one in read_study(config).cells] == [
         (16, 16),
