@@ -1,4 +1,4 @@
-"""Few-shot: any other config with k training images a class, drawn three times.
+"""Few-shot: any other config with k training images per class, drawn three times.
 
 Command:    python -m cwps_jax.main --config configs/fewshot.py:pacs,10 --config.data_dir=DATA
             (or another config, number and flags, as in configs/fewshot.py:domainnet:resnet50,16)
@@ -22,7 +22,7 @@ def get_config(variant="pacs,10"):
     name, *chosen = base.split(":", 1)
     if name not in BASES or not shots.isdecimal() or int(shots) < 1:
         raise CwpsError(
-            f"fewshot has no variant {variant!r}: give a config and the images a class, such as pacs,10 or "
+            f"fewshot has no variant {variant!r}: give a config and the images per class, such as pacs,10 or "
             f"domainnet:resnet50,16; the config is one of {', '.join(BASES)}"
         )
     # A config file is loaded by its path, wherever the run starts: so are its siblings.

@@ -1,5 +1,6 @@
 """What a study says: means and paired differences, fronts and transfer."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -127,6 +128,12 @@ def test_tables_have_a_cell_for_each_column(report):
     lines = markdown(report).splitlines()
     (line,) = [line for line in lines if line.startswith("| cwps, budget 0.4 |")]
     assert "| 81.0 (1.0) | 71.0 (1.0) | -5.0 [-5.0, -5.0] | 0.100x | 400 | 0.1000x |" in line
+
+
+def test_without_a_baseline_no_column_speaks_of_one(study, finished):
+    alone = dataclasses.replace(study, baseline={})
+    assert "against the baseline" in markdown(summarise(study, finished)).lower()
+    assert "baseline" not in markdown(summarise(alone, finished)).lower()
 
 
 def test_a_picture_depends_on_the_report_alone(report, tmp_path):

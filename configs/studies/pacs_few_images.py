@@ -1,4 +1,4 @@
-"""Three tasks from a CIFAR-10 ResNet-20, ten training images a class: the head first, crops, and few bytes.
+"""Three tasks from a CIFAR-10 ResNet-20, ten training images per class: the head first, crops, and few bytes.
 
 Command:    python -m cwps_jax.study --config configs/studies/pacs_few_images.py --config.data_dir=DATA
             (several of these at once share the cells)
@@ -28,7 +28,7 @@ def get_config():
     coded = {"method": ("cwps",), "row_bits": (0,), **tricks}
     longer = {"least_steps": (400,)}  # instead of 200
     config.study = {
-        "title": "Ten images a class: the head first, crops, and few bytes",
+        "title": "Ten images per class: the head first, crops, and few bytes",
         "grids": (
             {"method": ("finetune",), "seed": SEEDS},
             {"method": ("finetune",), **tricks},

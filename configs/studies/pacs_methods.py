@@ -2,7 +2,7 @@
 
 Command:    python -m cwps_jax.study --config configs/studies/pacs_methods.py --config.data_dir=DATA
             (several of these at once share the cells)
-Data:       that of configs/pacs.py, see there; 50 images a class (--config.shots=0 takes all, not yet run)
+Data:       that of configs/pacs.py, see there; 50 images per class (--config.shots=0 takes all, not yet run)
 Run time:   a cell 2 to 3 minutes on one slow CPU core; 66 cells
 Reached:    see docs/experiments.md; not yet run on a GPU or TPU
 """
@@ -41,7 +41,7 @@ def get_config():
             {"method": ("bitfit",), "learning_rate": (0.2,), **one},
         ]
     config.study = {
-        "title": "Every method on three PACS domains, 50 images a class: accuracy against bytes",
+        "title": "Every method on three PACS domains, 50 images per class: accuracy against bytes",
         "grids": tuple(grids),
         "baseline": {
             "method": "finetune",

@@ -22,7 +22,7 @@ def get_config():
     config.seed = 10
     rates = (0.02, 0.05, 0.1)
     config.study = {
-        "title": "The rates of every method, 50 images a class of another task",
+        "title": "The rates of every method, 50 images per class of another task",
         "grids": (
             {"method": ("finetune",), "learning_rate": rates},
             {"method": ("cwps",), "byte_budget": (0.02,), "row_bits": (0,), "learning_rate": rates},

@@ -9,20 +9,22 @@ from cwps_jax.report.run_tables import points
 
 
 def groups_table(section: Mapping[str, Any]) -> Table:
-    """Returns the means of each group: accuracy, the difference to the baseline, and the costs of a task."""
+    """Returns the means of each group: accuracy, the difference to the baseline, if any, and the costs."""
+    compared = any(group["is_baseline"] or group["difference"] for group in section["groups"])
     header = (
-        *("", "test accuracy", "validation", "against the baseline", "kept", "bytes per task"),
+        *("", "test accuracy", "validation", *["against the baseline"] * compared, "kept", "bytes per task"),
         *("of a backbone", "numbers trained", "memory", "seconds", "seeds"),
     )
     rows = []
     for group in section["groups"]:
         kept = group["params_ratio"]
+        against = "baseline" if group["is_baseline"] else _difference(group["difference"])
         rows.append(
             (
                 group["label"] + " *" * group["best"],
                 _percent(group["accuracy"]),
                 _percent(group["validation_accuracy"]),
-                "baseline" if group["is_baseline"] else _difference(group["difference"]),
+                *[against] * compared,
                 f"{kept['mean']:.3f}x" if kept else "-",
                 f"{group['bytes']['mean']:,.0f}" if group["bytes"] else "-",
                 f"{group['bytes_ratio']:.4f}x" if group["bytes_ratio"] is not None else "-",
@@ -79,9 +81,14 @@ def how_to_read(report: Mapping[str, Any]) -> str:
     versions = report["versions"]
     done = report["cells"]
     share = "" if done["finished"] == done["asked"] else f"{done['finished']} of {done['asked']} cells. "
+    against = (
+        "Against the baseline: the mean difference in points, paired by seed, with its 95% interval "
+        "(Student's t). "
+        if report["baseline"]
+        else ""
+    )
     return (
-        f"{share}Means over tasks, with the deviation over seeds in brackets. Against the baseline: the mean "
-        "difference in points, paired by seed, with its 95% interval (Student's t). The star marks what "
+        f"{share}Means over tasks, with the deviation over seeds in brackets. {against}The star marks what "
         "validation accuracy chooses. Seconds are those of a task's epochs, the median over "
         "tasks and seeds. On "
         f"{versions.get('device', '?')}, jax {versions.get('jax', '?')}."
