@@ -1,4 +1,4 @@
-"""Does the search matter? Parents of channels by every way there is, at equal bytes, with few images per class.
+"""Does the search matter? Parents of channels by every way there is, at equal bytes, 20 images per class.
 
 Command:    python -m cwps_jax.study --config configs/studies/pacs_search.py --config.data_dir=DATA
             (several of these at once share the cells)
