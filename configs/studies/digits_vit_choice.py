@@ -19,13 +19,14 @@ def get_config():
     config.tasks = ("negative", "rotated", "clutter", "outline")  # none of those that the table reports
     config.study = {
         "title": "A vision transformer on the digits: rate and decay",
-        "grids": (
+        "grids": tuple(
             {
                 "method": ("finetune", "cwps"),
-                "learning_rate": (1e-3, 3e-3),
-                "weight_decay": (0.05, 0.3),
+                "learning_rate": (rate,),
+                "weight_decay": decays,
                 "seed": SEEDS,
-            },
+            }
+            for rate, decays in ((1e-3, (0.05, 0.3)), (3e-3, (0.05, 0.3, 1.0)), (1e-2, (0.3,)))
         ),
     }
     return config
