@@ -164,8 +164,9 @@ def shrunk(name: str, root: pathlib.Path, **changes) -> RunConfig:
 
 # Variants that are one run when shrunk are trained once.
 TRAINED = sorted({repr(shrunk(name, pathlib.Path())): name for name in reversed(NAMES)}.values())
-# Trained from data to results: below, and by the commands of docs/get_started.md in tests/test_pages.py.
-WHOLE = ("domainnet", "photos")
+# Trained from data to results: below, by the commands of docs/get_started.md in tests/test_pages.py, and by
+# tests/test_main.py.
+WHOLE = ("domainnet", "photos", "digits", "digits_vit")
 # The splits that a data set of TFDS has. Decathlon's "test" has no labels: here it is not there at all.
 SPLITS = {
     "domainnet": ("train", "test"),
