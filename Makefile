@@ -27,7 +27,7 @@ demo-docs: $(VENV)/demo
 	$(BIN)/python benchmarks/render.py
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --durations=15 $(ARGS)
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow $(ARGS)

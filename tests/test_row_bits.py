@@ -247,8 +247,7 @@ def test_the_exact_weights_go_on_moving_by_less_than_a_level():
     assert len(np.unique(np.abs(change[:, 0]))) > 10
 
 
-@pytest.mark.parametrize("bits", [32, 4, 2])
-@pytest.mark.parametrize("granularity", ["channel", "layer"])
+@pytest.mark.parametrize(("bits", "granularity"), [(32, "channel"), (2, "channel"), (4, "layer")])
 def test_a_budget_in_bytes_is_kept_and_used(bits, granularity, tmp_path):
     where = tiny()
     pool = where.new_pool(tmp_path / "pool")
