@@ -24,6 +24,7 @@ from cwps_jax.report.rows import (
     names,
     read_results,
     spread,
+    stored_bytes,
     total,
     totals,
 )
@@ -269,6 +270,7 @@ def test_the_table_by_round_tells_means_and_what_older_versions_still_cost():
         return {**who, **reached, **size, "relation": relation}
 
     assert shown(results).count("older") == 0
+    before = stored_bytes(results)
     results["rounds"] = [
         *(entry(task, 1, 1, 0.8, 0, 0.4) for task in tasks),
         entry(tasks[0], 2, 1, 0.8, 0, 0.4),
@@ -282,3 +284,6 @@ def test_the_table_by_round_tells_means_and_what_older_versions_still_cost():
         ["85.0%", "75.0%", "1 of 2", "0.250x", "1,000", "617", "30%", "50%", "20%"],
     ]
     assert "Older versions, whose rows these borrow: 1,234 bytes more." in text
+    after, own = stored_bytes(results), results["method"]
+    assert after[own] == [*before[own][:-1], before[own][-1] + 1234]
+    assert {**after, own: None} == {**before, own: None}

@@ -113,7 +113,8 @@ def forgotten(backward: Sequence[float]) -> float | None:
 def stored_bytes(results: Mapping[str, Any]) -> dict[str, list[float]]:
     """Returns all bytes that each method has stored after 0, 1, 2, ... tasks, mean over the draws.
 
-    The pre-trained backbone in float32 is included. A method that lacks a task or its bytes has none.
+    The pre-trained backbone in float32 is included, and after the last task the older versions whose rows are
+    borrowed. A method that lacks a task or its bytes has none.
     """
     rows, found = results["rows"], {}
     for method in names(rows, "method"):
@@ -121,7 +122,16 @@ def stored_bytes(results: Mapping[str, Any]) -> dict[str, list[float]]:
         known = [size.mean for size in sizes if size]
         if len(known) == len(sizes):
             found[method] = [*itertools.accumulate(known, initial=4.0 * results["backbone_parameters"])]
+    if older := older_bytes(results):
+        found[results["method"]][-1] += older
     return found
+
+
+def older_bytes(results: Mapping[str, Any]) -> float:
+    """Returns the bytes of older versions whose rows the newest ones borrow, mean over the draws."""
+    rounds = results.get("rounds", ())
+    last = [one["older_bytes"] for one in rounds if one["round"] == rounds[-1]["round"]]
+    return sum(last) / len(names(rounds, "draw")) if last else 0.0
 
 
 def comparable(results: Mapping[str, Any]) -> Rows:

@@ -15,6 +15,7 @@ from cwps_jax.report.rows import (
     forgotten,
     metric_of,
     names,
+    older_bytes,
     spread,
     stored_bytes,
     total,
@@ -207,9 +208,8 @@ def points(value: float) -> str:
 
 def _older(results: Mapping[str, Any]) -> list[str]:
     """Returns a line for the older versions whose rows the newest ones still borrow."""
-    rounds = results.get("rounds") or [{"round": 0, "older_bytes": 0}]
-    last = [one["older_bytes"] for one in rounds if one["round"] == rounds[-1]["round"]]
-    return [f"Older versions, whose rows these borrow: {sum(last):,} bytes more."] if sum(last) else []
+    older = older_bytes(results)
+    return [f"Older versions, whose rows these borrow: {older:,.0f} bytes more."] if older else []
 
 
 def _left_out(results: Mapping[str, Any]) -> list[str]:
