@@ -35,7 +35,7 @@ CURVES = "benchmarks/results/serve_curves_cpu.json"
 STUDIES = {
     "docs/experiments.md": (
         *("pacs_bytes", "pacs_methods", "pacs_few_shots", "pacs_search", "pacs_grains", "digits_search"),
-        "pacs_rounds",
+        *("pacs_rounds", "pacs_depths"),
     ),
     "docs/studies.md": ("digits_small",),
     "docs/trials.md": (
