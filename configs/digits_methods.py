@@ -42,7 +42,7 @@ def get_config(variant="resnet"):
         config.learning_rate = 3e-3
         config.learning_rate_warmup = 0.05
         config.weight_decay = 0.3
-        config.dualprompt.learning_rate = 0.3  # validation 88.2 instead of 82.7 at its default of 0.03
+        config.dualprompt.learning_rate = 0.3  # better on validation than its default, in a trial
     else:
         config.backbone = "resnet8"
         config.source_epochs = 10
