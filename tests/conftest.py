@@ -13,6 +13,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 ).strip()
 os.environ.setdefault("CWPS_TEST_CACHE", str(pathlib.Path.home() / ".cache" / "cwps_jax_tests"))
+if "PYTEST_XDIST_WORKER" in os.environ:  # one for each: JAX does not write its files atomically
+    os.environ["CWPS_TEST_CACHE"] += "/" + os.environ["PYTEST_XDIST_WORKER"]
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["CWPS_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
