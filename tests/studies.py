@@ -59,6 +59,7 @@ def invented_result(cell, accuracy, validation=0.5, size=100, **known):
         hashes = {"logits_sha256_when_learned": "a", "logits_sha256_at_end": "a"}
         forgetting.append({"accuracy_when_learned": accuracy, "accuracy_at_end": accuracy, **hashes})
     results = {
+        "method": cell.config.method,
         "backbone": cell.config.backbone,
         "backbone_parameters": PARAMETERS,
         "versions": {"jax": "0", "device": "1 x <none>"},

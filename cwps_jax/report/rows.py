@@ -122,14 +122,14 @@ def stored_bytes(results: Mapping[str, Any]) -> dict[str, list[float]]:
         known = [size.mean for size in sizes if size]
         if len(known) == len(sizes):
             found[method] = [*itertools.accumulate(known, initial=4.0 * results["backbone_parameters"])]
-    if older := older_bytes(results):
-        found[results["method"]][-1] += older
+            if method == results["method"]:  # the others are learned in the first round alone
+                found[method][-1] += older_bytes(results)
     return found
 
 
 def older_bytes(results: Mapping[str, Any]) -> float:
     """Returns the bytes of older versions whose rows the newest ones borrow, mean over the draws."""
-    rounds = results.get("rounds", ())
+    rounds = results.get("rounds", ())  # which files of format 2 may lack
     last = [one["older_bytes"] for one in rounds if one["round"] == rounds[-1]["round"]]
     return sum(last) / len(names(rounds, "draw")) if last else 0.0
 
