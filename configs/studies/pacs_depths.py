@@ -5,8 +5,8 @@ Command:    python -m cwps_jax.study --config configs/studies/pacs_depths.py --c
 Data:       that of configs/pacs.py, see there
 Weights:    DATA/weights/<backbone>10.safetensors, as configs/pacs.py has them for resnet20_cifar
 Run time:   a cell 2 to 14 minutes on one slow CPU core, the longer the deeper; 24 cells
-Reached:    0.3 to 0.7 points under fine-tuning at each depth, see docs/experiments.md; not yet run on a GPU or
-            TPU
+Reached:    0.3 to 0.7 points under fine-tuning at each depth, see docs/experiments.md; not yet run on a GPU
+            or TPU
 """
 
 import pathlib
