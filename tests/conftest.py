@@ -1,19 +1,14 @@
 """Eight fake CPU devices, a cache of compiled programs, and the tiny model that the tests share."""
 
-import importlib.metadata
 import os
 import pathlib
 import shutil
 
-# Before JAX is imported. Little optimisation: the programs are tiny, compiling them is what takes the time.
-# It takes 40% less of it with the older emitters, which jaxlib 0.11 has no longer.
+import compiling
+
+# Before JAX is imported.
 os.environ["XLA_FLAGS"] = " ".join(
-    (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib") < "0.11" else "",
-    )
+    (os.environ.get("XLA_FLAGS", ""), compiling.FLAGS, "--xla_force_host_platform_device_count=8")
 ).strip()
 os.environ.setdefault("CWPS_TEST_CACHE", str(pathlib.Path.home() / ".cache" / "cwps_jax_tests"))
 if "PYTEST_XDIST_WORKER" in os.environ:  # one for each: JAX does not write its files atomically

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import compiling
 import numpy as np
 import pytest
 from PIL import Image
@@ -229,7 +230,7 @@ def run_all(folder: pathlib.Path, cases: list[tuple[str, str, Case]]) -> list[tu
         flags += [f"--workdir={root}/run", *(flag.format(root=root) for flag in case.flags)]
         asked.append({"door": door, "flags": flags, "log": str(folder / f"log{number}")})
         before.append(contents(root))
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = compiling.environment()
     done = subprocess.run(
         [sys.executable, "-c", FORKED],
         input=json.dumps(asked),

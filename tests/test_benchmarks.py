@@ -3,11 +3,11 @@
 import importlib
 import itertools
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
+import compiling
 import pytest
 
 FOLDER = pathlib.Path(__file__).parent.parent / "benchmarks"
@@ -128,8 +128,8 @@ def test_each_goal_has_a_run_that_writes_its_file():
 def test_a_quick_run_keeps_the_contract(benchmark, flags, timed, tmp_path):
     out = tmp_path / "result.json"
     command = [sys.executable, str(FOLDER / f"{benchmark}.py"), "--quick", "--backbone", "resnet8", *flags]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # one device
-    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, env=environment)
+    command += ["--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=compiling.environment())
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert result.keys() >= {"ratios", "quartiles", "device", "versions", "commit", "settings"}

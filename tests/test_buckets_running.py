@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import pytest
 from test_distributed import two_processes
 
@@ -39,7 +40,7 @@ def environment(tmp_path_factory):
         import fsspec
 
         fsspec.filesystem("s3").mkdir("mine")
-        yield {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        yield compiling.environment(PYTHONPATH=str(ROOT))
     server.stop()
 
 

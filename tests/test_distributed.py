@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import compiling
 import jax
 import numpy as np
 import pytest
@@ -283,8 +284,7 @@ def test_a_whole_run_of_two_processes_of_four_devices_leaves_the_pool_of_one_of_
 
     def devices(count):
         # Little optimisation, and as many threads, for both: they would round otherwise.
-        flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={count}"
-        return {**ENVIRONMENT, "XLA_FLAGS": flags, "NPROC": "8"}
+        return compiling.environment(devices=count, PYTHONPATH=str(HERE.parent), NPROC="8")
 
     def where(port, process, processes=2):
         return f"--coordinator=localhost:{port}", f"--processes={processes}", f"--process={process}"

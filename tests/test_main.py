@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import chex
+import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +26,7 @@ def main(
     workdir: pathlib.Path, *flags: str, config: str = "configs/digits.py"
 ) -> subprocess.CompletedProcess:
     # One device, as on a newcomer's machine.
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    if "--config.parallel=pmap" in flags:
-        environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
+    environment = compiling.environment(devices=2 if "--config.parallel=pmap" in flags else 1)
     command = [sys.executable, "-m", "cwps_jax.main", "--config", config, f"--workdir={workdir}"]
     cache = f"--config.compilation_cache={os.environ['CWPS_TEST_CACHE']}"
     data_cache = f"--config.cache_dir={workdir.parent / 'cache'}"

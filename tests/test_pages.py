@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import chex
+import compiling
 import jax
 import pytest
 from conftest import random_split
@@ -99,8 +100,7 @@ def test_three_commands_lead_from_photos_to_a_prediction(tmp_path):
     quick = [*QUICK.split(), f"compilation_cache={os.environ['CWPS_TEST_CACHE']}"]
     flags = [f"--config.{part}" for part in quick]
     # One device, as a reader has it.
-    one_device = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **one_device}
+    environment = compiling.environment(PYTHONPATH=str(ROOT))
     for command, more in ((check, flags), (learn, flags), (predict, [])):
         _, *words = shlex.split(command)
         done = subprocess.run(

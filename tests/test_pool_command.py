@@ -3,13 +3,13 @@
 import csv
 import io
 import json
-import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
 
+import compiling
 import pytest
 import served
 from PIL import Image
@@ -131,7 +131,7 @@ def test_export_writes_a_file(told, tmp_path):
 
 
 def test_the_shell_gives_what_python_gives(folder):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = compiling.environment(PYTHONPATH=str(ROOT))
     program = [sys.executable, "-m", "cwps_jax.pool", "predict", "pool", "negative"]
     program.append("DATA/negative/test/two/turned.jpg")
     done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)

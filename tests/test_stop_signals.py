@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -77,7 +78,7 @@ def test_what_comes_after_it_has_the_signals_of_before():
 
 
 def test_main_that_is_asked_to_end_has_status_42_and_says_where_it_goes_on(tmp_path):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = compiling.environment()
     workdir, cache = tmp_path / "w", os.environ["CWPS_TEST_CACHE"]
     command = [sys.executable, "-m", "cwps_jax.main", "configs/digits.py", f"--workdir={workdir}"]
     command += ["--config.tasks=('loops',)", "--config.source_epochs=200", f"--config.cache_dir={tmp_path}"]
