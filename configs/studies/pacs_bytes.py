@@ -18,6 +18,7 @@ SEEDS = (0, 1, 2)
 def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
 
+    config.learning_rate = 0.05  # that of configs/pacs.py when it was run
     config.tasks = ("cartoon", "sketch", "Greek")
     config.budget = 1.0
     # When it was run.

@@ -20,6 +20,7 @@ BACKBONES = ("resnet20_cifar", "resnet32_cifar", "resnet44_cifar", "resnet56_cif
 def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
 
+    config.learning_rate = 0.05  # that of configs/pacs.py when it was run
     config.tasks = ("cartoon", "sketch", "photo")
     config.shots = 50
     config.weights = config.get_ref("data_dir") + "/weights/" + config.get_ref("backbone") + "10.safetensors"

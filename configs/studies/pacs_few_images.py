@@ -19,6 +19,7 @@ SEEDS = (0, 1, 2)
 def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "fewshot.py")
 
+    config.learning_rate = 0.05  # that of configs/pacs.py when it was run
     config.tasks = ("cartoon", "sketch", "Greek")
     config.draws = 1  # the seeds are the draws
     config.budget = 1.0

@@ -17,6 +17,7 @@ SEEDS = (0, 1, 2)
 def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
 
+    config.learning_rate = 0.05  # that of configs/pacs.py when it was run
     config.tasks = ("cartoon", "photo", "sketch")
     config.shots = 50
     config.batch_size = 16

@@ -17,6 +17,7 @@ SEEDS = (10, 11, 12)
 def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
 
+    config.learning_rate = 0.05  # that of configs/pacs.py when it was run
     config.tasks = ("cartoon", "sketch")
     config.rounded_share = 0.25  # where a grid does not say it
     coded = {"row_bits": (0,), "byte_budget": (0.02,), "budget": (1.0,), "seed": SEEDS}

@@ -17,6 +17,7 @@ from cwps_jax.study import base_config
 def get_config():
     config = base_config(pathlib.Path(__file__).parents[1] / "pacs.py")
 
+    config.learning_rate = 0.05  # that of configs/pacs.py when it was run
     config.tasks = ("photo", "art_painting", "mnist", "sketch", "cartoon")  # the last has a pool of four
     config.shots = 20
     config.least_steps = 100
