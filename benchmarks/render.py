@@ -41,7 +41,7 @@ STUDIES = {
     "docs/trials.md": (
         *("digits_schedule", "pacs_schedule", "pacs_few_schedule"),
         *("pacs_bits", "pacs_few_images", "pacs_methods_rates"),
-        "digits_vit_choice",
+        *("pacs_choice", "digits_vit_choice"),
     ),
 }
 

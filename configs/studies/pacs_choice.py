@@ -1,10 +1,10 @@
-"""The settings of configs/pacs.py, to be chosen on validation images of seeds that no table reports.
+"""The settings of configs/pacs.py, chosen on validation images of seeds that no table reports.
 
 Command:    python -m cwps_jax.study --config configs/studies/pacs_choice.py --config.data_dir=DATA
             (several of these at once share the cells)
 Data:       that of configs/pacs.py, see there
-Run time:   not yet measured
-Reached:    not yet run
+Run time:   a cell about 10 minutes on one slow CPU core; 14 cells
+Reached:    a rate of 0.1 and batches of 32, see docs/trials.md; not yet run on a GPU or TPU
 """
 
 import pathlib
