@@ -5,8 +5,8 @@ Command:    python -m cwps_jax.main --config configs/fewshot.py:pacs,10 --config
 Data:       that of the base config, see there; a draw is fixed by its seed
 Run time:   pacs,10: 40 minutes on two CPU cores that other work shared, fine-tuning and probe included
 Reached:    pacs,10, with a rate of 0.05: 65.6% in the mean over tasks and draws with 0.44x of a backbone
-            each; fine-tuned 66.7%, probed 51.7% (docs/results/pacs_10_shots.json); the others not yet run, nor
-            any on a GPU or TPU
+            each; fine-tuned 66.7%, probed 51.7% (docs/results/pacs_10_shots.json); the others not yet run,
+            nor any on a GPU or TPU
 """
 
 import importlib.util
