@@ -3,9 +3,9 @@
 Command:    python -m cwps_jax.main --config configs/pacs.py --config.data_dir=DATA
 Data:       DATA/<task>/<train or test>/<class>/<file>, or zip archives of such folders in DATA
 Weights:    DATA/weights/resnet20_cifar10.safetensors, in torchvision's key names
-Run time:   about 20 minutes on two CPU cores that other work shared, fine-tuning and probe included
-Reached:    84.8% in the mean over the tasks with 0.45x of a backbone each; fine-tuned 85.5%, probed 65.2%
-            (docs/results/pacs_seed0.json, one seed, with a rate of 0.05); not yet run on a GPU or TPU
+Run time:   20 to 36 minutes on two CPU cores that other work shared, fine-tuning and probe included
+Reached:    85.6% in the mean over the tasks with 0.45x of a backbone each; fine-tuned 85.7%, probed 67.9%
+            (docs/results/pacs_seed0.json, one seed); not yet run on a GPU or TPU
 """
 
 from cwps_jax.config import default_config

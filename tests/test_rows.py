@@ -107,7 +107,7 @@ def test_what_is_written_is_read(tmp_path):
     assert read_results(written(tmp_path, results)) == results
 
 
-@pytest.mark.parametrize("name", ["omniglot_seed0", "pacs_seed0"])
+@pytest.mark.parametrize("name", ["omniglot_seed0", "pacs_lower_rate_seed0"])
 def test_a_run_of_format_1_becomes_rows_with_the_same_figures(name):
     old = json.loads((COMMITTED / f"{name}.json").read_text())
     new = read_results(COMMITTED / f"{name}.json")
@@ -140,7 +140,7 @@ def test_a_run_of_format_1_becomes_rows_with_the_same_figures(name):
 
 
 def test_a_method_that_format_1_did_not_compare_has_no_row(tmp_path):
-    old = json.loads((COMMITTED / "pacs_seed0.json").read_text())
+    old = json.loads((COMMITTED / "pacs_lower_rate_seed0.json").read_text())
     old["tasks"][0]["probe_accuracy"] = 0.0
     for task in old["tasks"]:
         task["finetune_accuracy"] = None
